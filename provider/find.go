@@ -1,0 +1,76 @@
+package provider
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// constructors lists every profile in the order of docs/providers.md. Where two
+// share a host, the first whose BasePathCut occurs in the path is chosen.
+var constructors = []func() Profile{
+	OpenAI, Doubleword,
+	Generic,
+}
+
+// ForURL returns the profile for a call to u: the one whose Hosts match, else
+// [Generic]. Azure's two APIs share their hosts and are told apart by path.
+func ForURL(u *url.URL) Profile {
+	host := hostname(u.Host)
+	fallback := Generic()
+	for _, construct := range constructors {
+		p := construct()
+		if !p.matches(host) {
+			continue
+		}
+		if p.BasePathCut == "" || strings.Contains(u.Path, p.BasePathCut) {
+			return p
+		}
+	}
+	return fallback
+}
+
+// ForHost returns the profile whose Hosts match, else [Generic]. A port, upper
+// case and a trailing dot do not matter. Azure hosts get [Azure]; only a path can
+// show that a call is for [AzureLegacy], so prefer [ForURL] where there is one.
+func ForHost(host string) Profile { return ForURL(&url.URL{Host: host}) }
+
+// ByName returns the profile of that name, in any case; the error for an unknown
+// one lists the names there are.
+func ByName(name string) (Profile, error) {
+	for _, construct := range constructors {
+		if p := construct(); strings.EqualFold(p.Name, name) {
+			return p, nil
+		}
+	}
+	return Profile{}, fmt.Errorf("unknown provider %q; known are %s", name, strings.Join(Names(), ", "))
+}
+
+// Names returns the names of all profiles, refused ones included, sorted.
+func Names() []string {
+	names := make([]string, 0, len(constructors))
+	for _, construct := range constructors {
+		names = append(names, construct().Name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (p Profile) matches(host string) bool {
+	return slices.ContainsFunc(p.Hosts, func(pattern string) bool {
+		if below, ok := strings.CutPrefix(pattern, "*"); ok {
+			return len(host) > len(below) && strings.HasSuffix(host, below)
+		}
+		return host == pattern
+	})
+}
+
+// hostname strips the port and what DNS does not distinguish.
+func hostname(host string) string {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return strings.TrimSuffix(strings.ToLower(host), ".")
+}

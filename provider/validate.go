@@ -1,0 +1,104 @@
+package provider
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Validate returns nil for a usable profile; otherwise the error names the first
+// wrong field, its value and the bound it breaks. A profile that refuses is
+// usable: it needs a Name and nothing else.
+func (p Profile) Validate() error {
+	if p.Name == "" {
+		return errors.New("provider: Name is empty; start from a known profile such as provider.Generic()")
+	}
+	if p.Refusal != "" {
+		return nil
+	}
+	for _, check := range []func() error{p.checkHosts, p.checkSpelling, p.checkLimits, p.checkDurations, p.checkDefaultWindow} {
+		if err := check(); err != nil {
+			return fmt.Errorf("provider %q: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func (p Profile) checkHosts() error {
+	for _, h := range p.Hosts {
+		if h == "" || h != hostname(h) {
+			return fmt.Errorf("Hosts has %q; want a lower-case host name without a port", h)
+		}
+	}
+	return nil
+}
+
+func (p Profile) checkSpelling() error {
+	for _, f := range []struct{ field, value string }{
+		{"AuthHeader", p.AuthHeader}, {"UploadPath", p.UploadPath}, {"Purpose", p.Purpose},
+	} {
+		if f.value == "" || strings.HasPrefix(f.value, "/") {
+			return fmt.Errorf("%s is %q; want it not empty and without a leading slash", f.field, f.value)
+		}
+	}
+	for _, f := range []struct{ field, value string }{
+		{"LinePrefix", p.LinePrefix}, {"EndpointPrefix", p.EndpointPrefix},
+	} {
+		if f.value != "" && !isPath(f.value) {
+			return fmt.Errorf("%s is %q; want it empty, or with a leading slash and no trailing one", f.field, f.value)
+		}
+	}
+	for _, e := range p.Endpoints {
+		if !isPath(e) {
+			return fmt.Errorf("Endpoints has %q; want a leading slash and no trailing one, such as \"/embeddings\"", e)
+		}
+	}
+	return nil
+}
+
+func isPath(s string) bool {
+	return len(s) > 1 && strings.HasPrefix(s, "/") && !strings.HasSuffix(s, "/")
+}
+
+func (p Profile) checkLimits() error {
+	for _, f := range []struct {
+		field string
+		value int64
+	}{
+		{"MaxLines", int64(p.MaxLines)},
+		{"MaxBytes", p.MaxBytes},
+		{"MaxLineBytes", p.MaxLineBytes},
+		{"MaxInputs", int64(p.MaxInputs)},
+		{"MaxMetadata", int64(p.MaxMetadata)},
+		{"MaxMetadataKey", int64(p.MaxMetadataKey)},
+		{"MaxMetadataValue", int64(p.MaxMetadataValue)},
+		{"CreationsPerHour", int64(p.CreationsPerHour)},
+	} {
+		if f.value < 0 {
+			return fmt.Errorf("%s is %d; want 0 (no limit) or more", f.field, f.value)
+		}
+	}
+	if p.MaxBytes > 0 && p.MaxLineBytes > p.MaxBytes {
+		return fmt.Errorf("MaxLineBytes is %d; want at most MaxBytes, %d", p.MaxLineBytes, p.MaxBytes)
+	}
+	return nil
+}
+
+func (p Profile) checkDurations() error {
+	switch {
+	case p.MinPoll < 0:
+		return fmt.Errorf("MinPoll is %s; want 0 or more", p.MinPoll)
+	case p.MinWindow < 0 || p.MinWindow > p.MaxWindow:
+		return fmt.Errorf("MinWindow is %s; want 0 to MaxWindow, %s", p.MinWindow, p.MaxWindow)
+	case p.FileExpiryMin < 0 || p.FileExpiryMin > p.FileExpiryMax:
+		return fmt.Errorf("FileExpiryMin is %s; want 0 to FileExpiryMax, %s", p.FileExpiryMin, p.FileExpiryMax)
+	}
+	return nil
+}
+
+func (p Profile) checkDefaultWindow() error {
+	if err := p.CheckWindow(p.DefaultWindow); err != nil {
+		return fmt.Errorf("DefaultWindow: %w", err)
+	}
+	return nil
+}
