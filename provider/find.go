@@ -8,28 +8,28 @@ import (
 	"strings"
 )
 
-// constructors lists every profile in the order of docs/providers.md. Where two
-// share a host, the first whose BasePathCut occurs in the path is chosen.
+// constructors lists every profile in the order of docs/providers.md. Of
+// profiles that share a host, the one with a BasePathCut stands first.
 var constructors = []func() Profile{
-	OpenAI, Doubleword,
+	OpenAI, AzureLegacy, Azure, Doubleword,
+	Groq, Together, Nebius, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope,
+	LLMD, LiteLLM,
 	Generic,
+	anthropic, fireworks, gemini, mistral, openRouter, xAI,
 }
 
 // ForURL returns the profile for a call to u: the one whose Hosts match, else
 // [Generic]. Azure's two APIs share their hosts and are told apart by path.
+// Check Refusal: the host may be one that offers no batches.
 func ForURL(u *url.URL) Profile {
 	host := hostname(u.Host)
-	fallback := Generic()
 	for _, construct := range constructors {
 		p := construct()
-		if !p.matches(host) {
-			continue
-		}
-		if p.BasePathCut == "" || strings.Contains(u.Path, p.BasePathCut) {
+		if p.matches(host) && strings.Contains(u.Path, p.BasePathCut) {
 			return p
 		}
 	}
-	return fallback
+	return Generic()
 }
 
 // ForHost returns the profile whose Hosts match, else [Generic]. A port, upper

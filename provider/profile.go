@@ -50,8 +50,8 @@ type Profile struct {
 	// ends in /openai/v1 and its lines still say /v1.
 	LinePrefix string
 
-	// EndpointPrefix is the same for the endpoint of the batch itself. It differs
-	// from LinePrefix only at Azure.
+	// EndpointPrefix is the same for the endpoint of the batch itself. The two
+	// differ only at Azure, which wants it bare.
 	EndpointPrefix string
 
 	// BasePathCut, if not empty, is the path segment of a call's base URL from
@@ -74,6 +74,11 @@ type Profile struct {
 	// UploadNameField, if not empty, is a form field that must repeat the file's
 	// name: "file_name" at Together.
 	UploadNameField string
+
+	// UploadModelField, if not empty, is a form field that must name the model of
+	// the lines, so that a proxy knows where to take the file:
+	// "target_model_names" at LiteLLM. It needs OneModel.
+	UploadModelField string
 
 	// CreateWrapper, if not empty, is the field around the batch in the answer to
 	// its creation: "job" at Together.
@@ -162,7 +167,7 @@ type Profile struct {
 	FileExpiryMin, FileExpiryMax time.Duration
 
 	// OutputExpiry: output_expires_after may be sent with a new batch, within the
-	// same bounds.
+	// bounds of FileExpiryMin and FileExpiryMax.
 	OutputExpiry bool
 
 	// ListSearch: the list of batches takes ?search=, which finds a batch by its

@@ -16,7 +16,10 @@ func (p Profile) Validate() error {
 	if p.Refusal != "" {
 		return nil
 	}
-	for _, check := range []func() error{p.checkHosts, p.checkSpelling, p.checkLimits, p.checkDurations, p.checkDefaultWindow} {
+	checks := []func() error{
+		p.checkHosts, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkDefaultWindow,
+	}
+	for _, check := range checks {
 		if err := check(); err != nil {
 			return fmt.Errorf("provider %q: %w", p.Name, err)
 		}
@@ -33,16 +36,23 @@ func (p Profile) checkHosts() error {
 	return nil
 }
 
-func (p Profile) checkSpelling() error {
+func (p Profile) checkWords() error {
 	for _, f := range []struct{ field, value string }{
-		{"AuthHeader", p.AuthHeader}, {"UploadPath", p.UploadPath}, {"Purpose", p.Purpose},
+		{"AuthHeader", p.AuthHeader},
+		{"UploadPath", p.UploadPath},
+		{"Purpose", p.Purpose},
 	} {
 		if f.value == "" || strings.HasPrefix(f.value, "/") {
 			return fmt.Errorf("%s is %q; want it not empty and without a leading slash", f.field, f.value)
 		}
 	}
+	return nil
+}
+
+func (p Profile) checkPaths() error {
 	for _, f := range []struct{ field, value string }{
-		{"LinePrefix", p.LinePrefix}, {"EndpointPrefix", p.EndpointPrefix},
+		{"LinePrefix", p.LinePrefix},
+		{"EndpointPrefix", p.EndpointPrefix},
 	} {
 		if f.value != "" && !isPath(f.value) {
 			return fmt.Errorf("%s is %q; want it empty, or with a leading slash and no trailing one", f.field, f.value)
@@ -50,8 +60,11 @@ func (p Profile) checkSpelling() error {
 	}
 	for _, e := range p.Endpoints {
 		if !isPath(e) {
-			return fmt.Errorf("Endpoints has %q; want a leading slash and no trailing one, such as \"/embeddings\"", e)
+			return fmt.Errorf("Endpoints has %q; want a leading slash and no trailing one, as in \"/embeddings\"", e)
 		}
+	}
+	if c := p.BasePathCut; c != "" && (len(c) < 3 || !isPath(strings.TrimSuffix(c, "/")) || !strings.HasSuffix(c, "/")) {
+		return fmt.Errorf("BasePathCut is %q; want it empty, or between slashes, as in \"/deployments/\"", c)
 	}
 	return nil
 }
@@ -92,6 +105,17 @@ func (p Profile) checkDurations() error {
 		return fmt.Errorf("MinWindow is %s; want 0 to MaxWindow, %s", p.MinWindow, p.MaxWindow)
 	case p.FileExpiryMin < 0 || p.FileExpiryMin > p.FileExpiryMax:
 		return fmt.Errorf("FileExpiryMin is %s; want 0 to FileExpiryMax, %s", p.FileExpiryMin, p.FileExpiryMax)
+	}
+	return nil
+}
+
+// checkPairs looks at fields that need another one.
+func (p Profile) checkPairs() error {
+	switch {
+	case p.OutputExpiry && p.FileExpiryMax == 0:
+		return errors.New("OutputExpiry is set and FileExpiryMax is 0; want the longest expiry accepted")
+	case p.UploadModelField != "" && !p.OneModel:
+		return errors.New("UploadModelField is set and OneModel is not; want files of one model")
 	}
 	return nil
 }

@@ -1,0 +1,58 @@
+package provider
+
+// Providers whose batches are no OpenAI-compatible files and batches. Each
+// sentence says what to do instead.
+
+func anthropic() Profile {
+	return Profile{
+		Name:  "anthropic",
+		Hosts: []string{"api.anthropic.com"},
+		Refusal: "Anthropic has no OpenAI-compatible Batch API; " +
+			"call it in real time, or use its Message Batches API directly.",
+	}
+}
+
+func fireworks() Profile {
+	return Profile{
+		Name:  "fireworks",
+		Hosts: []string{"api.fireworks.ai"},
+		Refusal: "Fireworks has no OpenAI-compatible Batch API; " +
+			"call it in real time, or use its datasets and batch inference jobs directly.",
+	}
+}
+
+func gemini() Profile {
+	return Profile{
+		Name:  "gemini",
+		Hosts: []string{"generativelanguage.googleapis.com"},
+		Refusal: "Gemini's OpenAI-compatible API does not take batch files; " +
+			"call it in real time, or use its own Batch API directly.",
+	}
+}
+
+func mistral() Profile {
+	return Profile{
+		Name:  "mistral",
+		Hosts: []string{"api.mistral.ai"},
+		Refusal: "Mistral has no OpenAI-compatible Batch API; " +
+			"call it in real time, put a LiteLLM proxy in between, or use its batch jobs directly.",
+	}
+}
+
+func openRouter() Profile {
+	return Profile{
+		Name:  "openrouter",
+		Hosts: []string{"openrouter.ai", "*.openrouter.ai"},
+		Refusal: "OpenRouter has no OpenAI-compatible Batch API; " +
+			"call it in real time, use its own batches with inline requests, or go to the model's provider directly.",
+	}
+}
+
+func xAI() Profile {
+	return Profile{
+		Name:  "xai",
+		Hosts: []string{"api.x.ai", "*.api.x.ai"},
+		Refusal: "xAI has no OpenAI-compatible Batch API; " +
+			"call it in real time, put a LiteLLM proxy in between, or use its own batches directly.",
+	}
+}
