@@ -15,7 +15,7 @@ var constructors = []func() Profile{
 	Groq, Together, Nebius, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope,
 	LLMD, LiteLLM,
 	Generic,
-	anthropic, fireworks, gemini, mistral, openRouter, xAI,
+	anthropic, fireworks, mistral, openRouter, xAI,
 }
 
 // ForURL returns the profile for a call to u: the one whose Hosts match, else

@@ -21,15 +21,6 @@ func fireworks() Profile {
 	}
 }
 
-func gemini() Profile {
-	return Profile{
-		Name:  "gemini",
-		Hosts: []string{"generativelanguage.googleapis.com"},
-		Refusal: "Gemini's OpenAI-compatible API does not take batch files; " +
-			"call it in real time, or use its own Batch API directly.",
-	}
-}
-
 func mistral() Profile {
 	return Profile{
 		Name:  "mistral",

@@ -1,0 +1,166 @@
+package provider_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+var update = flag.Bool("update", false, "write the tables of docs/providers.md anew")
+
+const docsPath = "../docs/providers.md"
+
+// TestDocs keeps docs/providers.md true: its tables of rules are those of the
+// profiles, and what it says by hand leaves no profile out.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile(docsPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(text)
+	want := replaceTable(t, got, "rules", rulesTable(t))
+	want = replaceTable(t, want, "refused", refusedTable(t))
+	if *update {
+		if err := os.WriteFile(docsPath, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s is out of date; run go test ./provider -update (-want +got):\n%s", docsPath, diff)
+	}
+	_, sources, found := strings.Cut(got, "## What was verified")
+	if !found {
+		t.Fatalf("%s has no section on what was verified", docsPath)
+	}
+	for _, name := range provider.Names() {
+		if !strings.Contains(sources, "\n| `"+name+"` |") {
+			t.Errorf("%s does not say what was verified about %s", docsPath, name)
+		}
+	}
+}
+
+// replaceTable puts table between the comments that mark its place in text.
+func replaceTable(t *testing.T, text, name, table string) string {
+	t.Helper()
+	begin, end := "<!-- "+name+": begin -->\n", "<!-- "+name+": end -->"
+	before, rest, ok1 := strings.Cut(text, begin)
+	_, after, ok2 := strings.Cut(rest, end)
+	if !ok1 || !ok2 {
+		t.Fatalf("%s has no place for the table %q", docsPath, name)
+	}
+	return before + begin + table + end + after
+}
+
+func rulesTable(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString("| Name | Hosts | Batched calls | One file holds | Windows (default) | Lines | File | Results |\n")
+	b.WriteString("|---|---|---|---|---|---|---|---|\n")
+	for _, p := range all(t) {
+		if p.Refusal == "" {
+			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s |\n",
+				p.Name, hosts(p), calls(p), sharing(p), windows(p), count(p.MaxLines), size(p.MaxBytes), results(p))
+		}
+	}
+	return b.String()
+}
+
+func refusedTable(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString("| Name | Hosts | What the user is told |\n|---|---|---|\n")
+	for _, p := range all(t) {
+		if p.Refusal != "" {
+			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", p.Name, hosts(p), p.Refusal)
+		}
+	}
+	return b.String()
+}
+
+func hosts(p provider.Profile) string {
+	switch {
+	case p.Name == "generic":
+		return "every other"
+	case len(p.Hosts) == 0:
+		return "by name only"
+	}
+	h := "`" + strings.Join(p.Hosts, "` `") + "`"
+	if p.BasePathCut != "" {
+		h += ", path with `" + p.BasePathCut + "`"
+	}
+	return h
+}
+
+func calls(p provider.Profile) string {
+	var names []string
+	for _, suffix := range []string{"/chat/completions", "/embeddings", "/responses"} {
+		if p.Batches(suffix) {
+			names = append(names, strings.Split(suffix, "/")[1])
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+func sharing(p provider.Profile) string {
+	switch {
+	case p.OneModel && p.OneEndpoint:
+		return "one model, one endpoint"
+	case p.OneEndpoint:
+		return "any models, one endpoint"
+	}
+	return "any models, any endpoints"
+}
+
+func windows(p provider.Profile) string {
+	switch {
+	case p.OmitWindow:
+		return "none"
+	case p.Windows != nil:
+		return strings.Join(p.Windows, ", ")
+	case p.MaxWindow > 0:
+		return fmt.Sprintf("%s to %s (%s)", days(p.MinWindow), days(p.MaxWindow), p.DefaultWindow)
+	}
+	return "any (" + p.DefaultWindow + ")"
+}
+
+func days(d time.Duration) string {
+	if d%(24*time.Hour) == 0 && d > 24*time.Hour {
+		return strconv.Itoa(int(d/(24*time.Hour))) + "d"
+	}
+	return strconv.Itoa(int(d/time.Hour)) + "h"
+}
+
+func count(n int) string {
+	s := strconv.Itoa(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+func size(n int64) string {
+	switch {
+	case n%(1<<20) == 0:
+		return strconv.FormatInt(n>>20, 10) + " MiB"
+	case n%1e9 == 0:
+		return strconv.FormatInt(n/1e9, 10) + " GB"
+	}
+	return strconv.FormatInt(n/1e6, 10) + " MB"
+}
+
+func results(p provider.Profile) string {
+	switch {
+	case p.PartialResults:
+		return "as they arrive"
+	case p.ResultURLs:
+		return "at the end, by URL"
+	}
+	return "at the end"
+}

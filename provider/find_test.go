@@ -1,0 +1,149 @@
+package provider_test
+
+import (
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func TestForHost(t *testing.T) {
+	for host, want := range map[string]string{
+		"api.openai.com":      "openai",
+		"API.OpenAI.com":      "openai",
+		"api.openai.com:443":  "openai",
+		"api.openai.com.":     "openai",
+		"api.openai.com.:443": "openai",
+		"eu.api.openai.com":   "openai",
+
+		"res.openai.azure.com":                "azure",
+		"RES.OPENAI.AZURE.COM:443":            "azure",
+		"api.doubleword.ai":                   "doubleword",
+		"api.groq.com":                        "groq",
+		"api.together.xyz":                    "together",
+		"api.together.ai":                     "together",
+		"api.tokenfactory.nebius.com":         "nebius",
+		"api.parasail.io":                     "parasail",
+		"api.deepinfra.com":                   "deepinfra",
+		"api.siliconflow.cn":                  "siliconflow",
+		"api.moonshot.ai":                     "moonshot",
+		"open.bigmodel.cn":                    "zhipu",
+		"dashscope.aliyuncs.com":              "dashscope",
+		"dashscope-intl.aliyuncs.com":         "dashscope",
+		"w1.ap-southeast-1.maas.aliyuncs.com": "dashscope",
+
+		"api.anthropic.com": "anthropic",
+		"api.fireworks.ai":  "fireworks",
+		"api.mistral.ai":    "mistral",
+		"openrouter.ai":     "openrouter",
+		"api.x.ai":          "xai",
+
+		// Nobody's host, however much it looks like somebody's.
+		"":                               "generic",
+		"localhost:8080":                 "generic",
+		"127.0.0.1:8080":                 "generic",
+		"[::1]:8080":                     "generic",
+		"[::1]":                          "generic",
+		"example.com":                    "generic",
+		"openai.com":                     "generic",
+		"evil-api.openai.com.test":       "generic",
+		"notapi.openai.com":              "generic",
+		"openai.azure.com":               "generic",
+		".openai.azure.com":              "generic",
+		"fakeopenai.azure.com":           "generic",
+		"api.doubleword.ai.evil.test":    "generic",
+		"user@api.doubleword.ai":         "generic",
+		"api.doubleword.ai/api.groq.com": "generic",
+	} {
+		if got := provider.ForHost(host).Name; got != want {
+			t.Errorf("ForHost(%q) = %s, want %s", host, got, want)
+		}
+	}
+}
+
+func TestForURL(t *testing.T) {
+	for raw, want := range map[string]string{
+		"https://api.openai.com/v1/chat/completions":                                                  "openai",
+		"https://api.openai.com/deployments/x/chat/completions":                                       "openai",
+		"https://res.openai.azure.com/openai/v1/chat/completions":                                     "azure",
+		"https://res.openai.azure.com/openai/v1/chat/completions?api-version=preview":                 "azure",
+		"https://res.openai.azure.com/openai/deployments/gpt/chat/completions?api-version=2024-10-21": "azure-legacy",
+		"https://RES.openai.azure.com:443/openai/deployments/gpt/embeddings":                          "azure-legacy",
+		"https://example.com/openai/deployments/gpt/embeddings":                                       "generic",
+		"/v1/chat/completions": "generic",
+	} {
+		u, err := url.Parse(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := provider.ForURL(u).Name; got != want {
+			t.Errorf("ForURL(%q) = %s, want %s", raw, got, want)
+		}
+	}
+}
+
+func TestByName(t *testing.T) {
+	for _, name := range provider.Names() {
+		for _, spelling := range []string{name, strings.ToUpper(name)} {
+			p, err := provider.ByName(spelling)
+			if err != nil || p.Name != name {
+				t.Errorf("ByName(%q) = %q, %v; want %q", spelling, p.Name, err, name)
+			}
+		}
+	}
+}
+
+func TestByNameUnknown(t *testing.T) {
+	_, err := provider.ByName("opanai")
+	if err == nil {
+		t.Fatal("ByName of an unknown provider succeeded")
+	}
+	for _, word := range append(provider.Names(), `"opanai"`) {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("error %q does not name %s", err, word)
+		}
+	}
+}
+
+func TestNamesAreSortedAndUnique(t *testing.T) {
+	names := provider.Names()
+	want := slices.Compact(slices.Sorted(slices.Values(names)))
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Errorf("Names() are not sorted and unique (-want +got):\n%s", diff)
+	}
+}
+
+// TestHostsBelongToOne makes sure that the order of the profiles decides nothing
+// but which of Azure's two APIs is meant.
+func TestHostsBelongToOne(t *testing.T) {
+	owner := map[string]string{}
+	for _, p := range all(t) {
+		if p.BasePathCut != "" {
+			continue // told from its neighbour by path
+		}
+		for _, h := range p.Hosts {
+			if owner[h] != "" {
+				t.Errorf("host %s belongs to both %s and %s", h, owner[h], p.Name)
+			}
+			owner[h] = p.Name
+		}
+	}
+}
+
+// all returns every profile.
+func all(t *testing.T) []provider.Profile {
+	t.Helper()
+	var profiles []provider.Profile
+	for _, name := range provider.Names() {
+		p, err := provider.ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		profiles = append(profiles, p)
+	}
+	return profiles
+}

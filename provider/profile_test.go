@@ -1,0 +1,194 @@
+package provider_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func TestEveryProfileIsValid(t *testing.T) {
+	for _, p := range all(t) {
+		if err := p.Validate(); err != nil {
+			t.Errorf("%s: %v", p.Name, err)
+		}
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	refused := map[string]bool{}
+	for _, p := range all(t) {
+		if p.Refusal == "" {
+			continue
+		}
+		refused[p.Name] = true
+		if len(p.Hosts) == 0 {
+			t.Errorf("%s refuses and has no host to be refused by", p.Name)
+		}
+		if strings.Contains(p.Refusal, ". ") || !strings.HasSuffix(p.Refusal, ".") {
+			t.Errorf("%s: refusal %q is not one sentence", p.Name, p.Refusal)
+		}
+		if !strings.Contains(p.Refusal, "real time") {
+			t.Errorf("%s: refusal %q does not say what to do instead", p.Name, p.Refusal)
+		}
+		if p.Batches("/chat/completions") {
+			t.Errorf("%s refuses and batches", p.Name)
+		}
+	}
+	want := map[string]bool{
+		"anthropic": true, "fireworks": true, "mistral": true, "openrouter": true, "xai": true,
+	}
+	if diff := cmp.Diff(want, refused); diff != "" {
+		t.Errorf("refused providers (-want +got):\n%s", diff)
+	}
+}
+
+func TestBatches(t *testing.T) {
+	for _, tt := range []struct {
+		profile provider.Profile
+		want    []string
+	}{
+		{provider.Generic(), []string{"/chat/completions", "/embeddings", "/responses"}},
+		{provider.OpenAI(), []string{"/chat/completions", "/embeddings", "/responses"}},
+		{provider.Doubleword(), []string{"/chat/completions", "/embeddings", "/responses"}},
+		{provider.Azure(), []string{"/chat/completions", "/responses"}},
+		{provider.Groq(), []string{"/chat/completions"}},
+		{provider.DeepInfra(), []string{"/chat/completions", "/embeddings"}},
+		{provider.Profile{Name: "none", Endpoints: []string{}}, nil},
+	} {
+		var got []string
+		for _, suffix := range []string{"/chat/completions", "/embeddings", "/responses", "/models", ""} {
+			if tt.profile.Batches(suffix) {
+				got = append(got, suffix)
+			}
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s batches (-want +got):\n%s", tt.profile.Name, diff)
+		}
+	}
+}
+
+func TestSpelling(t *testing.T) {
+	for _, tt := range []struct {
+		profile        provider.Profile
+		line, endpoint string
+	}{
+		{provider.Generic(), "/v1/chat/completions", "/v1/chat/completions"},
+		{provider.Groq(), "/v1/chat/completions", "/v1/chat/completions"},
+		{provider.Azure(), "/v1/chat/completions", "/chat/completions"},
+		{provider.AzureLegacy(), "/chat/completions", "/chat/completions"},
+		{provider.Zhipu(), "/v4/chat/completions", "/v4/chat/completions"},
+	} {
+		if got := tt.profile.LineURL("/chat/completions"); got != tt.line {
+			t.Errorf("%s: LineURL = %q, want %q", tt.profile.Name, got, tt.line)
+		}
+		if got := tt.profile.Endpoint("/chat/completions"); got != tt.endpoint {
+			t.Errorf("%s: Endpoint = %q, want %q", tt.profile.Name, got, tt.endpoint)
+		}
+	}
+}
+
+func TestBatchPath(t *testing.T) {
+	for _, tt := range []struct {
+		profile    provider.Profile
+		base, want string
+	}{
+		{provider.OpenAI(), "/v1", "/v1"},
+		{provider.OpenAI(), "/v1/", "/v1"},
+		{provider.OpenAI(), "", ""},
+		{provider.OpenAI(), "/deployments/x", "/deployments/x"},
+		{provider.Groq(), "/openai/v1", "/openai/v1"},
+		{provider.AzureLegacy(), "/openai/deployments/gpt", "/openai"},
+		{provider.AzureLegacy(), "/openai/deployments/gpt/", "/openai"},
+		{provider.AzureLegacy(), "/openai/deployments", "/openai"},
+		{provider.AzureLegacy(), "/gateway/openai/deployments/gpt", "/gateway/openai"},
+		{provider.AzureLegacy(), "/deployments/gpt", ""},
+		{provider.AzureLegacy(), "/openai", "/openai"},
+	} {
+		if got := tt.profile.BatchPath(tt.base); got != tt.want {
+			t.Errorf("%s: BatchPath(%q) = %q, want %q", tt.profile.Name, tt.base, got, tt.want)
+		}
+	}
+}
+
+// TestGenericIsSafe pins what a host nobody knows may be asked for.
+func TestGenericIsSafe(t *testing.T) {
+	g, reference := provider.Generic(), provider.OpenAI()
+	if !g.OneModel || !g.OneEndpoint {
+		t.Error("Generic mixes models or endpoints; some providers fail such a file")
+	}
+	if g.PartialResults || g.ListSearch || g.OutputExpiry || g.FileExpiryMax != 0 || g.ResultURLs {
+		t.Error("Generic uses more than the plain Batch API")
+	}
+	if g.MaxLines != reference.MaxLines || g.MaxBytes != reference.MaxBytes || g.MaxInputs != reference.MaxInputs {
+		t.Error("Generic does not keep OpenAI's limits")
+	}
+}
+
+// TestConstructorsReturnCopies makes sure that an override reaches nobody else.
+func TestConstructorsReturnCopies(t *testing.T) {
+	want := provider.Azure()
+	p := provider.Azure()
+	p.Hosts[0], p.Endpoints[0], p.Windows[0], p.KeepQuery[0] = "x", "/x", "x", "x"
+	if diff := cmp.Diff(want, provider.Azure()); diff != "" {
+		t.Errorf("a changed copy changed the profile (-want +got):\n%s", diff)
+	}
+	names := provider.Names()
+	names[0] = "x"
+	if slices.Contains(provider.Names(), "x") {
+		t.Error("a changed list of names changed the names")
+	}
+}
+
+func TestValidate(t *testing.T) {
+	for _, tt := range []struct {
+		change func(*provider.Profile)
+		want   string // all of these words
+	}{
+		{func(p *provider.Profile) { p.Name = "" }, "Name empty Generic"},
+		{func(p *provider.Profile) { p.Hosts = []string{"API.example.com"} }, "Hosts API.example.com lower-case"},
+		{func(p *provider.Profile) { p.Hosts = []string{"example.com:443"} }, "Hosts example.com:443 port"},
+		{func(p *provider.Profile) { p.Hosts = []string{""} }, "Hosts"},
+		{func(p *provider.Profile) { p.AuthHeader = "" }, "AuthHeader"},
+		{func(p *provider.Profile) { p.UploadPath = "/files" }, "UploadPath /files leading"},
+		{func(p *provider.Profile) { p.Purpose = "" }, "Purpose"},
+		{func(p *provider.Profile) { p.LinePrefix = "v1" }, "LinePrefix v1 leading"},
+		{func(p *provider.Profile) { p.EndpointPrefix = "/v1/" }, "EndpointPrefix /v1/ trailing"},
+		{func(p *provider.Profile) { p.Endpoints = []string{"chat"} }, "Endpoints chat leading"},
+		{func(p *provider.Profile) { p.BasePathCut = "deployments" }, "BasePathCut deployments slashes"},
+		{func(p *provider.Profile) { p.BasePathCut = "/" }, "BasePathCut slashes"},
+		{func(p *provider.Profile) { p.MaxLines = -1 }, "MaxLines -1 0"},
+		{func(p *provider.Profile) { p.MaxBytes = -1 }, "MaxBytes -1 0"},
+		{func(p *provider.Profile) { p.MaxLineBytes = p.MaxBytes + 1 }, "MaxLineBytes 200000001 MaxBytes 200000000"},
+		{func(p *provider.Profile) { p.MaxInputs = -1 }, "MaxInputs -1"},
+		{func(p *provider.Profile) { p.MaxMetadata = -1 }, "MaxMetadata -1"},
+		{func(p *provider.Profile) { p.MaxMetadataKey = -1 }, "MaxMetadataKey -1"},
+		{func(p *provider.Profile) { p.MaxMetadataValue = -1 }, "MaxMetadataValue -1"},
+		{func(p *provider.Profile) { p.CreationsPerHour = -1 }, "CreationsPerHour -1"},
+		{func(p *provider.Profile) { p.MinPoll = -time.Second }, "MinPoll -1s"},
+		{func(p *provider.Profile) { p.MinWindow = time.Hour }, "MinWindow 1h MaxWindow"},
+		{func(p *provider.Profile) { p.MaxWindow = -time.Hour }, "MaxWindow -1h"},
+		{func(p *provider.Profile) { p.FileExpiryMin = time.Hour }, "FileExpiryMin 1h FileExpiryMax"},
+		{func(p *provider.Profile) { p.OutputExpiry = true }, "OutputExpiry FileExpiryMax"},
+		{func(p *provider.Profile) { p.UploadModelField, p.OneModel = "m", false }, "UploadModelField OneModel"},
+		{func(p *provider.Profile) { p.DefaultWindow = "" }, "DefaultWindow empty"},
+		{func(p *provider.Profile) { p.Windows = []string{"1h", "2h"} }, "DefaultWindow 24h 1h, 2h"},
+	} {
+		p := provider.Generic()
+		tt.change(&p)
+		err := p.Validate()
+		if err == nil {
+			t.Errorf("no error; want one with %q", tt.want)
+			continue
+		}
+		for word := range strings.FieldsSeq(tt.want) {
+			if !strings.Contains(err.Error(), word) {
+				t.Errorf("error %q; want the word %q", err, word)
+			}
+		}
+	}
+}
