@@ -150,7 +150,7 @@ func TestValidate(t *testing.T) {
 		want   string // all of these words
 	}{
 		{func(p *provider.Profile) { p.Name = "" }, "Name empty Generic"},
-		{func(p *provider.Profile) { p.Hosts = []string{"API.example.com"} }, "Hosts API.example.com lower-case"},
+		{func(p *provider.Profile) { p.Hosts = []string{"API.example.com"} }, "Hosts API.example.com lower case"},
 		{func(p *provider.Profile) { p.Hosts = []string{"example.com:443"} }, "Hosts example.com:443 port"},
 		{func(p *provider.Profile) { p.Hosts = []string{""} }, "Hosts"},
 		{func(p *provider.Profile) { p.AuthHeader = "" }, "AuthHeader"},

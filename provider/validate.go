@@ -30,7 +30,7 @@ func (p Profile) Validate() error {
 func (p Profile) checkHosts() error {
 	for _, h := range p.Hosts {
 		if h == "" || h != hostname(h) {
-			return fmt.Errorf("Hosts has %q; want a lower-case host name without a port", h)
+			return fmt.Errorf("want Hosts in lower case and without a port, not %q", h)
 		}
 	}
 	return nil
@@ -60,7 +60,7 @@ func (p Profile) checkPaths() error {
 	}
 	for _, e := range p.Endpoints {
 		if !isPath(e) {
-			return fmt.Errorf("Endpoints has %q; want a leading slash and no trailing one, as in \"/embeddings\"", e)
+			return fmt.Errorf("want Endpoints with a leading slash and no trailing one, as in \"/embeddings\", not %q", e)
 		}
 	}
 	if c := p.BasePathCut; c != "" && (len(c) < 3 || !isPath(strings.TrimSuffix(c, "/")) || !strings.HasSuffix(c, "/")) {
