@@ -148,7 +148,7 @@ func (s *chatStream) vendorFields(message object) {
 
 // text writes the content or the refusal of a message, with the log probabilities that belong to it.
 func (s *chatStream) text(name string, value gjson.Result, logprobs object) {
-	if value.Type == gjson.JSON {
+	if value.Type != gjson.String && value.Type != gjson.Null {
 		s.delta(`"`, name, `":`, value.Raw)
 	}
 	for piece, probs := range piecesWithLogprobs(inside(value), logprobs.get(name)) {
@@ -213,10 +213,10 @@ func (s *chatStream) toolCall(index string, call object) {
 
 // withoutText returns a call with the named string emptied, because its text comes in the next chunks.
 func withoutText(call object, name string) string {
-	if value := call.get(name); value.Type == gjson.JSON {
-		return call.replacing(nil)
+	if value := call.get(name); value.Type == gjson.String || value.Type == gjson.Null {
+		return call.replacing(map[string]string{name: `""`})
 	}
-	return call.replacing(map[string]string{name: `""`})
+	return call.replacing(nil)
 }
 
 // audio writes the id and transcript, then the data, then when it expires.

@@ -10,14 +10,15 @@ import (
 
 var errNotObject = errors.New("sse: body is not a JSON object")
 
+var lineBreaks = strings.NewReplacer("\n", "", "\r", "")
+
 // parse checks that body is a JSON object and returns it without the line breaks between its tokens.
 // (Valid JSON has none inside its strings.)
 func parse(body []byte) (gjson.Result, error) {
 	if !gjson.ValidBytes(body) {
 		return gjson.Result{}, errNotObject
 	}
-	text := strings.NewReplacer("\n", "", "\r", "").Replace(string(body))
-	parsed := gjson.Parse(text)
+	parsed := gjson.Parse(lineBreaks.Replace(string(body)))
 	if !parsed.IsObject() {
 		return gjson.Result{}, errNotObject
 	}

@@ -25,7 +25,7 @@ func AppendResponse(dst, body []byte) ([]byte, error) {
 	if !output.IsArray() {
 		return dst, errNotResponse
 	}
-	s := &responseStream{dst: slices.Grow(dst, 4*len(body))}
+	s := &responseStream{dst: slices.Grow(dst, 5*len(body))}
 	begun := response.replacing(map[string]string{
 		"status": `"in_progress"`, "output": `[]`, "output_text": `""`, "completed_at": "null",
 		"usage": "null", "error": "null", "incomplete_details": "null",
@@ -96,7 +96,10 @@ func itemBegun(item object, value gjson.Result) string {
 	if item == nil {
 		return value.Raw
 	}
-	blanks := map[string]string{"status": `"in_progress"`}
+	blanks := map[string]string{}
+	if item.raw("status") != "null" {
+		blanks["status"] = `"in_progress"`
+	}
 	for name, blank := range blankFields[item.text("type")] {
 		if item.raw(name) != "null" {
 			blanks[name] = blank
