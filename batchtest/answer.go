@@ -1,0 +1,268 @@
+package batchtest
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	echoed     = 200        // how many characters of a message are said back
+	answeredAt = 1735689600 // the same for every answer: they depend on the line alone
+	dimensions = 8          // of an embedding, where the request does not say
+)
+
+// Echo is the model that Options.Answer stands for by default. It says back the
+// first sentence of the last user message, in the shape of a chat completion, a
+// text completion or a response, or makes embeddings out of hashes. Usage is
+// rough: four bytes to a token. Equal bodies get equal answers, byte for byte.
+func Echo(l Line) Outcome {
+	var answer any
+	switch {
+	case strings.HasSuffix(l.URL, "/chat/completions"):
+		answer = chatAnswer(l)
+	case strings.HasSuffix(l.URL, "/embeddings"):
+		answer = embeddingsAnswer(l)
+	case strings.HasSuffix(l.URL, "/responses"):
+		answer = responseAnswer(l)
+	default:
+		answer = completionAnswer(l)
+	}
+	body, err := json.Marshal(answer)
+	if err != nil {
+		panic(err) // only our own types come here
+	}
+	return Outcome{Status: 200, Body: body}
+}
+
+type object = map[string]any
+
+func chatAnswer(l Line) any {
+	said := lastUserText(field(l.Body, "messages"))
+	text := reply(said, l.Body)
+	n := 1
+	if k, err := strconv.Atoi(string(field(l.Body, "n"))); err == nil {
+		n = min(max(1, k), 128)
+	}
+	choices := make([]any, n)
+	for i := range choices {
+		choices[i] = chatChoice{
+			Index: i, FinishReason: "stop",
+			Message: chatMessage{Role: "assistant", Content: text, Annotations: []any{}},
+		}
+	}
+	in, out := tokens(l.Body), int64(n)*tokens([]byte(text))
+	return chatCompletion{
+		ID: answerID("chatcmpl-", l), Object: "chat.completion", Created: answeredAt, Model: l.Model,
+		Choices: choices, Usage: chatUsage{in, out, in + out}, ServiceTier: "default",
+	}
+}
+
+type chatCompletion struct {
+	ID          string    `json:"id"`
+	Object      string    `json:"object"`
+	Created     int64     `json:"created"`
+	Model       string    `json:"model"`
+	Choices     []any     `json:"choices"`
+	Usage       chatUsage `json:"usage"`
+	ServiceTier string    `json:"service_tier,omitempty"`
+	Fingerprint *string   `json:"system_fingerprint"`
+}
+
+type chatChoice struct {
+	Index        int         `json:"index"`
+	Message      chatMessage `json:"message"`
+	Logprobs     *string     `json:"logprobs"`
+	FinishReason string      `json:"finish_reason"`
+}
+
+type chatMessage struct {
+	Role        string  `json:"role"`
+	Content     string  `json:"content"`
+	Refusal     *string `json:"refusal"`
+	Annotations []any   `json:"annotations"`
+}
+
+type chatUsage struct {
+	Prompt     int64 `json:"prompt_tokens"`
+	Completion int64 `json:"completion_tokens"`
+	Total      int64 `json:"total_tokens"`
+}
+
+func completionAnswer(l Line) any {
+	said, _ := unquote(field(l.Body, "prompt"))
+	text := reply(said, nil)
+	in, out := tokens(l.Body), tokens([]byte(text))
+	return object{
+		"id": answerID("cmpl-", l), "object": "text_completion", "created": answeredAt, "model": l.Model,
+		"choices": []any{object{"index": 0, "text": text, "logprobs": nil, "finish_reason": "stop"}},
+		"usage":   chatUsage{in, out, in + out},
+	}
+}
+
+func responseAnswer(l Line) any {
+	input := field(l.Body, "input")
+	said, plain := unquote(input)
+	if !plain {
+		said = lastUserText(input)
+	}
+	text := reply(said, l.Body)
+	in, out := tokens(l.Body), tokens([]byte(text))
+	return object{
+		"id": answerID("resp_", l), "object": "response", "created_at": answeredAt, "model": l.Model,
+		"status": "completed", "error": nil, "incomplete_details": nil, "instructions": nil,
+		"max_output_tokens": nil, "metadata": object{}, "parallel_tool_calls": true, "previous_response_id": nil,
+		"temperature": 1, "top_p": 1, "tool_choice": "auto", "tools": []any{}, "truncation": "disabled",
+		"output": []any{object{
+			"id": answerID("msg_", l), "type": "message", "role": "assistant", "status": "completed",
+			"content": []any{object{"type": "output_text", "text": text, "annotations": []any{}, "logprobs": []any{}}},
+		}},
+		"usage": object{
+			"input_tokens": in, "input_tokens_details": object{"cached_tokens": 0},
+			"output_tokens": out, "output_tokens_details": object{"reasoning_tokens": 0},
+			"total_tokens": in + out,
+		},
+	}
+}
+
+func embeddingsAnswer(l Line) any {
+	input := field(l.Body, "input")
+	if countInputs(input) == 1 && (input[0] != '[' || !isList(input)) {
+		return embeddingList(l, [][]byte{input})
+	}
+	var texts [][]byte
+	eachItem(input, func(item []byte) bool {
+		texts = append(texts, item)
+		return true
+	})
+	return embeddingList(l, texts)
+}
+
+func embeddingList(l Line, texts [][]byte) any {
+	encoding, _ := unquote(field(l.Body, "encoding_format"))
+	size, err := strconv.Atoi(string(field(l.Body, "dimensions")))
+	if err != nil {
+		size = dimensions
+	}
+	size = min(max(1, size), 4096)
+	data := make([]any, len(texts))
+	for i, text := range texts {
+		data[i] = object{"object": "embedding", "index": i, "embedding": encode(vector(text, size), encoding)}
+	}
+	n := tokens(l.Body)
+	return object{
+		"object": "list", "data": data, "model": l.Model, "usage": object{"prompt_tokens": n, "total_tokens": n},
+	}
+}
+
+// vector makes a vector of length one out of a text's hash.
+func vector(text []byte, size int) []float32 {
+	v := make([]float64, size)
+	state, norm := digest(text), 0.0
+	for i := range v {
+		state ^= state << 13 // xorshift64
+		state ^= state >> 7
+		state ^= state << 17
+		v[i] = float64(int64(state)) / math.MaxInt64
+		norm += v[i] * v[i]
+	}
+	unit := make([]float32, size)
+	for i := range v {
+		unit[i] = float32(v[i] / math.Sqrt(norm))
+	}
+	return unit
+}
+
+func encode(v []float32, encoding string) any {
+	if encoding != "base64" {
+		return v
+	}
+	raw := make([]byte, 0, 4*len(v))
+	for _, x := range v {
+		raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(x))
+	}
+	return base64.StdEncoding.EncodeToString(raw)
+}
+
+// reply is what the model has to say about what was said. Asked for JSON it
+// answers JSON.
+func reply(said string, body []byte) string {
+	text := "You said: " + firstSentence(said)
+	if said == "" {
+		text = "You said nothing."
+	}
+	if !wantsJSON(body) {
+		return text
+	}
+	quoted, _ := json.Marshal(object{"echo": firstSentence(said)})
+	return string(quoted)
+}
+
+func wantsJSON(body []byte) bool {
+	format := field(body, "response_format")
+	if format == nil {
+		format = field(field(body, "text"), "format")
+	}
+	kind, _ := unquote(field(format, "type"))
+	return strings.HasPrefix(kind, "json_")
+}
+
+func firstSentence(s string) string {
+	s = strings.TrimSpace(s)
+	if len(s) > 4*echoed {
+		s = strings.ToValidUTF8(s[:4*echoed], "")
+	}
+	if end := strings.IndexAny(s, ".!?\n"); end >= 0 {
+		s = strings.TrimRight(s[:end+1], "\n")
+	}
+	if utf8.RuneCountInString(s) > echoed {
+		s = string([]rune(s)[:echoed]) + "…"
+	}
+	return s
+}
+
+// lastUserText finds the text of the last user message; its content is a string
+// or a list of parts.
+func lastUserText(messages []byte) (text string) {
+	var content []byte
+	eachItem(messages, func(message []byte) bool {
+		if string(field(message, "role")) == `"user"` {
+			content = field(message, "content")
+		}
+		return true
+	})
+	if s, ok := unquote(content); ok {
+		return s
+	}
+	eachItem(content, func(part []byte) bool {
+		if s, ok := unquote(field(part, "text")); ok {
+			text = s
+		}
+		return true
+	})
+	return text
+}
+
+func isList(input []byte) (list bool) {
+	eachItem(input, func(item []byte) bool {
+		list = item[0] == '"' || item[0] == '['
+		return false
+	})
+	return list
+}
+
+func tokens(b []byte) int64 { return int64(len(b)+3) / 4 }
+
+func answerID(prefix string, l Line) string { return fmt.Sprintf("%s%016x", prefix, digest(l.Body)) }
+
+// digest is a hash that stays the same from run to run; it is never zero.
+func digest(b []byte) uint64 {
+	sum := sha256.Sum256(b)
+	return binary.BigEndian.Uint64(sum[:]) | 1
+}

@@ -1,0 +1,130 @@
+package batchtest
+
+import "bytes"
+
+// The functions here take valid JSON apart without copying or decoding it. They
+// are several times faster than encoding/json, which matters for a file of
+// 200 MB; on invalid JSON they end early rather than panic.
+
+// eachField calls yield with every key (unquoted, escapes left as they are) and
+// value of the object raw, until yield returns false.
+func eachField(raw []byte, yield func(key, value []byte) bool) {
+	i := open(raw, '{')
+	for i < len(raw) && raw[i] == '"' {
+		end := valueEnd(raw, i)
+		key := raw[i+1 : max(i+1, end-1)]
+		i = skip(raw, end, ':')
+		end = valueEnd(raw, i)
+		if end > len(raw) || i >= end || !yield(key, raw[i:end]) {
+			return
+		}
+		i = skip(raw, end, ',')
+	}
+}
+
+// eachItem calls yield with every item of the array raw, until it returns false.
+func eachItem(raw []byte, yield func(value []byte) bool) {
+	i := open(raw, '[')
+	for i < len(raw) && raw[i] != ']' {
+		end := valueEnd(raw, i)
+		if end > len(raw) || i >= end || !yield(raw[i:end]) {
+			return
+		}
+		i = skip(raw, end, ',')
+	}
+}
+
+// field returns the value of one key of the object raw, or nil. Of several it is
+// the last, as in encoding/json.
+func field(raw []byte, name string) (found []byte) {
+	eachField(raw, func(key, value []byte) bool {
+		if string(key) == name {
+			found = value
+		}
+		return true
+	})
+	return found
+}
+
+// open returns the index of the first thing inside an object or array, or
+// len(raw) if raw is neither.
+func open(raw []byte, bracket byte) int {
+	i := skipSpace(raw, 0)
+	if i >= len(raw) || raw[i] != bracket {
+		return len(raw)
+	}
+	return skipSpace(raw, i+1)
+}
+
+// skip passes over white space and at most one separator.
+func skip(raw []byte, i int, separator byte) int {
+	i = skipSpace(raw, i)
+	if i < len(raw) && raw[i] == separator {
+		i = skipSpace(raw, i+1)
+	}
+	return i
+}
+
+func skipSpace(raw []byte, i int) int {
+	for i < len(raw) && (raw[i] == ' ' || raw[i] == '\n' || raw[i] == '\t' || raw[i] == '\r') {
+		i++
+	}
+	return i
+}
+
+// valueEnd returns the index after the value that starts at i.
+func valueEnd(raw []byte, i int) int {
+	if i >= len(raw) {
+		return i
+	}
+	switch raw[i] {
+	case '"':
+		return stringEnd(raw, i)
+	case '{', '[':
+		return nestedEnd(raw, i)
+	}
+	for i < len(raw) && !bytes.ContainsRune([]byte(",]} \n\t\r"), rune(raw[i])) {
+		i++
+	}
+	return i
+}
+
+// stringEnd returns the index after the string that starts at i.
+func stringEnd(raw []byte, i int) int {
+	for i++; i < len(raw); i++ {
+		quote := bytes.IndexByte(raw[i:], '"')
+		if quote < 0 {
+			return len(raw)
+		}
+		i += quote
+		if escapes := trailingBackslashes(raw[:i]); escapes%2 == 0 {
+			return i + 1
+		}
+	}
+	return len(raw)
+}
+
+func trailingBackslashes(raw []byte) int {
+	n := 0
+	for n < len(raw) && raw[len(raw)-1-n] == '\\' {
+		n++
+	}
+	return n
+}
+
+// nestedEnd returns the index after the object or array that starts at i.
+func nestedEnd(raw []byte, i int) int {
+	for depth := 0; i < len(raw); i++ {
+		switch raw[i] {
+		case '"':
+			i = stringEnd(raw, i) - 1
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return i + 1
+			}
+		}
+	}
+	return i
+}
