@@ -75,11 +75,10 @@ type batch struct {
 	results           [2]results
 	completed, failed int
 
-	cancelAt  time.Time // asked to cancel
-	stuck     bool      // cancelling for ever
-	ended     time.Time
-	end       string // the status it ended with
-	finalized time.Time
+	cancelAt time.Time // asked to cancel
+	stuck    bool      // cancelling for ever
+	ended    time.Time
+	end      string // the status it ended with
 }
 
 // plan asks once what will become of every line, and when.
@@ -223,7 +222,8 @@ func (b *batch) cancel(now time.Time) {
 	m := &b.server.manners
 	switch {
 	case b.end != "" && m.CancelAtOnce && !b.inputGone:
-		b.end = cancelled
+		b.cancelAt = now
+		b.finish(cancelled, now)
 	case b.end != "" || !b.cancelAt.IsZero():
 	default:
 		b.cancelAt = now
