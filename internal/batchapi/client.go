@@ -1,0 +1,215 @@
+// Package batchapi speaks a provider's Batch API with one caller's credential:
+// files up, batches created and looked at, results down. It sends every
+// request once; what is worth repeating, its caller decides by the Error.
+package batchapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+const (
+	// callTimeout ends a request that moves no file. It is openai-python's read
+	// timeout for such calls, a tenth of it: they answer in seconds or not at all.
+	callTimeout = time.Minute
+
+	// stallTimeout ends an upload or download that stopped moving.
+	stallTimeout = 5 * time.Minute
+
+	// maxAnswer bounds what is read of an answer that is no file: batch objects,
+	// lists of a hundred of them, errors.
+	maxAnswer = 8 << 20
+)
+
+// A Client is safe for concurrent use. It holds its credential in memory only.
+type Client struct {
+	api     openai.Client
+	profile provider.Profile
+}
+
+// New returns a Client that sends header (who pays) with each request to base,
+// a URL that ends before "/files"; its query, such as Azure's api-version,
+// goes with each request too.
+func New(base *url.URL, header http.Header, via http.RoundTripper, p provider.Profile) *Client {
+	root := *base
+	root.RawQuery, root.Path = "", strings.TrimSuffix(root.Path, "/")+"/"
+	opts := []option.RequestOption{
+		option.WithBaseURL(root.String()),
+		option.WithHTTPClient(&http.Client{Transport: via}),
+		option.WithMaxRetries(0), // a create sent twice is a batch paid for twice
+	}
+	for name, values := range header {
+		opts = append(opts, option.WithHeaderDel(name))
+		for _, value := range values {
+			opts = append(opts, option.WithHeaderAdd(name, value))
+		}
+	}
+	for name, values := range base.Query() {
+		for _, value := range values {
+			opts = append(opts, option.WithQueryAdd(name, value))
+		}
+	}
+	// Not openai.NewClient: that would add the environment's key to calls that
+	// brought another credential, or none.
+	return &Client{api: openai.Client{Options: opts}, profile: p}
+}
+
+// do sends one request and returns its answer, whose body the caller closes.
+// Every failure is an *Error, but for the end of ctx.
+func (c *Client) do(ctx context.Context, method, path string, body any, opts ...option.RequestOption) (*http.Response, error) {
+	var res *http.Response
+	opts = append(opts, option.WithResponseInto(&res))
+	err := c.api.Execute(ctx, method, path, body, nil, opts...)
+	switch {
+	case ctx.Err() != nil:
+		if res != nil {
+			res.Body.Close()
+		}
+		return nil, context.Cause(ctx)
+	case res != nil && res.StatusCode >= 300:
+		defer res.Body.Close()
+		return nil, newError(method, path, res)
+	case err != nil:
+		if res != nil {
+			res.Body.Close()
+		}
+		return nil, &Error{Op: method + " /" + path, Err: err}
+	}
+	return res, nil
+}
+
+// object sends one request that answers with a JSON object.
+func (c *Client) object(ctx context.Context, method, path string, body any, opts ...option.RequestOption) (gjson.Result, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errStalled)
+	defer cancel()
+	res, err := c.do(ctx, method, path, body, opts...)
+	if err != nil {
+		return gjson.Result{}, stalled(err, method, path)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return gjson.Result{}, &Error{Op: method + " /" + path, Err: err}
+	}
+	answer := gjson.ParseBytes(text)
+	if !gjson.ValidBytes(text) || !answer.IsObject() {
+		return gjson.Result{}, &Error{
+			Op: method + " /" + path, Status: res.StatusCode, Body: clip(text),
+			Err: fmt.Errorf("the answer is no JSON object: %.80q", text),
+		}
+	}
+	return answer, nil
+}
+
+// Create creates a batch. After an error that is Ambiguous the batch may exist
+// all the same: look with Find before creating another.
+func (c *Client) Create(ctx context.Context, p CreateParams) (Batch, error) {
+	body := map[string]any{"input_file_id": p.InputFileID, "endpoint": p.Endpoint}
+	if p.CompletionWindow != "" && !c.profile.OmitWindow {
+		body["completion_window"] = p.CompletionWindow
+	}
+	if len(p.Metadata) > 0 {
+		body["metadata"] = p.Metadata
+	}
+	answer, err := c.object(ctx, http.MethodPost, "batches", body)
+	if err != nil {
+		return Batch{}, err
+	}
+	if wrapper := c.profile.CreateWrapper; wrapper != "" && answer.Get(wrapper).IsObject() {
+		answer = answer.Get(wrapper)
+	}
+	return parseBatch(answer)
+}
+
+// Retrieve looks at a batch.
+func (c *Client) Retrieve(ctx context.Context, id string) (Batch, error) {
+	answer, err := c.object(ctx, http.MethodGet, "batches/"+url.PathEscape(id), nil)
+	if err != nil {
+		return Batch{}, err
+	}
+	return parseBatch(answer)
+}
+
+// Cancel asks for a batch to be cancelled. A batch that can no longer be
+// cancelled is an Error.
+func (c *Client) Cancel(ctx context.Context, id string) error {
+	_, err := c.object(ctx, http.MethodPost, "batches/"+url.PathEscape(id)+"/cancel", nil)
+	return err
+}
+
+// findPages bounds how far Find looks back.
+const findPages = 20
+
+// Find looks for the batch made from an input file, which no other batch has,
+// among those created since a moment before the create was sent.
+func (c *Client) Find(ctx context.Context, inputFileID string, since time.Time) (Batch, bool, error) {
+	after := ""
+	for range findPages {
+		opts := []option.RequestOption{option.WithQuery("limit", "100")}
+		if after != "" {
+			opts = append(opts, option.WithQuery("after", after))
+		}
+		list, err := c.object(ctx, http.MethodGet, "batches", nil, opts...)
+		if err != nil {
+			return Batch{}, false, err
+		}
+		page := list.Get("data").Array()
+		for _, item := range page {
+			if item.Get("input_file_id").String() == inputFileID {
+				b, err := parseBatch(item)
+				return b, err == nil, err
+			}
+		}
+		last := len(page) - 1
+		if last < 0 || !list.Get("has_more").Bool() || created(page[last]).Before(since) || page[last].Get("id").String() == after {
+			break
+		}
+		after = page[last].Get("id").String()
+	}
+	return Batch{}, false, nil
+}
+
+// Content opens an output or error file behind its first skip lines. Body
+// fails when nothing arrives for five minutes; the caller closes it.
+func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content, error) {
+	var opts []option.RequestOption
+	if skip > 0 {
+		// Doubleword resumes by "skip"; "offset" is its older name, which
+		// others copied. Whoever knows neither sends the whole file.
+		n := strconv.Itoa(skip)
+		opts = append(opts, option.WithQuery("skip", n), option.WithQuery("offset", n))
+	}
+	path := "files/" + url.PathEscape(fileID) + "/content"
+	ctx, watch := watchStall(ctx)
+	opts = append(opts, option.WithHeader("Accept", "*/*"))
+	res, err := c.do(ctx, http.MethodGet, path, nil, opts...)
+	if err != nil {
+		watch.stop()
+		return nil, stalled(err, http.MethodGet, path)
+	}
+	content := &Content{Body: &watchedBody{ReadCloser: res.Body, watch: watch}, LastLine: -1}
+	content.Incomplete = strings.EqualFold(res.Header.Get("X-Incomplete"), "true")
+	if n, err := strconv.Atoi(res.Header.Get("X-Last-Line")); err == nil && n >= 0 {
+		content.LastLine = n
+	}
+	content.Partial = content.LastLine >= 0 || res.Header.Get("X-Incomplete") != ""
+	return content, nil
+}
+
+// Delete deletes a file.
+func (c *Client) Delete(ctx context.Context, fileID string) error {
+	_, err := c.object(ctx, http.MethodDelete, "files/"+url.PathEscape(fileID), nil)
+	return err
+}

@@ -1,0 +1,103 @@
+package batchapi
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+)
+
+// An Error is a request to the provider that failed.
+type Error struct {
+	Op         string        // "POST /files"
+	Status     int           // the answer's status; 0: there was no answer
+	Header     http.Header   // the answer's
+	Body       []byte        // the answer's, at most 64 KiB of it
+	RetryAfter time.Duration // how long the provider said to wait; negative: it did not say
+	Err        error         // what went wrong, where there was no answer or one that makes no sense
+}
+
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Op + ": " + e.Err.Error()
+	}
+	return fmt.Sprintf("%s: %d %s: %s", e.Op, e.Status, http.StatusText(e.Status), e.Message())
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Message is what the provider said, in whatever shape it said it.
+func (e *Error) Message() string {
+	for _, path := range []string{"error.message", "message", "error", "detail"} {
+		if v := gjson.GetBytes(e.Body, path); v.Type == gjson.String && v.Str != "" && gjson.ValidBytes(e.Body) {
+			return v.Str
+		}
+	}
+	return strings.ToValidUTF8(string(bytes.TrimSpace(e.Body[:min(len(e.Body), 500)])), "")
+}
+
+// Code is the provider's error code, "" without one.
+func (e *Error) Code() string {
+	if !gjson.ValidBytes(e.Body) {
+		return ""
+	}
+	return gjson.GetBytes(e.Body, "error.code").String()
+}
+
+// RateLimited reports a 429 that passes with time. An exhausted quota or an
+// unverified account does not: waiting would only hide it from its owner.
+func (e *Error) RateLimited() bool {
+	if e.Status != http.StatusTooManyRequests {
+		return false
+	}
+	text := strings.ToLower(e.Code() + " " + e.Message())
+	return !strings.Contains(text, "insufficient_quota") && !strings.Contains(text, "unverified account")
+}
+
+// Transient reports a failure that may be gone at the next try: no answer, a
+// senseless one, a timeout or a server's error.
+func (e *Error) Transient() bool {
+	return e.Err != nil || e.Status == http.StatusRequestTimeout || e.Status >= 500
+}
+
+// Ambiguous reports a failure after which the request may have been carried
+// out all the same.
+func (e *Error) Ambiguous() bool { return e.Transient() }
+
+// maxErrorBody bounds what is kept of an error's body.
+const maxErrorBody = 64 << 10
+
+func clip(b []byte) []byte { return b[:min(len(b), maxErrorBody)] }
+
+func newError(method, path string, res *http.Response) *Error {
+	body, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+	return &Error{
+		Op: method + " /" + path, Status: res.StatusCode, Header: res.Header, Body: body,
+		RetryAfter: retryAfter(res.Header, time.Now()),
+	}
+}
+
+// retryAfter reads Retry-After-Ms, and Retry-After in seconds or as a date.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms >= 0 {
+		return seconds(ms / 1000)
+	}
+	value := h.Get("Retry-After")
+	if s, err := strconv.ParseFloat(value, 64); err == nil && s >= 0 {
+		return seconds(s)
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(at.Sub(now), 0)
+	}
+	return -1
+}
+
+// seconds caps what a header may ask for, so that nonsense cannot overflow.
+func seconds(s float64) time.Duration {
+	return time.Duration(min(s, (24*time.Hour).Seconds()) * float64(time.Second))
+}

@@ -1,0 +1,629 @@
+package autobatcher
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/sse"
+)
+
+// maxResultLine bounds one line of an output file.
+const maxResultLine = 256 << 20
+
+// A resultFile is an output or error file, and how far it was read.
+type resultFile struct {
+	id      string // "" as long as there is none
+	next    int    // the line at which reading goes on
+	read    bool   // at least once
+	partial bool   // the server lets us go on where we stopped
+	more    bool   // the server said that lines will come
+}
+
+// named notes the file's id. Providers write null, "" or nothing for "none",
+// and name the file at any time.
+func (f *resultFile) named(id string) {
+	if id != "" && id != f.id {
+		*f = resultFile{id: id}
+	}
+}
+
+// harvestPartial reads what is there of a batch that still runs. A file that
+// cannot be resumed is read only once, since each look would fetch it whole.
+func (b *batch) harvestPartial() {
+	for _, f := range []*resultFile{&b.output, &b.errors} {
+		if f.id == "" || f.read && !f.partial {
+			continue
+		}
+		if err := b.read(f); err != nil {
+			b.t.log.Debug("partial results not read", "batch", b.id, "file", f.id, "error", err)
+		}
+	}
+}
+
+const (
+	// missingPatience is how long results that should be there are looked for
+	// after a batch has ended: files may become visible late.
+	missingPatience = 2 * time.Minute
+
+	// brokenPatience is how long downloads that fail are repeated: the results
+	// are paid for.
+	brokenPatience = time.Hour
+)
+
+// harvest reads the results of a batch that has ended, whatever its status,
+// until every line has its answer or there is no hope left for the others.
+func (b *batch) harvest() {
+	began := time.Now()
+	for try := 1; ; try++ {
+		err := b.readAll(try > 1)
+		if b.t.ctx.Err() != nil {
+			return // Close tells the callers
+		}
+		patience := missingPatience
+		if err != nil && transient(err) {
+			patience = brokenPatience
+		}
+		wait := backoff(try)
+		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > patience {
+			break
+		}
+		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
+		if sleep(b.t.ctx, wait) != nil {
+			return
+		}
+		b.refresh()
+	}
+	b.conclude()
+}
+
+// readAll reads both files, from where they were left or from the beginning:
+// a line that Doubleword commits late can sort before lines already read.
+func (b *batch) readAll(fromStart bool) error {
+	var errs []error
+	for _, f := range []*resultFile{&b.output, &b.errors} {
+		if fromStart || !f.partial {
+			f.next = 0
+		}
+		if f.id != "" && b.openLines() > 0 {
+			errs = append(errs, b.read(f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// sawAll reports whether the provider itself says that there are no more
+// results than those that were read.
+func (b *batch) sawAll() bool {
+	named := b.output.id != "" || b.errors.id != ""
+	if b.output.more || b.errors.more {
+		return false
+	}
+	promised := b.state.Counts.Completed + b.state.Counts.Failed
+	if !named {
+		// Nothing ran where validation failed or the end came first.
+		return b.state.Status != "completed" && (b.state.Status == "failed" || promised == 0)
+	}
+	return promised > 0 && b.size-b.openLines() >= promised
+}
+
+// refresh looks once more at a batch that has ended: the ids of its files may
+// come late.
+func (b *batch) refresh() {
+	if state, err := b.api.Retrieve(b.t.ctx, b.id); err == nil {
+		state.Status = b.state.Status
+		b.state = state
+		b.output.named(state.OutputFileID)
+		b.errors.named(state.ErrorFileID)
+	}
+}
+
+func transient(err error) bool {
+	var failed *batchapi.Error
+	return !errors.As(err, &failed) || failed.Transient() || failed.RateLimited()
+}
+
+// read reads a result file from where it was left, and settles a call with
+// each line. What a torn download brought counts.
+func (b *batch) read(f *resultFile) error {
+	content, err := b.api.Content(b.t.ctx, f.id, f.next)
+	if err != nil {
+		return err
+	}
+	defer content.Body.Close()
+	r := line.NewReader(content.Body, maxResultLine)
+	for {
+		text, err := r.Next()
+		if err == nil {
+			b.deliver(text)
+			continue
+		}
+		if errors.Is(err, line.ErrTooLong) {
+			b.t.log.Error("result line skipped", "batch", b.id, "file", f.id, "error", err)
+			continue
+		}
+		whole := errors.Is(err, io.EOF)
+		f.advance(content, r.Lines(), whole)
+		if whole {
+			return nil
+		}
+		return err
+	}
+}
+
+// advance notes how far the file was read. Only a whole answer makes good on
+// what X-Last-Line promised.
+func (f *resultFile) advance(content *batchapi.Content, lines int, whole bool) {
+	f.read, f.partial = true, content.Partial
+	f.more = content.Incomplete || !whole
+	if whole && content.LastLine >= f.next {
+		f.next = content.LastLine
+		return
+	}
+	f.next += lines
+}
+
+// deliver settles the call that a result line is for. A line that cannot be
+// read, or is for nobody, costs nobody else.
+func (b *batch) deliver(text []byte) {
+	result, err := line.Parse(text)
+	if err != nil {
+		b.t.log.Warn("result line not understood", "batch", b.id, "bytes", len(text))
+		return
+	}
+	b.t.mu.Lock()
+	c := b.open[result.ID]
+	b.t.mu.Unlock()
+	if c != nil {
+		b.t.settle(c, answerOf(&result))
+	}
+}
+
+// conclude ends a harvested batch: calls that got no line learn why.
+func (b *batch) conclude() {
+	b.settleRest(b.verdict())
+	if b.state.Status == "completed" {
+		b.emit(BatchCompleted)
+	} else {
+		b.emit(BatchTerminal)
+	}
+	b.t.log.Info("batch ended", "batch", b.id, "status", b.state.Status, "completed", b.state.Counts.Completed, "failed", b.state.Counts.Failed)
+}
+
+// verdict is the answer for a call whose batch ended without a line for it.
+func (b *batch) verdict() *answer {
+	code, what := "batch_line_missing", "completed, but has no result for this request"
+	switch b.state.Status {
+	case "completed":
+	case "failed":
+		code, what = "batch_failed", "failed"
+	case "expired":
+		code, what = "batch_expired", "expired before it came to this request"
+	default:
+		code, what = "batch_cancelled", "was cancelled before it came to this request"
+	}
+	message := "batch " + b.id + " " + what
+	for i, p := range b.state.Problems[:min(len(b.state.Problems), 5)] {
+		message += map[bool]string{true: ": ", false: "; "}[i == 0] + problemText(p)
+	}
+	return failure(http.StatusFailedDependency, code, message)
+}
+
+func problemText(p batchapi.Problem) string {
+	text := p.Message
+	if p.Code != "" {
+		text += " (" + p.Code + ")"
+	}
+	if p.Line > 0 {
+		text = "line " + strconv.Itoa(p.Line) + ": " + text
+	}
+	return text
+}
+
+// An answer is what settles a call: an HTTP answer, or the error that
+// RoundTrip returns.
+type answer struct {
+	err       error
+	status    int
+	body      []byte
+	text      bool // the body is no JSON
+	requestID string
+	ours      bool // a failure of ours, not the provider's answer
+	batchID   string
+	customID  string
+}
+
+// failure is an answer of ours, in OpenAI's error shape.
+func failure(status int, code, message string) *answer {
+	return &answer{status: status, body: errorBody(errorType(status), code, "", message), ours: true}
+}
+
+// errorType is what OpenAI calls an error of this status.
+func errorType(status int) string {
+	switch {
+	case status == http.StatusTooManyRequests:
+		return "rate_limit_error"
+	case status == http.StatusFailedDependency:
+		return "batch_error"
+	case status >= 500:
+		return "server_error"
+	}
+	return "invalid_request_error"
+}
+
+func errorBody(kind, code, param, message string) []byte {
+	type object struct {
+		Message string  `json:"message"`
+		Type    string  `json:"type"`
+		Param   *string `json:"param"`
+		Code    *string `json:"code"`
+	}
+	o := object{Message: message, Type: kind}
+	if param != "" {
+		o.Param = &param
+	}
+	if code != "" {
+		o.Code = &code
+	}
+	body, err := json.Marshal(map[string]object{"error": o})
+	if err != nil {
+		panic(err) // four strings always marshal
+	}
+	return body
+}
+
+// answerOf makes an answer of a result line.
+func answerOf(r *line.Result) *answer {
+	if r.Status == 0 {
+		return lineFailure(r)
+	}
+	a := &answer{status: r.Status, body: r.Body, text: r.Text, requestID: r.RequestID}
+	if r.Status >= 400 && !gjson.GetBytes(r.Body, "error").IsObject() {
+		message := strings.TrimSpace(string(r.Body))
+		if message == "" {
+			message = http.StatusText(r.Status)
+		}
+		a.body, a.text = errorBody(errorType(r.Status), "", "", message), false
+	}
+	return a
+}
+
+// lineFailure is the answer for a line that got no HTTP answer. SDKs do not
+// retry 424, which is right: a retry would be another line, and paid for.
+func lineFailure(r *line.Result) *answer {
+	code := r.Code
+	if code == "" {
+		code = "batch_line_failed"
+	}
+	message := "the batch could not answer this request"
+	if r.Message != "" {
+		message += ": " + r.Message
+	}
+	return failure(http.StatusFailedDependency, code, message)
+}
+
+// submissionAnswer tells the callers why their batch could not be submitted.
+// A refusal of the provider's is passed on as it is; nothing was submitted
+// where the provider could not be reached, so that a retry is safe.
+func submissionAnswer(err error) *answer {
+	var failed *batchapi.Error
+	if !errors.As(err, &failed) || failed.Transient() || failed.RateLimited() {
+		a := failure(http.StatusServiceUnavailable, "batch_not_submitted", "the batch could not be submitted: "+err.Error())
+		return a
+	}
+	a := &answer{status: failed.Status, body: failed.Body, ours: true}
+	if !gjson.GetBytes(failed.Body, "error").IsObject() || !gjson.ValidBytes(failed.Body) {
+		a.body = errorBody(errorType(failed.Status), "batch_refused", "", "the provider refused the batch: "+failed.Message())
+	}
+	return a
+}
+
+// settle ends a call. It is the one place where that happens. Without a caller,
+// an answer that was paid for is kept for the same call's next try.
+func (t *Transport) settle(c *call, a *answer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c.ended {
+		return
+	}
+	c.ended, c.Body = true, nil
+	a.batchID, a.customID = c.batch.id, c.ID
+	delete(c.batch.open, c.ID)
+	if c.waiter == nil {
+		t.forget(c)
+		t.keep(c, a)
+		return
+	}
+	if a.ours || a.err != nil {
+		t.stats.Failed++
+	} else {
+		t.stats.Answered++
+	}
+	c.waiter.answer <- a
+	c.waiter = nil
+	c.batch.waiting--
+	c.batch.watchLonely()
+}
+
+// settleRest ends the calls that are still open, each with a copy of a.
+func (b *batch) settleRest(a *answer) {
+	b.t.mu.Lock()
+	rest := slices.Collect(maps.Values(b.open))
+	b.t.mu.Unlock()
+	for _, c := range rest {
+		own := *a
+		b.t.settle(c, &own)
+	}
+}
+
+// keptBytes bounds the answers kept for callers that have gone.
+const keptBytes = 64 << 20
+
+// keep stores an answer that nobody waits for: the same call again will get
+// it. Failures are not kept, since a new try may fare better. The caller holds
+// t.mu.
+func (t *Transport) keep(c *call, a *answer) {
+	if t.opts.KeepFor < 0 || a.err != nil || a.ours || a.status >= 500 ||
+		a.status == http.StatusTooManyRequests || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
+		return
+	}
+	c.answer, c.keptAt = a, time.Now()
+	t.left[c.print] = append(t.left[c.print], c)
+	t.kept = append(t.kept, c)
+	t.keptSize += int64(len(a.body))
+	t.prune()
+}
+
+// prune drops the kept answers that are too old or too many. The caller holds
+// t.mu.
+func (t *Transport) prune() {
+	for len(t.kept) > 0 {
+		c := t.kept[0]
+		if c.answer != nil && t.keptSize <= keptBytes && time.Since(c.keptAt) < t.opts.KeepFor {
+			return
+		}
+		t.kept = t.kept[1:]
+		if c.answer != nil {
+			t.keptSize -= int64(len(c.answer.body))
+			c.answer = nil
+			t.forget(c)
+		}
+	}
+}
+
+// forget takes c out of the lines and answers whose callers have gone. The
+// caller holds t.mu.
+func (t *Transport) forget(c *call) {
+	rest := slices.DeleteFunc(t.left[c.print], func(other *call) bool { return other == c })
+	if len(rest) == 0 {
+		delete(t.left, c.print)
+		return
+	}
+	t.left[c.print] = rest
+}
+
+// takeOver hands c's caller a line or an answer that an earlier try of the same
+// call left behind, and reports whether there was one. The caller holds t.mu.
+func (t *Transport) takeOver(c *call) bool {
+	t.prune()
+	if len(t.left[c.print]) == 0 {
+		return false
+	}
+	first := t.left[c.print][0]
+	t.forget(first)
+	w := c.waiter
+	c.waiter, c.ended = nil, true
+	if first.answer != nil {
+		w.answer <- first.answer
+		t.keptSize -= int64(len(first.answer.body))
+		first.answer = nil // prune drops it from kept
+		return true
+	}
+	w.call, first.waiter = first, w
+	first.batch.waiting++
+	first.batch.watchLonely()
+	return true
+}
+
+// leave notes that a caller has gone, and returns the id of the batch that its
+// line is in, if it was sent. What was not sent never will be; a line that was
+// stays open for the same call's next try.
+func (t *Transport) leave(w *waiter) (batchID string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := w.call
+	select {
+	case a := <-w.answer: // it came in this very moment
+		if a.err == nil {
+			t.keep(c, a)
+		}
+		return a.batchID
+	default:
+	}
+	if c.ended {
+		return ""
+	}
+	t.stats.Left++
+	c.waiter = nil
+	if c.batch.open == nil {
+		c.batch.remove(c)
+		c.ended = true
+		return ""
+	}
+	t.left[c.print] = append(t.left[c.print], c)
+	c.batch.waiting--
+	c.batch.watchLonely()
+	return c.batch.id
+}
+
+// watchLonely starts the time after which a batch without callers is
+// cancelled, or stops it. The caller holds t.mu.
+func (b *batch) watchLonely() {
+	lonely := b.waiting == 0 && len(b.open) > 0 && b.t.opts.AbandonAfter > 0
+	switch {
+	case !lonely && b.lonely != nil:
+		b.lonely.Stop()
+		b.lonely = nil
+	case lonely && b.lonely == nil:
+		b.lonely = time.AfterFunc(b.t.opts.AbandonAfter, func() {
+			select {
+			case b.abandoned <- struct{}{}:
+			default: // told already
+			}
+		})
+	}
+}
+
+func (b *batch) isLonely() bool {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	return b.waiting == 0 && len(b.open) > 0
+}
+
+func (b *batch) openLines() int {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	return len(b.open)
+}
+
+// respond makes the caller's response of an answer.
+func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Response, error) {
+	if a.err != nil {
+		return nil, a.err
+	}
+	res := a.respondTo(req)
+	if c.stream && a.status < 300 {
+		res = streamed(res, c, a)
+	}
+	if body, ok := res.Body.(*answerBody); ok {
+		body.unread = func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.keep(c, a)
+		}
+	}
+	return res, nil
+}
+
+// An answerBody gives an answer back that its caller did not live to read, so
+// that the call's next try finds it.
+type answerBody struct {
+	*bytes.Reader
+	ctx    context.Context // the caller's
+	unread func()
+}
+
+// Close keeps the answer if the caller went away before the end of it.
+func (b *answerBody) Close() error {
+	if b.unread != nil && b.Len() > 0 && b.ctx.Err() != nil {
+		b.unread()
+	}
+	b.unread = nil
+	return nil
+}
+
+// respondTo makes an http.Response as net/http would have read it.
+func (a *answer) respondTo(req *http.Request) *http.Response {
+	h := make(http.Header, 6)
+	h["Content-Type"] = []string{a.contentType()}
+	setIf(h, "X-Request-Id", a.requestID)
+	setIf(h, "Autobatcher-Batch-Id", a.batchID)
+	setIf(h, "Autobatcher-Custom-Id", a.customID)
+	switch {
+	case a.status == http.StatusServiceUnavailable && a.ours:
+		h["Retry-After"] = []string{"5"} // nothing was submitted: trying again is safe
+	case a.status >= 400:
+		h["X-Should-Retry"] = []string{"false"}
+	}
+	return newResponse(req, a.status, h, a.body)
+}
+
+func (a *answer) contentType() string {
+	if a.text {
+		return "text/plain; charset=utf-8"
+	}
+	return "application/json"
+}
+
+func setIf(h http.Header, name, value string) {
+	if value != "" {
+		h[name] = []string{value}
+	}
+}
+
+func newResponse(req *http.Request, status int, h http.Header, body []byte) *http.Response {
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	return &http.Response{
+		Status:     strconv.Itoa(status) + " " + http.StatusText(status),
+		StatusCode: status,
+		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header:        h,
+		Body:          &answerBody{Reader: bytes.NewReader(body), ctx: req.Context()},
+		ContentLength: int64(len(body)),
+		Request:       req,
+	}
+}
+
+// streamed turns the response into the stream of events that the provider
+// would have sent.
+func streamed(res *http.Response, c *call, a *answer) *http.Response {
+	var events []byte
+	var err error
+	switch {
+	case a.text && looksLikeEvents(a.body):
+		events = a.body // the provider batched the stream itself
+	case c.suffix == "/responses":
+		events, err = sse.AppendResponse(nil, a.body)
+	default:
+		events, err = sse.AppendChat(nil, a.body, c.usage)
+	}
+	if err != nil {
+		bad := failure(http.StatusFailedDependency, "batch_line_unreadable",
+			"batch "+a.batchID+" answered this request with something that cannot be streamed: "+err.Error())
+		bad.batchID, bad.customID, bad.requestID = a.batchID, a.customID, a.requestID
+		return bad.respondTo(res.Request)
+	}
+	res.Header["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
+	res.Header["Cache-Control"] = []string{"no-cache"}
+	return newResponse(res.Request, a.status, res.Header, events)
+}
+
+func looksLikeEvents(body []byte) bool {
+	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
+}
+
+// A refusal is what is wrong with a request, as its caller will read it.
+type refusal struct {
+	status         int
+	code           string
+	param, message string
+}
+
+func (r *refusal) Error() string { return r.message }
+
+func badBody(param, message string) error {
+	return &refusal{http.StatusBadRequest, "invalid_request", param, message}
+}
+
+// refuse answers a request that cannot be batched. Only what is no refusal,
+// such as a body that breaks off, is a Go error.
+func refuse(req *http.Request, err error) (*http.Response, error) {
+	var r *refusal
+	if !errors.As(err, &r) {
+		return nil, err
+	}
+	a := &answer{status: r.status, body: errorBody(errorType(r.status), r.code, r.param, r.message), ours: true}
+	return a.respondTo(req), nil
+}

@@ -1,0 +1,481 @@
+package autobatcher
+
+import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+	"unsafe"
+
+	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
+
+	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// A call is one intercepted request: what its line says, who may share its
+// batch, and, once it is queued, how far it got.
+type call struct {
+	line.Line
+	key      key
+	profile  *provider.Profile
+	print    fingerprint
+	suffix   string // "/chat/completions"
+	model    string
+	inputs   int           // embedding inputs; 0 for other calls
+	deadline time.Duration // 0: none
+	stream   bool          // answered as a stream of events
+	usage    bool          // whose last one says the usage
+
+	// These are guarded by Transport.mu.
+	batch  *batch
+	place  int     // in the batch's calls, while it collects
+	waiter *waiter // nil: the caller has gone
+	ended  bool    // settled, never to be settled again
+	answer *answer // came without a caller, and is kept
+	keptAt time.Time
+}
+
+// A key says who may share a batch: calls with equal keys, and nobody else. It
+// holds credentials and never leaves memory.
+type key struct {
+	base   string // upstream URL as far as "/v1", with the query
+	payer  string // every header that says who pays
+	window string
+	group  string // endpoint and model, where a file may hold one only
+}
+
+// A fingerprint tells whether a call is the same call again: same credential,
+// URL and body bytes.
+type fingerprint [sha256.Size]byte
+
+// endpoints are the path suffixes of the calls that are batched.
+var endpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+
+// The request headers of ours, and the prefix they are known by.
+const (
+	headerPrefix   = "Autobatcher-"
+	headerMode     = "Autobatcher-Mode"
+	headerWindow   = "Autobatcher-Completion-Window"
+	headerDeadline = "Autobatcher-Deadline"
+)
+
+// route decides what becomes of a request, without asking the network. Exactly
+// one result is set: a call to be batched, a request to be passed through, or
+// the reason why it can be neither. It closes the request's body unless it
+// passes that on.
+func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
+	suffix := batchedSuffix(req)
+	wishes, err := readWishes(req.Header)
+	if err != nil {
+		closeBody(req)
+		return nil, nil, err
+	}
+	if suffix == "" || wishes.realtime {
+		return nil, passThrough(req), nil
+	}
+	base := strings.TrimSuffix(req.URL.EscapedPath(), suffix)
+	profile := t.profileFor(req.URL, base)
+	switch {
+	case profile.Refusal != "":
+		closeBody(req)
+		return nil, nil, &refusal{http.StatusBadRequest, "batch_unsupported", "", profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
+	case !profile.Batches(suffix):
+		t.log.Debug("call passes through", "reason", "the provider does not batch "+suffix, "provider", profile.Name)
+		return nil, passThrough(req), nil
+	}
+	raw, body, err := snapshot(req, profile.MaxLineBytes)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &call{profile: profile, suffix: suffix, deadline: wishes.deadline}
+	background, err := c.rewrite(body)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case background:
+		t.log.Debug("call passes through", "reason", "background: true answers at once by itself")
+		return nil, withBody(passThrough(req), raw), nil
+	}
+	if c.key.window, err = t.windowFor(profile, wishes.window); err != nil {
+		return nil, nil, err
+	}
+	c.identify(req, base, raw)
+	return c, nil, nil
+}
+
+// batchedSuffix is the endpoint that the request is for, if that is batched.
+func batchedSuffix(req *http.Request) string {
+	if req.Method != http.MethodPost || req.URL == nil {
+		return ""
+	}
+	for _, suffix := range endpoints {
+		if strings.HasSuffix(req.URL.EscapedPath(), suffix) {
+			return suffix
+		}
+	}
+	return ""
+}
+
+// profileFor tells the provider from the URL. base is its path as far as the
+// endpoint.
+func (t *Transport) profileFor(u *url.URL, base string) *provider.Profile {
+	if t.opts.Provider != nil {
+		return t.opts.Provider
+	}
+	name := u.Scheme + "://" + u.Host + base
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.profiles[name]
+	if p == nil {
+		if len(t.profiles) >= 1000 { // an enemy's host names must not fill memory
+			clear(t.profiles)
+		}
+		known := provider.ForURL(u)
+		p = &known
+		t.profiles[name] = p
+	}
+	return p
+}
+
+func (t *Transport) windowFor(p *provider.Profile, wish string) (string, error) {
+	window := wish
+	if window == "" {
+		window = t.opts.CompletionWindow
+	}
+	if window == "" {
+		return p.DefaultWindow, nil
+	}
+	if err := p.CheckWindow(window); err != nil {
+		return "", &refusal{http.StatusBadRequest, "invalid_completion_window", "", err.Error()}
+	}
+	return window, nil
+}
+
+// wishes are what a call asks of us by its headers.
+type wishes struct {
+	realtime bool
+	window   string
+	deadline time.Duration
+}
+
+func readWishes(h http.Header) (wishes, error) {
+	var w wishes
+	for name, values := range h {
+		if !isOurs(name) || len(values) == 0 {
+			continue
+		}
+		value := values[len(values)-1]
+		var err error
+		switch http.CanonicalHeaderKey(name) {
+		case headerMode:
+			w.realtime = value == "realtime"
+			if value != "realtime" && value != "batch" {
+				err = badHeader(headerMode, value, `it must be "batch" or "realtime"`)
+			}
+		case headerWindow:
+			w.window = value
+		case headerDeadline:
+			w.deadline, err = time.ParseDuration(value)
+			if err != nil || w.deadline <= 0 {
+				err = badHeader(headerDeadline, value, `it must be a positive duration such as "30m" or "2h"`)
+			}
+		default:
+			err = badHeader(name, value, "there is no such header; there are "+headerMode+", "+headerWindow+" and "+headerDeadline)
+		}
+		if err != nil {
+			return wishes{}, err
+		}
+	}
+	return w, nil
+}
+
+func isOurs(name string) bool {
+	return len(name) > len(headerPrefix) && strings.EqualFold(name[:len(headerPrefix)], headerPrefix)
+}
+
+func badHeader(name, value, why string) error {
+	return &refusal{http.StatusBadRequest, "invalid_header", "", fmt.Sprintf("request header %s is %q: %s", name, value, why)}
+}
+
+// passThrough is the request as it goes on to Base: without headers of ours,
+// and the very same where it has none.
+func passThrough(req *http.Request) *http.Request {
+	ours := false
+	for name := range req.Header {
+		ours = ours || isOurs(name)
+	}
+	if !ours {
+		return req
+	}
+	clone := req.Clone(req.Context())
+	for name := range clone.Header {
+		if isOurs(name) {
+			delete(clone.Header, name)
+		}
+	}
+	return clone
+}
+
+// withBody gives a request whose body was read that body again.
+func withBody(req *http.Request, body []byte) *http.Request {
+	clone := req.WithContext(req.Context())
+	clone.ContentLength = int64(len(body))
+	clone.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	clone.Body, _ = clone.GetBody()
+	return clone
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
+
+// maxBody bounds a body where the provider names no limit for a line: the
+// largest file that OpenAI takes.
+const maxBody = 200 << 20
+
+// snapshot reads and closes the request's body. raw is what the caller sent,
+// body the same without its Content-Encoding.
+func snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
+	defer closeBody(req)
+	if limit <= 0 || limit > maxBody {
+		limit = maxBody
+	}
+	if raw, err = readAll(req.Body, req.ContentLength, limit); err != nil {
+		return nil, nil, err
+	}
+	body, err = decode(raw, req.Header.Get("Content-Encoding"), limit)
+	return raw, body, err
+}
+
+// readAll reads what there is, up to limit. length is what was announced,
+// which is not always true.
+func readAll(r io.Reader, length, limit int64) ([]byte, error) {
+	if r == nil {
+		return nil, nil
+	}
+	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "request_too_large", "", fmt.Sprintf(
+		"the request body is larger than the %d bytes that one line of a batch may hold; send it with the header Autobatcher-Mode: realtime, or send less", limit)}
+	if length > limit {
+		return nil, tooLarge
+	}
+	body, err := readExactly(r, min(max(length, 0), preallocated))
+	if err != nil {
+		return nil, err
+	}
+	rest, err := io.ReadAll(io.LimitReader(r, limit+1-int64(len(body))))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(rest) == 0:
+		return body, nil
+	case int64(len(body)+len(rest)) > limit:
+		return nil, tooLarge
+	}
+	return slices.Concat(body, rest), nil
+}
+
+// preallocated bounds what a mere announcement of a length can cost.
+const preallocated = 1 << 20
+
+// readExactly reads n bytes into memory of just that size, or less where the
+// body is shorter than announced.
+func readExactly(r io.Reader, n int64) ([]byte, error) {
+	body := make([]byte, n)
+	got, err := io.ReadFull(r, body)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil
+	}
+	return body[:got], err
+}
+
+// decode undoes a Content-Encoding, since a line has none.
+func decode(raw []byte, encoding string, limit int64) ([]byte, error) {
+	var r io.Reader
+	var err error
+	switch strings.ToLower(strings.TrimSpace(encoding)) {
+	case "", "identity":
+		return raw, nil
+	case "gzip", "x-gzip":
+		r, err = gzip.NewReader(bytes.NewReader(raw))
+	case "deflate":
+		r, err = zlib.NewReader(bytes.NewReader(raw))
+	default:
+		return nil, &refusal{http.StatusUnsupportedMediaType, "unsupported_content_encoding", "", fmt.Sprintf(
+			"Content-Encoding %q cannot be batched; send the body as it is, or with gzip or deflate", encoding)}
+	}
+	if err == nil {
+		var body []byte
+		if body, err = readAll(r, -1, limit); err == nil {
+			return body, nil
+		}
+	}
+	if r := (*refusal)(nil); errors.As(err, &r) {
+		return nil, err
+	}
+	return nil, badBody("", "the body is not "+encoding+" as its Content-Encoding says: "+err.Error())
+}
+
+// rewrite checks the body and makes the line's of it. It reports whether the
+// call asks to run in the background, which answers at once by itself.
+func (c *call) rewrite(body []byte) (background bool, err error) {
+	if !utf8.Valid(body) {
+		return false, badBody("", "the request body is not valid UTF-8")
+	}
+	if !line.Valid(body) || bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
+		return false, badBody("", "the request body is not a JSON object")
+	}
+	var input gjson.Result
+	gjson.Parse(view(body)).ForEach(func(name, value gjson.Result) bool {
+		switch name.String() {
+		case "model":
+			c.model = strings.Clone(value.String())
+		case "stream":
+			c.stream = value.Bool()
+		case "stream_options":
+			c.usage = value.Get("include_usage").Bool()
+		case "background":
+			background = value.Bool()
+		case "input":
+			input = value
+		}
+		return true
+	})
+	if c.model == "" {
+		return false, badBody("model", "you must provide a model parameter")
+	}
+	if c.suffix == "/embeddings" {
+		c.inputs = countInputs(input)
+	}
+	c.URL = c.profile.LineURL(c.suffix)
+	c.Body, err = withoutStream(line.OneLine(body))
+	return background, err
+}
+
+// view is b as a string without a copy, for as long as b does not change.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// countInputs is how many embeddings are asked for: input is a text, a list of
+// tokens, or a list of either.
+func countInputs(input gjson.Result) int {
+	if !input.IsArray() {
+		return 1
+	}
+	n, tokens := 0, false
+	input.ForEach(func(_, value gjson.Result) bool {
+		tokens = value.Type == gjson.Number
+		n++
+		return !tokens
+	})
+	if tokens {
+		return 1
+	}
+	return n
+}
+
+// withoutStream deletes "stream" and "stream_options", every one of them if
+// there are several, and leaves the rest as it stands.
+func withoutStream(body []byte) ([]byte, error) {
+	for _, name := range []string{"stream", "stream_options"} {
+		for gjson.GetBytes(body, name).Exists() {
+			shorter, err := sjson.DeleteBytes(body, name)
+			if err != nil || len(shorter) >= len(body) {
+				return nil, badBody(name, "the request body has a "+name+" that cannot be removed")
+			}
+			body = shorter
+		}
+	}
+	return body, nil
+}
+
+// identify says who pays for the call, with whom it may share a batch, and by
+// what the same call is known again.
+func (c *call) identify(req *http.Request, base string, raw []byte) {
+	c.key.base = req.URL.Scheme + "://" + req.URL.Host + base
+	if req.URL.RawQuery != "" {
+		c.key.base += "?" + req.URL.RawQuery
+	}
+	c.key.payer = payer(req.Header)
+	if c.profile.OneEndpoint {
+		c.key.group = c.suffix
+	}
+	if c.profile.OneModel {
+		c.key.group += " " + c.model
+	}
+	h := sha256.New()
+	for _, part := range []string{c.key.base, c.key.payer, c.suffix} {
+		io.WriteString(h, part)
+		h.Write([]byte{0})
+	}
+	h.Write(raw)
+	h.Sum(c.print[:0])
+}
+
+// payer is every header that says who pays, as it goes upstream with files and
+// batches: calls with different ones must never meet.
+func payer(h http.Header) string {
+	var names []string
+	for name := range h {
+		if saysWhoPays(name) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 1 && len(h[names[0]]) == 1 {
+		return names[0] + ": " + h[names[0]][0]
+	}
+	slices.Sort(names)
+	var b strings.Builder
+	for _, name := range names {
+		for _, value := range h[name] {
+			if b.Len() > 0 {
+				b.WriteByte('\n')
+			}
+			b.WriteString(name + ": " + value)
+		}
+	}
+	return b.String()
+}
+
+// payerHeader is payer's inverse.
+func payerHeader(payer string) http.Header {
+	h := make(http.Header)
+	for pair := range strings.SplitSeq(payer, "\n") {
+		if name, value, ok := strings.Cut(pair, ": "); ok {
+			h[name] = append(h[name], value)
+		}
+	}
+	return h
+}
+
+// saysWhoPays errs on the side of keeping callers apart: gateways have many
+// names for a credential, and two tenants in one file would read each other's
+// answers.
+func saysWhoPays(name string) bool {
+	switch name {
+	case "Authorization", "Api-Key", "Openai-Organization", "Openai-Project":
+		return true
+	case "Content-Type", "Content-Length", "Accept", "Accept-Encoding", "User-Agent", "Idempotency-Key":
+		return false
+	}
+	name = strings.ToLower(name)
+	if strings.HasPrefix(name, "x-stainless-") {
+		return false
+	}
+	return strings.HasPrefix(name, "x-goog-") || slices.ContainsFunc(payerWords, func(word string) bool {
+		return strings.Contains(name, word)
+	})
+}
+
+var payerWords = []string{"auth", "key", "token", "secret", "cookie", "credential", "tenant", "organization", "project", "account", "cf-access"}
