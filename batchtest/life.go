@@ -74,6 +74,7 @@ type batch struct {
 
 	results           [2]results
 	completed, failed int
+	scratch           []byte // to measure results in
 
 	cancelAt time.Time // asked to cancel
 	stuck    bool      // cancelling for ever
@@ -184,7 +185,8 @@ func (b *batch) record(r result) {
 		to = &b.results[outputs]
 	}
 	to.lines = append(to.lines, r)
-	to.bytes += int64(len(b.appendResult(nil, r)))
+	b.scratch = b.appendResult(b.scratch[:0], r)
+	to.bytes += int64(len(b.scratch))
 }
 
 // abandon ends all lines that have not finished.

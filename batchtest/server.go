@@ -72,9 +72,9 @@ type Server struct {
 	listener *http.Server
 
 	closing chan struct{} // closed first, by Close: faults stop waiting
+	closed  chan struct{} // closed last
 	base    context.Context
 	cut     context.CancelFunc // ends base, and with it every request still running
-	once    sync.Once
 
 	mu       sync.Mutex // guards all below; never held while reading or writing a request
 	files    map[string]*file
@@ -95,6 +95,7 @@ func New(opts Options) *Server {
 		opts:    opts,
 		manners: opts.Manners.withDefaults(),
 		closing: make(chan struct{}),
+		closed:  make(chan struct{}),
 		files:   map[string]*file{},
 		batches: map[string]*batch{},
 		rates:   map[string]*rate{},
@@ -128,19 +129,36 @@ func (s *Server) Client() *http.Client { return &http.Client{Transport: s.Transp
 
 // Close ends the Server. It lets running requests finish, and after five
 // seconds names through Options.Logf those that did not and cuts them off.
+// Called again it waits for the first call to return.
 func (s *Server) Close() {
-	s.once.Do(func() {
+	if s.alreadyClosing() {
+		<-s.closed
+		return
+	}
+	defer close(s.closed)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if !s.drained(ctx) {
+		s.opts.Logf("batchtest: Close waited 5 seconds for %s", strings.Join(s.stuck(), ", "))
+	}
+	s.cut()
+	if s.listener != nil {
+		_ = s.listener.Close()
+	}
+}
+
+// alreadyClosing closes s.closing, and reports whether somebody had before. A
+// sync.Once would hang a synctest bubble where two goroutines close.
+func (s *Server) alreadyClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.closing:
+		return true
+	default:
 		close(s.closing)
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if !s.drained(ctx) {
-			s.opts.Logf("batchtest: Close waited 5 seconds for %s", strings.Join(s.stuck(), ", "))
-		}
-		s.cut()
-		if s.listener != nil {
-			_ = s.listener.Close()
-		}
-	})
+		return false
+	}
 }
 
 // drained waits until no request runs any more, and reports whether it came to that.

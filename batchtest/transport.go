@@ -100,7 +100,9 @@ type exchange struct {
 
 func newExchange(req *http.Request) *exchange {
 	x := &exchange{header: http.Header{}, length: -1, begun: make(chan struct{})}
-	x.ctx, x.cancel = context.WithCancel(req.Context())
+	// Not derived from the request's context: abort has to come first when that
+	// ends, or the handler's giving up could be taken for the reason.
+	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.pr, x.pw = io.Pipe()
 	x.res = &http.Response{
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req, Body: &responseBody{x},
