@@ -310,6 +310,7 @@ func TestRefusesOtherBodies(t *testing.T) {
 		{"chat: not JSON", `{"choices":[`, chat},
 		{"chat: two values", `{"choices":[]} {}`, chat},
 		{"chat: array", `[{"choices":[]}]`, chat},
+		{"chat: too deep", `{"choices":[],"x":` + strings.Repeat("[", 20_000_000) + strings.Repeat("]", 20_000_000) + `}`, chat},
 		{"chat: error", `{"error":{"message":"no"}}`, chat},
 		{"chat: error without a choice", `{"choices":[],"error":{"message":"no"}}`, chat},
 		{"chat: choices null", `{"choices":null}`, chat},

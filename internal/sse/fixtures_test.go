@@ -47,8 +47,8 @@ func chatBodies(t testing.TB) map[string][]byte {
 		strings.Repeat(`{\"a\":\"é\"}`, 10_000)+`"}}]`, `null`)
 	bodies["large audio"] = chatBody(`"content":null,"refusal":null,"audio":{"id":"a","data":"`+strings.Repeat("QUJD", 50_000)+
 		`","expires_at":1,"transcript":"`+strings.Repeat("la ", 10_000)+`"}`, `null`)
-	bodies["large logprobs"] = chatBody(`"content":"`+strings.Repeat(" word", 5_000)+`","refusal":null`,
-		`{"content":[`+logprobs(" word", 5_000)+`],"refusal":null}`)
+	bodies["large logprobs"] = chatBody(`"content":"`+strings.Repeat(" word", 2_000)+`","refusal":null`,
+		`{"content":[`+logprobs(" word", 2_000)+`],"refusal":null}`)
 	return bodies
 }
 
@@ -69,10 +69,10 @@ func responseBodies(t testing.TB) map[string][]byte {
 	t.Helper()
 	bodies := fixtures(t, "responses")
 	bodies["large"] = []byte(`{"id":"resp_1","object":"response","created_at":1,"model":"m","status":"completed","output":[` +
-		`{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"` + strings.Repeat("so ", 20_000) + `"}]},` +
+		`{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"` + strings.Repeat("so ", 5_000) + `"}]},` +
 		`{"id":"msg_1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text","text":"` +
-		strings.Repeat(" word", 5_000) + strings.Repeat("😀", 50_000) + `","annotations":[],"logprobs":[` + logprobs(" word", 5_000) + `]}]},` +
-		`{"id":"fc_1","type":"function_call","status":"completed","call_id":"c","name":"f","arguments":"` + strings.Repeat(`\"`, 50_000) + `"}]}`)
+		strings.Repeat(" word", 500) + strings.Repeat("😀", 20_000) + `","annotations":[],"logprobs":[` + logprobs(" word", 500) + `]}]},` +
+		`{"id":"fc_1","type":"function_call","status":"completed","call_id":"c","name":"f","arguments":"` + strings.Repeat(`\"`, 10_000) + `"}]}`)
 	return bodies
 }
 
