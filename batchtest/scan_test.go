@@ -1,0 +1,51 @@
+package batchtest
+
+import (
+	"encoding/json"
+	"testing"
+)
+
+func FuzzFieldsAgreeWithEncodingJSON(f *testing.F) {
+	for _, seed := range []string{
+		`{}`, `{"a":1}`, ` { "a" : "x\"y\\" , "b":[1,{"c":"]}"}],"d":null } `, `{"a":1,"a":2}`, `{"":{}}`,
+		`["a",[1],{"b":2}, -1e3 ,true]`, `[`, `{"a"`, `{"a":`, `{"a":1,`, `{"a":"\\\\\""}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		fields := map[string]string{}
+		eachField(raw, func(key, value []byte) bool {
+			var name string
+			if json.Unmarshal([]byte(`"`+string(key)+`"`), &name) == nil {
+				fields[name] = string(value)
+			}
+			return true
+		})
+		var items []string
+		eachItem(raw, func(value []byte) bool {
+			items = append(items, string(value))
+			return true
+		})
+		var object map[string]json.RawMessage
+		if json.Unmarshal(raw, &object) == nil && object != nil {
+			compare(t, len(object), len(fields))
+			for name, value := range object {
+				compare(t, string(value), fields[name])
+			}
+		}
+		var array []json.RawMessage
+		if json.Unmarshal(raw, &array) == nil {
+			compare(t, len(array), len(items))
+			for i := range array {
+				compare(t, string(array[i]), items[i])
+			}
+		}
+	})
+}
+
+func compare[T comparable](t *testing.T, want, got T) {
+	t.Helper()
+	if want != got {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
