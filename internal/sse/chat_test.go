@@ -248,6 +248,22 @@ func TestChatVendorFieldsShareAChunk(t *testing.T) {
 	}
 }
 
+func TestChatVendorFieldsOfTheCompletionComeFirstAndOnce(t *testing.T) {
+	for _, choices := range []string{`[]`, `[{"index":0,"message":{"content":"x"}}]`} {
+		body := `{"choices":` + choices + `,"provider":"Acme","usage":{"total_tokens":1}}`
+		events, _ := mustParseEvents(t, appendChat(t, []byte(body), true))
+		for i, chunk := range events {
+			want := ""
+			if i == 0 {
+				want = `"Acme"`
+			}
+			if got := gjson.Get(chunk.line, "provider").Raw; got != want {
+				t.Errorf("chunk %d of %s has the provider %s, want %s", i, body, got, want)
+			}
+		}
+	}
+}
+
 // openai-go ends a stream at an event with a field "error", whatever its value.
 func TestNoEventOfASuccessHasAnError(t *testing.T) {
 	streams := map[string][]byte{}
@@ -259,6 +275,8 @@ func TestNoEventOfASuccessHasAnError(t *testing.T) {
 	}
 	escaped := bytes.Replace(fixtures(t, "chat")["vllm"], []byte(`"error":null`), []byte(`"\u0065rror":null`), 1)
 	streams["chat/escaped name"] = appendChat(t, escaped, true)
+	both := `{"choices":[{"index":0,"message":{"content":"x"}}],"error":{"message":"no"}}`
+	streams["chat/answer and error"] = appendChat(t, []byte(both), true)
 	for name, stream := range streams {
 		events, _ := mustParseEvents(t, stream)
 		for _, e := range events {
@@ -359,6 +377,10 @@ func TestChatOddBodies(t *testing.T) {
 			`{"index":7,"id":"c","function":{"name":"f","arguments":{"a":1.0}}}]},"finish_reason":"stop"}]}`, []string{
 			`[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":{"a":1.0}}}]},"logprobs":null,"finish_reason":null}]`,
+			`[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`,
+		}},
+		{"field twice: the last counts", `{"choices":[{"finish_reason":"length","finish_reason":"stop"}]}`, []string{
+			`[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`,
 		}},
 		{"log probabilities without text", `{"choices":[{"index":0,"message":{"content":null},"logprobs":{"content":[{"token":"x"}]},"finish_reason":"stop"}]}`, []string{
