@@ -132,29 +132,18 @@ func responseAnswer(l Line) any {
 }
 
 func embeddingsAnswer(l Line) any {
-	input := field(l.Body, "input")
-	if countInputs(input) == 1 && (input[0] != '[' || !isList(input)) {
-		return embeddingList(l, [][]byte{input})
-	}
-	var texts [][]byte
-	eachItem(input, func(item []byte) bool {
-		texts = append(texts, item)
-		return true
-	})
-	return embeddingList(l, texts)
-}
-
-func embeddingList(l Line, texts [][]byte) any {
 	encoding, _ := unquote(field(l.Body, "encoding_format"))
 	size, err := strconv.Atoi(string(field(l.Body, "dimensions")))
 	if err != nil {
 		size = dimensions
 	}
 	size = min(max(1, size), 4096)
-	data := make([]any, len(texts))
-	for i, text := range texts {
-		data[i] = object{"object": "embedding", "index": i, "embedding": encode(vector(text, size), encoding)}
-	}
+	data := []any{}
+	eachInput(field(l.Body, "input"), func(text []byte) {
+		data = append(data, object{
+			"object": "embedding", "index": len(data), "embedding": encode(vector(text, size), encoding),
+		})
+	})
 	n := tokens(l.Body)
 	return object{
 		"object": "list", "data": data, "model": l.Model, "usage": object{"prompt_tokens": n, "total_tokens": n},
@@ -247,14 +236,6 @@ func lastUserText(messages []byte) (text string) {
 		return true
 	})
 	return text
-}
-
-func isList(input []byte) (list bool) {
-	eachItem(input, func(item []byte) bool {
-		list = item[0] == '"' || item[0] == '['
-		return false
-	})
-	return list
 }
 
 func tokens(b []byte) int64 { return int64(len(b)+3) / 4 }

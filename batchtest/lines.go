@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // A Line is one request to the model: a line of a batch, or a realtime call.
@@ -99,7 +100,7 @@ func (p *parser) whole(count int) {
 
 // line reads one line and keeps it if it is sound.
 func (p *parser) line(number int, raw []byte) *BatchError {
-	if !json.Valid(raw) || raw[skipSpace(raw, 0)] != '{' {
+	if !utf8.Valid(raw) || !json.Valid(raw) || raw[skipSpace(raw, 0)] != '{' {
 		return &BatchError{Code: "invalid_json_line", Message: "This line is not parseable as valid JSON."}
 	}
 	l := Line{Number: number}
@@ -228,7 +229,7 @@ func (p *parser) checkBody(l *Line) *BatchError {
 			}
 		case "input":
 			if strings.HasSuffix(l.URL, "/embeddings") {
-				p.inputs += int64(countInputs(value))
+				eachInput(value, func([]byte) { p.inputs++ })
 			}
 		}
 		return bad == nil
@@ -244,19 +245,24 @@ func (p *parser) checkBody(l *Line) *BatchError {
 
 func allowed(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
 
-// countInputs counts the texts, or lists of tokens, in an embedding's input.
-func countInputs(input []byte) int {
-	if input[0] != '[' {
-		return 1
+// eachInput calls yield with every text, or list of tokens, in an embedding's input.
+func eachInput(input []byte, yield func(text []byte)) {
+	if !isList(input) {
+		yield(input) // one text, or one list of tokens
+		return
 	}
-	n, numbers := 0, false
 	eachItem(input, func(item []byte) bool {
-		numbers = item[0] != '"' && item[0] != '['
-		n++
-		return !numbers
+		yield(item)
+		return true
 	})
-	if numbers {
-		return 1 // one input, given as tokens
-	}
-	return n
+}
+
+// isList tells whether an embedding's input has several texts, rather than
+// being one itself.
+func isList(input []byte) (list bool) {
+	eachItem(input, func(item []byte) bool {
+		list = item[0] == '"' || item[0] == '['
+		return false
+	})
+	return list
 }
