@@ -286,7 +286,7 @@ func errorBody(kind, code, param, message string) []byte {
 
 // answerOf makes an answer of a result line.
 func answerOf(r *line.Result) *answer {
-	if r.Status == 0 {
+	if r.Status == 0 || r.Status < 300 && len(r.Body) == 0 {
 		return lineFailure(r)
 	}
 	a := &answer{status: r.Status, body: r.Body, text: r.Text, requestID: r.RequestID}

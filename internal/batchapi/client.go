@@ -47,7 +47,7 @@ func New(base *url.URL, header http.Header, via http.RoundTripper, p provider.Pr
 	root.RawQuery, root.Path = "", strings.TrimSuffix(root.Path, "/")+"/"
 	opts := []option.RequestOption{
 		option.WithBaseURL(root.String()),
-		option.WithHTTPClient(&http.Client{Transport: via}),
+		option.WithHTTPClient(&http.Client{Transport: shortErrors{via}}),
 		option.WithMaxRetries(0), // a create sent twice is a batch paid for twice
 	}
 	for name, values := range header {
@@ -64,6 +64,20 @@ func New(base *url.URL, header http.Header, via http.RoundTripper, p provider.Pr
 	// Not openai.NewClient: that would add the environment's key to calls that
 	// brought another credential, or none.
 	return &Client{api: openai.Client{Options: opts}, profile: p}
+}
+
+// shortErrors cuts the bodies of error answers short: the SDK reads them whole.
+type shortErrors struct{ next http.RoundTripper }
+
+func (s shortErrors) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := s.next.RoundTrip(req)
+	if err == nil && res.StatusCode >= 400 {
+		res.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(res.Body, maxErrorBody), res.Body}
+	}
+	return res, err
 }
 
 // do sends one request and returns its answer, whose body the caller closes.

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"strconv"
+	"strings"
+	"unsafe"
 
 	"github.com/tidwall/gjson"
 )
@@ -32,12 +34,22 @@ func Parse(b []byte) (Result, error) {
 	if !Valid(b) {
 		return Result{}, ErrMalformed
 	}
-	f := gjson.GetManyBytes(b, "custom_id", "response", "error")
-	id, response, failure := f[0], f[1], f[2]
+	var id, response, failure gjson.Result
+	gjson.Parse(view(b)).ForEach(func(key, value gjson.Result) bool {
+		switch key.Str {
+		case "custom_id":
+			id = value
+		case "response":
+			response = value
+		case "error":
+			failure = value
+		}
+		return true
+	})
 	if id.Type != gjson.String || id.Str == "" {
 		return Result{}, ErrMalformed
 	}
-	r := Result{ID: id.String()}
+	r := Result{ID: strings.Clone(id.Str)}
 	if response.IsObject() {
 		r.readResponse(response)
 	}
@@ -47,6 +59,10 @@ func Parse(b []byte) (Result, error) {
 	return r, nil
 }
 
+// view is b as a string without a copy. What is kept of it must be copied,
+// since b is the reader's buffer.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
 // readResponse reads {"status_code", "request_id", "body"}. A response without
 // a usable status is none: what went wrong stands under "error" then.
 func (r *Result) readResponse(response gjson.Result) {
@@ -55,7 +71,7 @@ func (r *Result) readResponse(response gjson.Result) {
 		case "status_code":
 			r.Status = httpStatus(value)
 		case "request_id":
-			r.RequestID = value.String()
+			r.RequestID = strings.Clone(value.String())
 		case "body":
 			r.setBody(value)
 		}
@@ -78,11 +94,11 @@ func (r *Result) setBody(body gjson.Result) {
 // readError reads "error", whatever its shape.
 func (r *Result) readError(failure gjson.Result) {
 	if !failure.IsObject() {
-		r.Message = failure.String()
+		r.Message = strings.Clone(failure.String())
 		return
 	}
-	r.Code = failure.Get("code").String()
-	r.Message = failure.Get("message").String()
+	r.Code = strings.Clone(failure.Get("code").String())
+	r.Message = strings.Clone(failure.Get("message").String())
 	r.readSerialized()
 }
 

@@ -1,0 +1,282 @@
+package autobatcher_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// bare is an upstream that does nothing but what a batch needs: it swallows
+// the upload and answers with an output file that was ready before. Its cost
+// is the same for the Transport and for the floor.
+type bare struct {
+	answer   []byte // one chat completion
+	ids      [][]byte
+	uploaded atomic.Int64
+	polls    atomic.Int64
+	gate     chan struct{} // closed: the batch is completed
+}
+
+func newBare(answerSize int) *bare {
+	head := `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"`
+	tail := `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`
+	b := &bare{gate: make(chan struct{})}
+	b.answer = []byte(head + strings.Repeat("x", max(answerSize-len(head)-len(tail), 1)) + tail)
+	return b
+}
+
+func (b *bare) RoundTrip(req *http.Request) (*http.Response, error) {
+	switch {
+	case req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/files"):
+		b.swallow(req.Body)
+		return b.json(`{"id":"file-1","object":"file"}`), nil
+	case strings.HasSuffix(req.URL.Path, "/content"):
+		pr, pw := io.Pipe()
+		go b.write(pw)
+		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: pr, ContentLength: -1}, nil
+	}
+	status := "in_progress"
+	select {
+	case <-b.gate:
+		status = "completed"
+	default:
+	}
+	b.polls.Add(1)
+	return b.json(fmt.Sprintf(`{"id":"batch_1","status":%q,"input_file_id":"file-1","output_file_id":"file-2","request_counts":{"total":%d,"completed":%d,"failed":0}}`,
+		status, len(b.ids), len(b.ids))), nil
+}
+
+func (b *bare) json(text string) *http.Response {
+	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(text)), ContentLength: int64(len(text))}
+}
+
+// swallow reads the upload and remembers only the custom ids.
+func (b *bare) swallow(r io.ReadCloser) {
+	defer r.Close()
+	mark := []byte(`{"custom_id":"`)
+	buf := make([]byte, 256<<10)
+	kept := 0 // bytes of the last read that may hold the beginning of a mark
+	for {
+		n, err := r.Read(buf[kept:])
+		b.uploaded.Add(int64(n))
+		text := buf[:kept+n]
+		for {
+			i := bytes.Index(text, mark)
+			if i < 0 || len(text) < i+len(mark)+64 {
+				break
+			}
+			id := text[i+len(mark):]
+			end := bytes.IndexByte(id, '"')
+			b.ids = append(b.ids, bytes.Clone(id[:end]))
+			text = id[end:]
+		}
+		kept = copy(buf, text[max(len(text)-100, 0):])
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (b *bare) write(w *io.PipeWriter) {
+	var buf []byte
+	for _, id := range b.ids {
+		buf = append(buf, `{"id":"r","custom_id":"`...)
+		buf = append(buf, id...)
+		buf = append(buf, `","response":{"status_code":200,"request_id":"req_1","body":`...)
+		buf = append(buf, b.answer...)
+		buf = append(buf, `},"error":null}`+"\n"...)
+		if len(buf) > 256<<10 {
+			w.Write(buf)
+			buf = buf[:0]
+		}
+	}
+	w.Write(buf)
+	w.Close()
+}
+
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func heapInUse() int64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+const (
+	benchCalls = 50_000
+	benchBody  = 1 << 10
+)
+
+func benchRequest(i int) *http.Request {
+	text := `{"model":"m","messages":[{"role":"user","content":"` + strconv.Itoa(i) + strings.Repeat("x", benchBody-60) + `"}]}`
+	req, _ := http.NewRequest(http.MethodPost, "http://bare.invalid/v1/chat/completions", strings.NewReader(text))
+	req.Header.Set("Authorization", "Bearer k")
+	req.Header.Set("Content-Type", "application/json")
+	return req
+}
+
+// BenchmarkCalls runs 50,000 calls of 1 KB in and 1 KB out through the
+// Transport, and beside it, in the same run, the floor: a program that only
+// writes the JSONL, uploads it, downloads the results and splits them.
+//
+// Reported: CPU microseconds a call for both and their ratio, and the heap
+// bytes that a held call costs beyond its body and its goroutine.
+func BenchmarkCalls(b *testing.B) {
+	for b.Loop() {
+		requests := make([]*http.Request, benchCalls)
+		for i := range requests {
+			requests[i] = benchRequest(i)
+		}
+		floor := floorCPU(b, requests)
+		ours, held := transportCPU(b, requests)
+		b.ReportMetric(float64(floor.Nanoseconds())/1e3/benchCalls, "floor-µs/call")
+		b.ReportMetric(float64(ours.Nanoseconds())/1e3/benchCalls, "cpu-µs/call")
+		b.ReportMetric(float64(ours)/float64(floor), "x-floor")
+		b.ReportMetric(float64(held)/benchCalls, "held-B/call")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
+// floorCPU is the same work by hand, with nobody waiting: read each body, append
+// it to a line, upload, download, split, look at the id.
+func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
+	up := newBare(benchBody)
+	close(up.gate)
+	runtime.GC()
+	start := cpuTime()
+	file := make([]byte, 0, len(requests)*(benchBody+200))
+	for i, req := range requests {
+		file = append(file, `{"custom_id":"request-`...)
+		file = strconv.AppendInt(file, int64(1e17+i), 10)
+		file = append(file, `","method":"POST","url":"/v1/chat/completions","body":`...)
+		n, _ := io.ReadFull(req.Body, file[len(file):len(file)+int(req.ContentLength)])
+		file = append(file[:len(file)+n], '}', '\n')
+		req.Body, _ = req.GetBody()
+	}
+	upload, _ := http.NewRequest(http.MethodPost, "http://bare.invalid/v1/files", bytes.NewReader(file))
+	up.RoundTrip(upload)
+	download, _ := http.NewRequest(http.MethodGet, "http://bare.invalid/v1/files/file-2/content", nil)
+	res, _ := up.RoundTrip(download)
+	results := make(map[string][]byte, len(requests))
+	lines := bufio.NewReaderSize(res.Body, 256<<10)
+	for text, err := lines.ReadSlice('\n'); err == nil; text, err = lines.ReadSlice('\n') {
+		id := text[len(`{"id":"r","custom_id":"`):]
+		results[string(id[:bytes.IndexByte(id, '"')])] = bytes.Clone(text)
+	}
+	if len(results) != len(requests) {
+		b.Fatalf("the floor got %d of %d results", len(results), len(requests))
+	}
+	return cpuTime() - start
+}
+
+func transportCPU(b *testing.B, requests []*http.Request) (cpu time.Duration, held int64) {
+	up := newBare(benchBody)
+	profile := provider.Generic()
+	profile.MaxLines = benchCalls
+	tr, err := autobatcher.New(autobatcher.Options{
+		Base: up, BatchSize: benchCalls, BatchWindow: time.Minute, PollInterval: 10 * time.Millisecond, Provider: &profile,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer tr.Close()
+	// The callers stand ready before the clock starts: they are the program's
+	// own, whatever answers them.
+	start, done := make(chan struct{}), make(chan struct{})
+	var answered, wrong atomic.Int64
+	var wg sync.WaitGroup
+	for _, req := range requests {
+		wg.Go(func() {
+			<-start
+			res, err := tr.RoundTrip(req)
+			if err != nil || res.StatusCode != 200 || res.ContentLength != int64(len(up.answer)) {
+				wrong.Add(1)
+			}
+			answered.Add(1)
+			<-done
+		})
+	}
+	before := heapInUse()
+	began := cpuTime()
+	close(start)
+	for tr.Stats().Running < benchCalls {
+		time.Sleep(time.Millisecond)
+	}
+	cpu = cpuTime() - began
+	held = heapInUse() - before - benchCalls*benchBody
+	began = cpuTime()
+	close(up.gate)
+	for answered.Load() < benchCalls {
+		time.Sleep(time.Millisecond)
+	}
+	cpu += cpuTime() - began
+	close(done)
+	wg.Wait()
+	if wrong.Load() > 0 {
+		b.Fatalf("%d calls went wrong", wrong.Load())
+	}
+	for _, req := range requests {
+		req.Body, _ = req.GetBody()
+	}
+	return cpu, held
+}
+
+// BenchmarkUpload uploads 200 MB and reports all that was allocated meanwhile,
+// freed or not: an upper bound of how much memory the upload takes beyond the
+// bodies.
+func BenchmarkUpload(b *testing.B) {
+	const calls, body = 2000, 100_000
+	text := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", body) + `"}]}`
+	for b.Loop() {
+		up := newBare(100)
+		profile := provider.Generic()
+		profile.MaxBytes = 210 << 20
+		tr, err := autobatcher.New(autobatcher.Options{Base: up, BatchSize: calls + 1, BatchWindow: time.Hour, PollInterval: 10 * time.Millisecond, Provider: &profile})
+		if err != nil {
+			b.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for range calls {
+			wg.Go(func() {
+				req, _ := http.NewRequest(http.MethodPost, "http://bare.invalid/v1/chat/completions", strings.NewReader(text))
+				if res, err := tr.RoundTrip(req); err != nil || res.StatusCode != 200 {
+					b.Errorf("%v, %v", res, err)
+				}
+			})
+		}
+		for tr.Stats().Queued < calls {
+			time.Sleep(time.Millisecond)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if err := tr.Flush(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		close(up.gate)
+		wg.Wait()
+		tr.Close()
+		b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/(1<<20), "alloc-MB")
+		b.ReportMetric(float64(up.uploaded.Load())/(1<<20), "uploaded-MB")
+	}
+}

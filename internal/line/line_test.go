@@ -1,0 +1,278 @@
+package line_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher/internal/line"
+)
+
+func file(lines ...line.Line) line.File {
+	return line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i] }}
+}
+
+func TestFileIsItsLinesJoined(t *testing.T) {
+	for _, lines := range [][]line.Line{
+		nil,
+		{{ID: "a", URL: "/v1/embeddings", Body: []byte(`{"model":"m"}`)}},
+		{
+			{ID: "a", URL: "/v1/embeddings", Body: []byte(`{"model":"m","n":1e400}`)},
+			{ID: "b", URL: "/v1/responses", Body: []byte(`{}`)},
+			{ID: "c", URL: "/v1/chat/completions", Body: bytes.Repeat([]byte(" "), 100_000)},
+		},
+	} {
+		var want [][]byte
+		for i := range lines {
+			text := lines[i].Append(nil)
+			if lines[i].Size() != len(text) {
+				t.Errorf("Size = %d, but Append wrote %d bytes", lines[i].Size(), len(text))
+			}
+			want = append(want, text)
+		}
+		whole := bytes.Join(want, []byte("\n"))
+		f := file(lines...)
+		if err := iotest.TestReader(f.NewReader(), whole); err != nil {
+			t.Error(err)
+		}
+		if f.Size() != int64(len(whole)) {
+			t.Errorf("File.Size = %d, but it reads as %d bytes", f.Size(), len(whole))
+		}
+	}
+}
+
+func TestAppend(t *testing.T) {
+	l := line.Line{ID: "id-1", URL: "/v1/chat/completions", Body: []byte(`{"model":"m"}`)}
+	want := `{"custom_id":"id-1","method":"POST","url":"/v1/chat/completions","body":{"model":"m"}}`
+	if got := string(l.Append(nil)); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestValid(t *testing.T) {
+	nested := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
+	for _, tt := range []struct {
+		name, text string
+		want       bool
+	}{
+		{"object", `{"a":1}`, true},
+		{"text", `"a"`, true},
+		{"empty", ``, false},
+		{"two values", `{} {}`, false},
+		{"raw line break in a string", "\"a\nb\"", false},
+		{"deep", nested(10_000), true},
+		{"too deep", nested(10_001), false},
+		{"deep enough to end the process", nested(20_000_000), false},
+		{"many brackets, but shallow", "[" + strings.Repeat("[],", 20_000) + "[]]", true},
+		{"many brackets in a string", `"` + strings.Repeat(`[\"`, 20_000) + `"`, true},
+	} {
+		if got := line.Valid([]byte(tt.text)); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		`{"a":"b\nc"}`:         `{"a":"b\nc"}`,
+		"{\r\n  \"a\": 1\n}\n": `{  "a": 1}`,
+	} {
+		if got := string(line.OneLine([]byte(in))); got != want {
+			t.Errorf("OneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	serialized := func(inner string) string {
+		text, _ := json.Marshal(inner)
+		return `{"custom_id":"a","response":null,"error":{"code":null,"message":` + string(text) + `}}`
+	}
+	for _, tt := range []struct {
+		name, text string
+		want       line.Result
+	}{
+		{
+			"an answer",
+			`{"id":"batch_req_1","custom_id":"a","response":{"status_code":200,"request_id":"req_1","body":{"n": 1.50}},"error":null}`,
+			line.Result{ID: "a", Status: 200, RequestID: "req_1", Body: []byte(`{"n": 1.50}`)},
+		},
+		{
+			"an error answer",
+			`{"custom_id":"a","response":{"status_code":429,"request_id":null,"body":{"error":{"message":"slow"}}},"error":null}`,
+			line.Result{ID: "a", Status: 429, Body: []byte(`{"error":{"message":"slow"}}`)},
+		},
+		{
+			"a body that is a string",
+			`{"custom_id":"a","response":{"status_code":200,"body":"data: \"x\"\n"}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte("data: \"x\"\n"), Text: true},
+		},
+		{
+			"expired",
+			`{"custom_id":"a","response":null,"error":{"code":"batch_expired","message":"too late"}}`,
+			line.Result{ID: "a", Code: "batch_expired", Message: "too late"},
+		},
+		{
+			"no reason at all",
+			`{"custom_id":"a","response":null,"error":null}`,
+			line.Result{ID: "a"},
+		},
+		{
+			"a reason that is a string",
+			`{"custom_id":"a","error":"boom"}`,
+			line.Result{ID: "a", Message: "boom"},
+		},
+		{
+			"a serialized HTTP answer",
+			serialized(`{"type":"NonRetriableHttpStatus","details":{"status":400,"body":"{\"error\":{\"message\":\"no\"}}"}}`),
+			line.Result{ID: "a", Status: 400, Body: []byte(`{"error":{"message":"no"}}`)},
+		},
+		{
+			"a serialized HTTP answer that is text",
+			serialized(`{"type":"RetriableHttpStatus","details":{"status":503,"body":"down"}}`),
+			line.Result{ID: "a", Status: 503, Body: []byte("down"), Text: true},
+		},
+		{
+			"a serialized reason",
+			serialized(`{"type":"Timeout","details":{"error":"after 600 s"}}`),
+			line.Result{ID: "a", Code: "Timeout", Message: "after 600 s"},
+		},
+		{
+			"a serialized reason without details",
+			serialized(`{"type":"BatchTerminated"}`),
+			line.Result{ID: "a", Code: "BatchTerminated", Message: `{"type":"BatchTerminated"}`},
+		},
+		{
+			"a status that is none",
+			`{"custom_id":"a","response":{"status_code":0,"body":{}},"error":{"code":"x","message":"y"}}`,
+			line.Result{ID: "a", Body: []byte(`{}`), Code: "x", Message: "y"},
+		},
+		{
+			"an error code that looks like a status is none",
+			`{"custom_id":"a","response":null,"error":{"code":429,"message":"y"}}`,
+			line.Result{ID: "a", Code: "429", Message: "y"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			text := []byte(tt.text)
+			got, err := line.Parse(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			clear(text) // what was read must not share the line's memory
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseMalformed(t *testing.T) {
+	for _, text := range []string{"", "null", "[]", "{}", `{"custom_id":""}`, `{"custom_id":7}`, `{"custom_id":"a"`, "<html>"} {
+		if _, err := line.Parse([]byte(text)); !errors.Is(err, line.ErrMalformed) {
+			t.Errorf("Parse(%q): error %v, want ErrMalformed", text, err)
+		}
+	}
+}
+
+func TestReader(t *testing.T) {
+	long := strings.Repeat("x", 200_000)
+	torn := errors.New("torn")
+	for _, tt := range []struct {
+		name  string
+		src   io.Reader
+		want  []string
+		err   error
+		lines int
+	}{
+		{"empty", strings.NewReader(""), nil, io.EOF, 0},
+		{"lines", strings.NewReader("a\nb\r\n"), []string{"a", "b"}, io.EOF, 2},
+		{"empty lines count as position, not as lines", strings.NewReader("\na\n\n"), []string{"a"}, io.EOF, 3},
+		{"last line without a break", strings.NewReader("a\n{}"), []string{"a", "{}"}, io.EOF, 2},
+		{"last line torn", strings.NewReader("a\n{"), []string{"a"}, io.EOF, 1},
+		{"broken off", io.MultiReader(strings.NewReader("a\n{}"), iotest.ErrReader(torn)), []string{"a"}, torn, 1},
+		{"longer than the buffer", strings.NewReader(long + "\nb\n"), []string{long, "b"}, io.EOF, 2},
+		{"over the limit", strings.NewReader(strings.Repeat("y", 500_000) + "\nb\n"), []string{"too long", "b"}, io.EOF, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := line.NewReader(iotest.OneByteReader(tt.src), 300_000)
+			var got []string
+			var err error
+			for err == nil {
+				var text []byte
+				text, err = r.Next()
+				if errors.Is(err, line.ErrTooLong) {
+					got, err = append(got, "too long"), nil
+				} else if err == nil {
+					got = append(got, string(text))
+				}
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			if !errors.Is(err, tt.err) || r.Lines() != tt.lines {
+				t.Errorf("ended with %v after %d lines, want %v after %d", err, r.Lines(), tt.err, tt.lines)
+			}
+		})
+	}
+}
+
+// What Append writes, any JSON reader must read as the same four values.
+func FuzzAppend(f *testing.F) {
+	f.Add("id", []byte(`{"a":"\u0000\ud800","b":[1e400,-0]}`))
+	f.Fuzz(func(t *testing.T, id string, body []byte) {
+		if !json.Valid(body) || !line.Valid(body) {
+			return
+		}
+		l := line.Line{ID: fmt.Sprintf("%x", id), URL: "/v1/embeddings", Body: line.OneLine(body)}
+		text := l.Append(nil)
+		var got struct {
+			ID     string          `json:"custom_id"`
+			Method string          `json:"method"`
+			URL    string          `json:"url"`
+			Body   json.RawMessage `json:"body"`
+		}
+		if err := json.Unmarshal(text, &got); err != nil {
+			t.Fatalf("%v in %s", err, text)
+		}
+		if bytes.ContainsAny(text, "\r\n") {
+			t.Errorf("a line break within a line: %q", text)
+		}
+		if got.ID != l.ID || got.Method != "POST" || got.URL != l.URL {
+			t.Errorf("got %+v", got)
+		}
+		var before, after bytes.Buffer
+		if json.Compact(&before, body) != nil || json.Compact(&after, got.Body) != nil || before.String() != after.String() {
+			t.Errorf("body %s became %s", body, got.Body)
+		}
+	})
+}
+
+// Whatever a provider sends, reading ends, and every result has an id.
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(`{"custom_id":"a","response":{"status_code":200,"body":{}}}` + "\n\n{\n"))
+	f.Add([]byte(`{"custom_id":"a","error":{"message":"{\"type\":\"T\",\"details\":{\"status\":500,\"body\":[]}}"}}` + "\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r := line.NewReader(bytes.NewReader(text), 1<<20)
+		for {
+			b, err := r.Next()
+			if err != nil {
+				break
+			}
+			result, err := line.Parse(b)
+			if err == nil && (result.ID == "" || result.Status != 0 && (result.Status < 200 || result.Status > 599)) {
+				t.Errorf("Parse(%q) = %+v", b, result)
+			}
+		}
+		if r.Lines() > bytes.Count(text, []byte("\n"))+1 {
+			t.Errorf("%d lines in %q", r.Lines(), text)
+		}
+	})
+}
