@@ -53,7 +53,7 @@ func (a *api) do(req *http.Request) answer {
 	if err != nil {
 		a.t.Fatalf("%s %s: %v", req.Method, req.URL.Path, err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		a.t.Fatalf("%s %s: reading the answer: %v", req.Method, req.URL.Path, err)

@@ -50,7 +50,7 @@ func (a *api) download(req *http.Request) int {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	n, err := io.Copy(io.Discard, res.Body)
 	if err != nil {
 		a.t.Fatal(err)

@@ -86,7 +86,7 @@ func ExampleManners() {
 		fmt.Println(err)
 		return
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	_, _ = io.Copy(printer{}, res.Body)
 	// Output: The input file has 4 requests, more than the maximum of 3.
 }
@@ -127,7 +127,7 @@ func send(s *batchtest.Server, req *http.Request) (v map[string]any) {
 	if err != nil {
 		panic(err)
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	if err := json.NewDecoder(res.Body).Decode(&v); err != nil {
 		panic(err)
 	}

@@ -168,6 +168,8 @@ func Delay(d time.Duration) Fault {
 // Hang stays silent until the client leaves or the Server closes.
 func Hang() Fault {
 	return func(_ http.ResponseWriter, r *http.Request) bool {
+		// Only once the body is read does net/http notice that a client leaves.
+		_, _ = io.Copy(io.Discard, r.Body)
 		select {
 		case <-r.Context().Done():
 		case <-closing(r):
@@ -229,6 +231,12 @@ type torn struct {
 }
 
 func (t *torn) Unwrap() http.ResponseWriter { return t.ResponseWriter }
+
+// WriteHeader drops the length: without it even a tear at the very end shows.
+func (t *torn) WriteHeader(status int) {
+	t.Header().Del("Content-Length")
+	t.ResponseWriter.WriteHeader(status)
+}
 
 func (t *torn) Write(p []byte) (int, error) {
 	if len(p) < t.left {

@@ -116,22 +116,28 @@ func TestReset(t *testing.T) {
 func TestTornAndTruncatedContent(t *testing.T) {
 	onBothTransports(t, batchtest.Options{}, func(t *testing.T, a *api) {
 		b := a.retrieve(a.create(chatLines(500))["id"])
-		path := "/files/" + b["output_file_id"].(string) + "/content"
-		whole := a.get(path).body
-		for _, n := range []int{0, 1, 1000, 100_000, len(whole), len(whole) + 1} {
-			want := whole[:min(n, len(whole))]
-			a.server.Control(batchtest.OpContent, batchtest.Tear(n))
-			res, err := a.attempt(a.request("GET", path, nil))
-			if err == nil || res.body != want {
-				t.Errorf("Tear(%d): %d bytes, error %v; want %d bytes and an error", n, len(res.body), err, len(want))
-			}
-			a.server.Control(batchtest.OpContent, batchtest.Truncate(n))
-			res, err = a.attempt(a.request("GET", path, nil))
-			if err != nil || res.body != want {
-				t.Errorf("Truncate(%d): %d bytes, error %v; want %d bytes", n, len(res.body), err, len(want))
-			}
+		for _, id := range []any{b["input_file_id"], b["output_file_id"]} {
+			a.tearContent("/files/" + id.(string) + "/content")
 		}
 	})
+}
+
+func (a *api) tearContent(path string) {
+	a.t.Helper()
+	whole := a.get(path).body
+	for _, n := range []int{0, 1, 1000, 100_000, len(whole), len(whole) + 1} {
+		want := whole[:min(n, len(whole))]
+		a.server.Control(batchtest.OpContent, batchtest.Tear(n))
+		res, err := a.attempt(a.request("GET", path, nil))
+		if err == nil || res.body != want {
+			a.t.Errorf("Tear(%d): %d bytes, error %v; want %d bytes and an error", n, len(res.body), err, len(want))
+		}
+		a.server.Control(batchtest.OpContent, batchtest.Truncate(n))
+		res, err = a.attempt(a.request("GET", path, nil))
+		if err != nil || res.body != want {
+			a.t.Errorf("Truncate(%d): %d bytes, error %v; want %d bytes", n, len(res.body), err, len(want))
+		}
+	}
 }
 
 func TestDelayAndHang(t *testing.T) {

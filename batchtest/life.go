@@ -184,7 +184,11 @@ func (b *batch) record(r result) {
 	if ok || r.fate == executed && o.Code == "" && m.FailedLines == AsOutput {
 		to = &b.results[outputs]
 	}
-	to.lines = append(to.lines, r)
+	if o.Displaced && r.fate == executed {
+		to.lines = slices.Concat([]result{r}, to.lines) // a copy: downloads hold the old one
+	} else {
+		to.lines = append(to.lines, r)
+	}
 	b.scratch = b.appendResult(b.scratch[:0], r)
 	to.bytes += int64(len(b.scratch))
 }
@@ -304,7 +308,7 @@ func (s *Server) change(id string, f func(b *batch, now time.Time)) error {
 }
 
 // Finish makes every line of a batch that is still running finish now, those
-// with [Outcome.Never] included. On a batch that has ended it does nothing; the
+// with [Outcome.Never] included; Options.Finalizing still takes its time. On a batch that has ended it does nothing; the
 // error is about an unknown id only.
 func (s *Server) Finish(batchID string) error {
 	return s.change(batchID, func(b *batch, now time.Time) {
@@ -343,7 +347,7 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// window turns "24h" or "7d" into a duration; anything else counts as a day.
+// windowLength turns "24h" or "7d" into a duration; anything else counts as a day.
 func windowLength(window string) time.Duration {
 	if days, ok := cutSuffixInt(window, "d"); ok {
 		return time.Duration(days) * 24 * time.Hour

@@ -322,15 +322,15 @@ func TestFailBatchShowsTheError(t *testing.T) {
 }
 
 func TestWindows(t *testing.T) {
-	any := batchtest.OpenAI()
-	any.Windows = nil
+	anyWindow := batchtest.OpenAI()
+	anyWindow.Windows = nil
 	for window, want := range map[string]time.Duration{
 		"24h": 24 * time.Hour, "1h": time.Hour, "15m": 15 * time.Minute, "7d": 7 * 24 * time.Hour,
 	} {
 		t.Run(window, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				never := func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Never: true} }
-				a := newAPI(t, batchtest.Options{Manners: any, Answer: never})
+				a := newAPI(t, batchtest.Options{Manners: anyWindow, Answer: never})
 				res := a.post("/batches", createBody(a.upload(chatLines(1)), chat, window))
 				a.follow(res.json(t)["id"], time.Now(), []moment{
 					{want - 1, "in_progress", "1/0/0"}, {want, "expired", "1/0/1"},

@@ -32,10 +32,11 @@ func (s *Server) content(w http.ResponseWriter, r *http.Request, key string) err
 	if f.batch == nil {
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Content-Length", strconv.Itoa(len(f.data)))
+		w.WriteHeader(http.StatusOK)
 		_, _ = w.Write(f.data)
 		return nil
 	}
-	// The lines of a batch are never changed, only added to: no lock from here on.
+	// What lines holds is never changed, only added to: no lock from here on.
 	if s.manners.PartialResults {
 		lines = f.batch.partial(w.Header(), r, lines, running)
 	}
@@ -205,6 +206,10 @@ type Outcome struct {
 	// [Server.Finish] to end the batch. A realtime call ends with the client's patience.
 	Never bool
 
+	// Displaced puts the line at the start of its file when it finishes, as happens
+	// where lines are sorted by a time that is stamped before it is written. A
+	// reader that skips as many lines as it has seen misses it and sees another twice.
+	Displaced bool
 	// Missing counts the line as completed but writes it to no file.
 	Missing bool
 	// Garbage is written in place of the line to the output file, or of the body

@@ -145,6 +145,26 @@ func TestPartialResults(t *testing.T) {
 	})
 }
 
+func TestDisplacedLineComesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI(t, batchtest.Options{
+			Manners: batchtest.Doubleword(), Turnaround: 3 * time.Minute,
+			Answer: func(l batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Displaced: l.Number == 3} },
+		})
+		id := a.create(chatLines(3))["output_file_id"]
+		for i, want := range [][]string{nil, {"line-0"}, {"line-0", "line-1"}, {"line-2", "line-0", "line-1"}} {
+			var got []string
+			for _, l := range a.results(id) {
+				got = append(got, l["custom_id"].(string))
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("after %d minutes (-want +got):\n%s", i, diff)
+			}
+			time.Sleep(time.Minute)
+		}
+	})
+}
+
 func TestResultsAreHiddenUntilTheEndAtOpenAI(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Turnaround: time.Hour})
 	id := a.create(chatLines(2))["id"].(string)

@@ -254,10 +254,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v := &visit{name: r.Method + " " + r.URL.Path, since: time.Now()}
 	s.enter(v)
 	rec := &recorder{ResponseWriter: w}
+	rec.Header().Set("X-Request-Id", s.newID("req_"))
 	defer s.leave(v, rec, Request{
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone(), Time: v.since,
 	})
-	s.mux.ServeHTTP(rec, r)
+	select {
+	case <-s.closing:
+		panic(http.ErrAbortHandler)
+	default:
+		s.mux.ServeHTTP(rec, r)
+	}
 }
 
 // A visit is a request being answered.
