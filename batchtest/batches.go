@@ -351,6 +351,9 @@ func (s *Server) batchView(b *batch, status string) map[string]any {
 	if b.inputGone {
 		view["input_file_id"] = nil
 	}
+	if s.manners.ReportUsage && len(b.lines) > 0 {
+		view["model"], view["usage"] = b.lines[0].Model, b.usage.view()
+	}
 	for name, t := range b.times(status) {
 		view[name] = s.stamp(t)
 	}

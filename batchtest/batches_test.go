@@ -84,11 +84,36 @@ func TestBatchObject(t *testing.T) {
 			"completed_at": nil, "failed_at": nil, "expired_at": nil, "cancelling_at": nil, "cancelled_at": nil,
 			"request_counts": map[string]any{"total": 2.0, "completed": 0.0, "failed": 0.0},
 			"metadata":       map[string]any{"nonce": "n1"},
+			"model":          "m", "usage": tokensUsed(0, 0),
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("batch (-want +got):\n%s", diff)
 		}
 	})
+}
+
+func tokensUsed(in, out float64) map[string]any {
+	return map[string]any{
+		"input_tokens": in, "input_tokens_details": map[string]any{"cached_tokens": 0.0},
+		"output_tokens": out, "output_tokens_details": map[string]any{"reasoning_tokens": 0.0},
+		"total_tokens": in + out,
+	}
+}
+
+func TestBatchReportsUsage(t *testing.T) {
+	a := newAPI(t, batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+		return map[string]batchtest.Outcome{
+			"chat":     {Body: []byte(`{"usage":{"prompt_tokens":10,"completion_tokens":3,"total_tokens":13}}`)},
+			"response": {Body: []byte(`{"usage":{"input_tokens":100,"output_tokens":30}}`)},
+			"failed":   {Status: 500, Body: []byte(`{"usage":{"prompt_tokens":1000}}`)},
+			"silent":   {Body: []byte(`{}`)},
+		}[l.CustomID]
+	}})
+	lines := chatLine("chat", "x") + chatLine("response", "x") + chatLine("failed", "x") + chatLine("silent", "x")
+	b := a.retrieve(a.create(lines)["id"])
+	if diff := cmp.Diff(any(tokensUsed(110, 33)), b["usage"]); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
 }
 
 func TestListBatches(t *testing.T) {

@@ -31,7 +31,7 @@ func (a *api) attempt(req *http.Request) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	defer res.Body.Close()
+	defer func() { _ = res.Body.Close() }()
 	body, err := io.ReadAll(res.Body)
 	return answer{res.StatusCode, res.Header, string(body)}, err
 }
@@ -114,7 +114,7 @@ func TestReset(t *testing.T) {
 }
 
 func TestTornAndTruncatedContent(t *testing.T) {
-	onBothTransports(t, batchtest.Options{}, func(t *testing.T, a *api) {
+	onBothTransports(t, batchtest.Options{}, func(_ *testing.T, a *api) {
 		b := a.retrieve(a.create(chatLines(500))["id"])
 		for _, id := range []any{b["input_file_id"], b["output_file_id"]} {
 			a.tearContent("/files/" + id.(string) + "/content")

@@ -74,6 +74,7 @@ type batch struct {
 
 	results           [2]results
 	completed, failed int
+	usage             usage
 	scratch           []byte // to measure results in
 
 	cancelAt time.Time // asked to cancel
@@ -174,6 +175,7 @@ func (b *batch) record(r result) {
 	switch {
 	case ok:
 		b.completed++
+		b.usage.add(o.Body)
 	case r.fate != calledOff || !m.DropUnfinished:
 		b.failed++
 	}
@@ -334,7 +336,9 @@ func (s *Server) Expire(batchID string) error {
 func (s *Server) FailBatch(batchID, code, message string, line int) error {
 	return s.change(batchID, func(b *batch, now time.Time) {
 		b.problems = append(b.problems, BatchError{Code: code, Message: message, Line: line})
-		b.results[outputs].lines, b.results[failures].lines = nil, nil
+		for i := range b.results {
+			b.results[i].lines, b.results[i].bytes = nil, 0
+		}
 		b.completed, b.failed = 0, 0
 		b.finish(failed, now)
 	})

@@ -91,6 +91,8 @@ type Manners struct {
 	FailWhenAllFail bool
 	// EmptyErrorFile gives a batch without errors an error file of no bytes.
 	EmptyErrorFile bool
+	// ReportUsage adds the model and the tokens used so far to a batch.
+	ReportUsage bool
 	// NoExpiry lets work go on past the window; the batch only gains an expired_at.
 	NoExpiry bool
 	// DropUnfinished writes no line at all for what a cancelled or expired batch
@@ -160,6 +162,7 @@ func OpenAI() Manners {
 		MaxKey:       64,
 		MaxValue:     512,
 		FileExpiry:   true,
+		ReportUsage:  true,
 	}
 }
 
@@ -203,6 +206,7 @@ func Doubleword() Manners {
 func LLMD() Manners {
 	m := OpenAI()
 	m.Name = "llm-d"
+	m.ReportUsage = false
 	m.OneModel = false
 	m.Windows = nil
 	m.FailedLines = AsOutput
@@ -214,6 +218,7 @@ func LLMD() Manners {
 func Azure() Manners {
 	m := OpenAI()
 	m.Name = "azure"
+	m.ReportUsage = false
 	m.BasePath = "/openai/v1"
 	m.StatusStyle = TitleStatus
 	m.ISOTimes = true
@@ -230,6 +235,7 @@ func Azure() Manners {
 func Together() Manners {
 	m := OpenAI()
 	m.Name = "together"
+	m.ReportUsage = false
 	m.UploadPath = "/files/upload"
 	m.Purpose = "batch-api"
 	m.IgnoreUnknown = true

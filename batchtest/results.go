@@ -98,6 +98,30 @@ func (b *batch) send(w http.ResponseWriter, lines []result) error {
 	return nil
 }
 
+// usage is what the lines of a batch have used, in tokens.
+type usage struct{ in, out, cached, reasoning int64 }
+
+// add counts what an answer says it used, in either of the API's dialects.
+func (u *usage) add(body []byte) {
+	used := field(body, "usage")
+	u.in += number(used, "prompt_tokens") + number(used, "input_tokens")
+	u.out += number(used, "completion_tokens") + number(used, "output_tokens")
+	u.cached += number(field(used, "prompt_tokens_details"), "cached_tokens") +
+		number(field(used, "input_tokens_details"), "cached_tokens")
+	u.reasoning += number(field(used, "completion_tokens_details"), "reasoning_tokens") +
+		number(field(used, "output_tokens_details"), "reasoning_tokens")
+}
+
+func (u *usage) view() any {
+	return object{
+		"input_tokens": u.in, "input_tokens_details": object{"cached_tokens": u.cached},
+		"output_tokens": u.out, "output_tokens_details": object{"reasoning_tokens": u.reasoning},
+		"total_tokens": u.in + u.out,
+	}
+}
+
+func number(raw []byte, name string) int64 { return int64(atoi(string(field(raw, name)))) }
+
 // appendResult appends one line of a result file, with its newline.
 func (b *batch) appendResult(dst []byte, r result) []byte {
 	o := &b.outcomes[r.line]

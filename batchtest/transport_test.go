@@ -98,7 +98,7 @@ func TestTransportEndsWithTheContext(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer res.Body.Close()
+			defer func() { _ = res.Body.Close() }()
 			time.AfterFunc(time.Minute, func() { cancel(cause) })
 			body, err := io.ReadAll(res.Body)
 			if string(body) != "half" || !errors.Is(err, context.Canceled) {
@@ -128,7 +128,7 @@ func TestTransportStreamsBothWays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer res.Body.Close()
+		defer func() { _ = res.Body.Close() }()
 		if res.ContentLength != -1 {
 			t.Errorf("ContentLength = %d, want -1", res.ContentLength)
 		}
@@ -175,7 +175,7 @@ func TestTransportResponseIsLikeNetHTTPs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer res.Body.Close()
+		defer func() { _ = res.Body.Close() }()
 		body, err := io.ReadAll(res.Body)
 		if err != nil {
 			t.Fatal(err)
