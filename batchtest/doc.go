@@ -41,7 +41,7 @@
 //
 // [Server.Control] lets one request of a kind go wrong: a [Status], a lost answer
 // ([LoseAnswer]), a broken connection ([Reset]), a torn download ([Tear]), or any
-// function of your own.
+// function of your own. [Server.Keep] makes an outage of it.
 //
 //	server.Control(batchtest.OpCreate, batchtest.LoseAnswer())
 //	server.Control(batchtest.OpContent, batchtest.Tear(1000), batchtest.HTML(502))

@@ -34,10 +34,11 @@ const (
 type Fault func(w http.ResponseWriter, r *http.Request) bool
 
 // A control is a fault waiting for its request. While it looks at one, others
-// pass it by.
+// pass it by, unless it is there to stay.
 type control struct {
 	op    Op
 	fault Fault
+	keep  bool
 	busy  atomic.Bool
 }
 
@@ -50,6 +51,17 @@ func (s *Server) Control(op Op, faults ...Fault) {
 	for _, f := range faults {
 		s.controls = append(s.controls, &control{op: op, fault: f})
 	}
+}
+
+// Keep lets fault answer every request of the kind op, or whichever it returns
+// true for, until stop is called: an outage. It takes its turn among the faults
+// of Control in the order in which they came.
+func (s *Server) Keep(op Op, fault Fault) (stop func()) {
+	c := &control{op: op, fault: fault, keep: true}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.controls = append(s.controls, c)
+	return func() { s.drop(c) }
 }
 
 // faulted offers the request to the waiting faults, in order, until one takes it.
@@ -68,6 +80,9 @@ func (s *Server) faulted(op Op, w http.ResponseWriter, r *http.Request) bool {
 // offer calls c's fault, unless another request has it. A fault that takes the
 // request stays busy for good: it may end in a panic.
 func (s *Server) offer(c *control, w http.ResponseWriter, r *http.Request) (taken bool) {
+	if c.keep {
+		return c.fault(w, r)
+	}
 	if !c.busy.CompareAndSwap(false, true) {
 		return false
 	}

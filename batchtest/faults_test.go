@@ -159,6 +159,21 @@ func TestDelayAndHang(t *testing.T) {
 	})
 }
 
+func TestKeptFaultIsAnOutage(t *testing.T) {
+	a := newAPI(t, batchtest.Options{})
+	stop := a.server.Keep(batchtest.OpAny, batchtest.Status(503, nil, "{}"))
+	for _, path := range []string{"/models", "/batches", "/models"} {
+		if got := a.get(path).status; got != 503 {
+			t.Errorf("%s = %d, want 503", path, got)
+		}
+	}
+	stop()
+	stop()
+	if got := a.get("/models").status; got != 200 {
+		t.Errorf("after the outage: %d, want 200", got)
+	}
+}
+
 func TestRateLimitFault(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword()})
 	a.server.Control(batchtest.OpModels, batchtest.RateLimit(90*time.Second))

@@ -73,6 +73,11 @@ func TestBatchLife(t *testing.T) {
 		},
 		lines: map[string]string{"line-0": "output 200", "line-1": "output 200"},
 	}, {
+		name:    "negative times count as zero",
+		opts:    batchtest.Options{Turnaround: -time.Hour, Validating: -1, Finalizing: -1},
+		moments: []moment{{0, "completed", "2/2/0"}},
+		lines:   map[string]string{"line-0": "output 200", "line-1": "output 200"},
+	}, {
 		name: "a delayed line finishes after its delay",
 		opts: batchtest.Options{Answer: only("line-0", batchtest.Outcome{Delay: time.Hour})},
 		moments: []moment{

@@ -16,7 +16,8 @@ import (
 )
 
 // Options say what a [Server] is like. The zero Options make an OpenAI that
-// answers at once and refuses nobody who shows a key.
+// answers at once and refuses nobody who shows a key. Negative times, rates and
+// limits count as zero.
 type Options struct {
 	// Manners are the provider's ways; the zero value means [OpenAI].
 	Manners Manners
@@ -100,6 +101,9 @@ func New(opts Options) *Server {
 		batches: map[string]*batch{},
 		rates:   map[string]*rate{},
 		running: map[*visit]struct{}{},
+	}
+	for _, d := range []*time.Duration{&s.opts.Turnaround, &s.opts.Validating, &s.opts.Finalizing} {
+		*d = max(0, *d)
 	}
 	if s.opts.Logf == nil {
 		s.opts.Logf = log.Printf
