@@ -50,8 +50,8 @@
 //
 // [Server.Uploads], [Server.Batches], [Server.Requests] and [Server.Executed]
 // tell what came and what became of it, and [Server.Paid] whether the same work
-// was done twice. What they return is a copy of that moment; only the bytes of
-// bodies and files are shared with the Server, and must not be changed.
+// was done twice. What they return is a copy of that moment; only headers, forms
+// and the bytes of bodies and files are shared, and must not be changed.
 //
 // # What it refuses
 //

@@ -274,7 +274,7 @@ func (b *batch) snapshot() Batch {
 		ID: b.id, InputFileID: b.input.id, Endpoint: b.endpoint, Window: b.window,
 		Metadata: maps.Clone(b.metadata), Status: b.status(time.Now()),
 		Total: len(b.lines), Completed: b.completed, Failed: b.failed,
-		CancelRequested: !b.cancelAt.IsZero(), Errors: b.errors(), Key: b.key, Created: b.created, Ended: b.ended,
+		CancelRequested: !b.cancelAt.IsZero(), Errors: b.errors(), APIKey: b.key, Created: b.created, Ended: b.ended,
 		Lines: make([]BatchLine, len(b.queue)),
 	}
 	for i := range b.queue {

@@ -26,11 +26,12 @@ type Upload struct {
 	Content []byte
 	// Lines are those that could be read, in the file's order.
 	Lines []Line
-	// Form holds the other form fields, and Header what the request came with.
+	// Form holds the other form fields, and Header what the request came with;
+	// both are shared with the Server as well.
 	Form   url.Values
 	Header http.Header
-	// Key is the credential, without "Bearer ".
-	Key     string
+	// APIKey is the credential, without "Bearer ".
+	APIKey  string
 	Time    time.Time
 	Deleted bool
 }
@@ -45,8 +46,9 @@ type Batch struct {
 	CancelRequested          bool
 	Errors                   []BatchError
 	Lines                    []BatchLine
-	Key                      string
-	Created                  time.Time
+	// APIKey is the credential, without "Bearer ".
+	APIKey  string
+	Created time.Time
 	// Ended is zero until the batch has ended.
 	Ended time.Time
 }
@@ -63,8 +65,8 @@ type BatchLine struct {
 type Execution struct {
 	Line
 	Outcome Outcome
-	// Key is the credential that pays, without "Bearer ".
-	Key string
+	// APIKey is the credential that pays, without "Bearer ".
+	APIKey string
 }
 
 // Uploads returns the files accepted so far, the oldest first, deleted ones included.
@@ -75,7 +77,7 @@ func (s *Server) Uploads() []Upload {
 	for i, f := range s.uploads {
 		uploads[i] = Upload{
 			ID: f.id, Filename: f.name, Purpose: f.purpose, Content: f.data, Lines: slices.Clone(f.lines),
-			Form: f.form, Header: f.header, Key: f.key, Time: f.created, Deleted: f.deleted,
+			Form: f.form, Header: f.header, APIKey: f.key, Time: f.created, Deleted: f.deleted,
 		}
 	}
 	return uploads

@@ -96,7 +96,7 @@ func TestUploadsTellWhatCame(t *testing.T) {
 		}
 		got.Header = nil
 		want := batchtest.Upload{
-			ID: id.(string), Filename: "lines.jsonl", Purpose: "batch", Content: []byte(content), Key: "sk-test", Time: time.Now(),
+			ID: id.(string), Filename: "lines.jsonl", Purpose: "batch", Content: []byte(content), APIKey: "sk-test", Time: time.Now(),
 			Form: map[string][]string{"purpose": {"batch"}, "expires_after[anchor]": {"created_at"}, "expires_after[seconds]": {"7200"}},
 			Lines: []batchtest.Line{
 				{Number: 1, CustomID: "a", Method: "POST", URL: chat, Model: "m", Body: []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`)},
@@ -119,7 +119,7 @@ func TestBatchesTellHowTheyStand(t *testing.T) {
 		got := a.server.Batches()[0]
 		want := batchtest.Batch{
 			ID: b["id"].(string), InputFileID: b["input_file_id"].(string), Endpoint: chat, Window: "24h",
-			Metadata: map[string]string{"k": "v"}, Status: "in_progress", Total: 2, Completed: 1, Key: "sk-test", Created: created,
+			Metadata: map[string]string{"k": "v"}, Status: "in_progress", Total: 2, Completed: 1, APIKey: "sk-test", Created: created,
 		}
 		lines := got.Lines
 		got.Lines = nil
