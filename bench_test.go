@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strconv"
 	"strings"
@@ -20,10 +21,11 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// bare is an upstream that does nothing but what a batch needs: it swallows
-// the upload and answers with an output file that was ready before. Its cost
-// is the same for the Transport and for the floor.
+// bare is an upstream on a loopback socket that does nothing but what a batch
+// needs: it swallows the upload and answers with an output file that was ready
+// before. It costs the Transport and the floor the same.
 type bare struct {
+	*httptest.Server
 	answer   []byte // one chat completion
 	ids      [][]byte
 	uploaded atomic.Int64
@@ -31,23 +33,25 @@ type bare struct {
 	gate     chan struct{} // closed: the batch is completed
 }
 
-func newBare(answerSize int) *bare {
+func newBare(b *testing.B, answerSize int) *bare {
 	head := `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"`
 	tail := `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`
-	b := &bare{gate: make(chan struct{})}
-	b.answer = []byte(head + strings.Repeat("x", max(answerSize-len(head)-len(tail), 1)) + tail)
-	return b
+	up := &bare{gate: make(chan struct{})}
+	up.answer = []byte(head + strings.Repeat("x", max(answerSize-len(head)-len(tail), 1)) + tail)
+	up.Server = httptest.NewServer(up)
+	b.Cleanup(up.Close)
+	return up
 }
 
-func (b *bare) RoundTrip(req *http.Request) (*http.Response, error) {
+func (b *bare) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/files"):
 		b.swallow(req.Body)
-		return b.json(`{"id":"file-1","object":"file"}`), nil
+		writeJSON(w, `{"id":"file-1","object":"file"}`)
+		return
 	case strings.HasSuffix(req.URL.Path, "/content"):
-		pr, pw := io.Pipe()
-		go b.write(pw)
-		return &http.Response{StatusCode: 200, Header: http.Header{}, Body: pr, ContentLength: -1}, nil
+		b.write(w)
+		return
 	}
 	status := "in_progress"
 	select {
@@ -56,12 +60,13 @@ func (b *bare) RoundTrip(req *http.Request) (*http.Response, error) {
 	default:
 	}
 	b.polls.Add(1)
-	return b.json(fmt.Sprintf(`{"id":"batch_1","status":%q,"input_file_id":"file-1","output_file_id":"file-2","request_counts":{"total":%d,"completed":%d,"failed":0}}`,
-		status, len(b.ids), len(b.ids))), nil
+	writeJSON(w, fmt.Sprintf(`{"id":"batch_1","status":%q,"input_file_id":"file-1","output_file_id":"file-2","request_counts":{"total":%d,"completed":%d,"failed":0}}`,
+		status, len(b.ids), len(b.ids)))
 }
 
-func (b *bare) json(text string) *http.Response {
-	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(text)), ContentLength: int64(len(text))}
+func writeJSON(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "application/json")
+	io.WriteString(w, text)
 }
 
 // swallow reads the upload and remembers only the custom ids.
@@ -91,7 +96,7 @@ func (b *bare) swallow(r io.ReadCloser) {
 	}
 }
 
-func (b *bare) write(w *io.PipeWriter) {
+func (b *bare) write(w io.Writer) {
 	var buf []byte
 	for _, id := range b.ids {
 		buf = append(buf, `{"id":"r","custom_id":"`...)
@@ -105,8 +110,21 @@ func (b *bare) write(w *io.PipeWriter) {
 		}
 	}
 	w.Write(buf)
-	w.Close()
 }
+
+// to sends requests to the server, whatever host they name: the requests are
+// made before there is a server.
+func to(up *bare) http.RoundTripper {
+	return through(func(req *http.Request) (*http.Response, error) {
+		req = req.Clone(req.Context())
+		req.URL.Host = strings.TrimPrefix(up.URL, "http://")
+		return http.DefaultTransport.RoundTrip(req)
+	})
+}
+
+type through func(*http.Request) (*http.Response, error)
+
+func (f through) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func cpuTime() time.Duration {
 	var u syscall.Rusage
@@ -148,10 +166,13 @@ func BenchmarkCalls(b *testing.B) {
 			requests[i] = benchRequest(i)
 		}
 		floor := floorCPU(b, requests)
+		callers := callersCPU(requests)
 		ours, held := transportCPU(b, requests)
 		b.ReportMetric(float64(floor.Nanoseconds())/1e3/benchCalls, "floor-µs/call")
 		b.ReportMetric(float64(ours.Nanoseconds())/1e3/benchCalls, "cpu-µs/call")
+		b.ReportMetric(float64(callers.Nanoseconds())/1e3/benchCalls, "callers-µs/call")
 		b.ReportMetric(float64(ours)/float64(floor), "x-floor")
+		b.ReportMetric(float64(ours)/float64(floor+callers), "x-floor+callers")
 		b.ReportMetric(float64(held)/benchCalls, "held-B/call")
 		b.ReportMetric(0, "ns/op")
 	}
@@ -160,7 +181,7 @@ func BenchmarkCalls(b *testing.B) {
 // floorCPU is the same work by hand, with nobody waiting: read each body, append
 // it to a line, upload, download, split, look at the id.
 func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
-	up := newBare(benchBody)
+	up := newBare(b, benchBody)
 	close(up.gate)
 	runtime.GC()
 	start := cpuTime()
@@ -173,10 +194,14 @@ func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
 		file = append(file[:len(file)+n], '}', '\n')
 		req.Body, _ = req.GetBody()
 	}
-	upload, _ := http.NewRequest(http.MethodPost, "http://bare.invalid/v1/files", bytes.NewReader(file))
-	up.RoundTrip(upload)
-	download, _ := http.NewRequest(http.MethodGet, "http://bare.invalid/v1/files/file-2/content", nil)
-	res, _ := up.RoundTrip(download)
+	if _, err := http.Post(up.URL+"/v1/files", "application/jsonl", bytes.NewReader(file)); err != nil {
+		b.Fatal(err)
+	}
+	res, err := http.Get(up.URL + "/v1/files/file-2/content")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer res.Body.Close()
 	results := make(map[string][]byte, len(requests))
 	lines := bufio.NewReaderSize(res.Body, 256<<10)
 	for text, err := lines.ReadSlice('\n'); err == nil; text, err = lines.ReadSlice('\n') {
@@ -189,56 +214,101 @@ func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
 	return cpuTime() - start
 }
 
+// callersCPU is what 50,000 callers cost by themselves, whoever holds them: each
+// waits in a RoundTrip that does nothing but read the body and wait.
+func callersCPU(requests []*http.Request) time.Duration {
+	answers := make(chan struct{})
+	var waiting atomic.Int64
+	hold := through(func(req *http.Request) (*http.Response, error) {
+		body, _ := io.ReadAll(req.Body)
+		waiting.Add(1)
+		<-answers
+		return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(body))}, nil
+	})
+	crowd := assemble(requests, hold)
+	began := cpuTime()
+	close(crowd.start)
+	for waiting.Load() < benchCalls {
+		time.Sleep(time.Millisecond)
+	}
+	close(answers)
+	crowd.answered.Wait()
+	cpu := cpuTime() - began
+	crowd.disperse(requests)
+	return cpu
+}
+
 func transportCPU(b *testing.B, requests []*http.Request) (cpu time.Duration, held int64) {
-	up := newBare(benchBody)
+	up := newBare(b, benchBody)
 	profile := provider.Generic()
 	profile.MaxLines = benchCalls
 	tr, err := autobatcher.New(autobatcher.Options{
-		Base: up, BatchSize: benchCalls, BatchWindow: time.Minute, PollInterval: 10 * time.Millisecond, Provider: &profile,
+		Base: to(up), BatchSize: benchCalls, BatchWindow: time.Minute, PollInterval: 10 * time.Millisecond, Provider: &profile,
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer tr.Close()
-	// The callers stand ready before the clock starts: they are the program's
-	// own, whatever answers them.
-	start, done := make(chan struct{}), make(chan struct{})
-	var answered, wrong atomic.Int64
-	var wg sync.WaitGroup
-	for _, req := range requests {
-		wg.Go(func() {
-			<-start
-			res, err := tr.RoundTrip(req)
-			if err != nil || res.StatusCode != 200 || res.ContentLength != int64(len(up.answer)) {
-				wrong.Add(1)
-			}
-			answered.Add(1)
-			<-done
-		})
-	}
+	crowd := assemble(requests, tr)
 	before := heapInUse()
 	began := cpuTime()
-	close(start)
-	for tr.Stats().Running < benchCalls {
+	close(crowd.start)
+	for up.polls.Load() < 2 {
 		time.Sleep(time.Millisecond)
 	}
 	cpu = cpuTime() - began
 	held = heapInUse() - before - benchCalls*benchBody
 	began = cpuTime()
 	close(up.gate)
-	for answered.Load() < benchCalls {
-		time.Sleep(time.Millisecond)
-	}
+	crowd.answered.Wait()
 	cpu += cpuTime() - began
-	close(done)
-	wg.Wait()
-	if wrong.Load() > 0 {
-		b.Fatalf("%d calls went wrong", wrong.Load())
+	crowd.disperse(requests)
+	if crowd.wrong.Load() > 0 {
+		b.Fatalf("%d calls went wrong", crowd.wrong.Load())
 	}
+	return cpu, held
+}
+
+// A crowd is callers that stand ready before the clock starts and go home
+// after it stopped: they are the program's own, whatever answers them.
+type crowd struct {
+	start, end     chan struct{}
+	answered, gone sync.WaitGroup
+	wrong          atomic.Int64
+}
+
+func assemble(requests []*http.Request, via http.RoundTripper) *crowd {
+	c := &crowd{start: make(chan struct{}), end: make(chan struct{})}
+	var ready sync.WaitGroup
+	for _, req := range requests {
+		ready.Add(1)
+		c.answered.Add(1)
+		c.gone.Go(func() {
+			deep(func() {
+				ready.Done()
+				<-c.start
+				res, err := via.RoundTrip(req)
+				if err != nil || res.StatusCode != 200 {
+					c.wrong.Add(1)
+				}
+				c.answered.Done()
+				<-c.end
+				runtime.KeepAlive(res)
+			})
+		})
+	}
+	ready.Wait()
+	runtime.GC()
+	return c
+}
+
+// disperse lets the callers go, and makes their requests ready to be sent again.
+func (c *crowd) disperse(requests []*http.Request) {
+	close(c.end)
+	c.gone.Wait()
 	for _, req := range requests {
 		req.Body, _ = req.GetBody()
 	}
-	return cpu, held
 }
 
 // BenchmarkUpload uploads 200 MB and reports all that was allocated meanwhile,
@@ -248,10 +318,10 @@ func BenchmarkUpload(b *testing.B) {
 	const calls, body = 2000, 100_000
 	text := `{"model":"m","messages":[{"role":"user","content":"` + strings.Repeat("x", body) + `"}]}`
 	for b.Loop() {
-		up := newBare(100)
+		up := newBare(b, 100)
 		profile := provider.Generic()
 		profile.MaxBytes = 210 << 20
-		tr, err := autobatcher.New(autobatcher.Options{Base: up, BatchSize: calls + 1, BatchWindow: time.Hour, PollInterval: 10 * time.Millisecond, Provider: &profile})
+		tr, err := autobatcher.New(autobatcher.Options{Base: to(up), BatchSize: calls + 1, BatchWindow: time.Hour, PollInterval: 10 * time.Millisecond, Provider: &profile})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -279,4 +349,16 @@ func BenchmarkUpload(b *testing.B) {
 		b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/(1<<20), "alloc-MB")
 		b.ReportMetric(float64(up.uploaded.Load())/(1<<20), "uploaded-MB")
 	}
+}
+
+// deep calls f from as deep a stack as an SDK calls a RoundTripper.
+//
+//go:noinline
+func deep(f func()) byte {
+	var frames [5 << 10]byte
+	for i := range frames {
+		frames[i] = byte(i)
+	}
+	f()
+	return frames[len(frames)/2]
 }

@@ -119,7 +119,7 @@ func (b *batch) fits(c *call) bool {
 
 // add queues c, and seals the batch that is full by now. The caller holds t.mu.
 func (b *batch) add(c *call) {
-	c.batch, c.place = b, len(b.calls)
+	c.batch, c.place, c.key = b, len(b.calls), b.key // its strings are kept once
 	b.calls = append(b.calls, c)
 	b.queued++
 	b.bytes += int64(c.Size()) + 1
@@ -129,13 +129,17 @@ func (b *batch) add(c *call) {
 	}
 }
 
-// remove takes a call off the queue that nobody waits for any more. The caller
-// holds t.mu.
+// remove takes a call off the queue that nobody waits for any more. With the
+// last one the batch goes too, so that the next call's window is its own. The
+// caller holds t.mu.
 func (b *batch) remove(c *call) {
 	b.calls[c.place] = nil
 	b.queued--
 	b.bytes -= int64(c.Size()) + 1
 	b.inputs -= c.inputs
+	if b.queued == 0 {
+		b.seal()
+	}
 }
 
 func (b *batch) maxCalls() int {
@@ -359,7 +363,7 @@ func (b *batch) create(fileID string) (batchapi.Batch, error) {
 	// Close must not tear a create apart, or nobody would know of the batch.
 	ctx, cancel := lingering(b.t.ctx, createLinger)
 	defer cancel()
-	r := retries{patience: submitPatience}
+	r := retries{patience: submitPatience, unseen: unseenPatience}
 	params := batchapi.CreateParams{
 		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
 		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata,
@@ -454,10 +458,14 @@ func sleep(ctx context.Context, d time.Duration) error {
 // for hours anyway; a rate limit of the provider's passes within minutes.
 const submitPatience = 30 * time.Minute
 
+// unseenPatience is how long a file that was just uploaded may be unknown.
+const unseenPatience = time.Minute
+
 // retries is the one place that decides whether a failed request to the
 // provider is made again, and when.
 type retries struct {
 	patience time.Duration
+	unseen   time.Duration // how long a 404 may only mean that the answer comes from a copy that lags
 	began    time.Time
 	tries    int
 }
@@ -479,6 +487,8 @@ func (r *retries) next(err error) (time.Duration, bool) {
 		wait = rateLimitWait(failed)
 	case failed.Transient():
 		wait = max(backoff(r.tries), failed.RetryAfter)
+	case failed.Status == http.StatusNotFound && time.Since(r.began) < r.unseen:
+		wait = backoff(r.tries)
 	default:
 		return 0, false
 	}

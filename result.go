@@ -508,11 +508,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		res = streamed(res, c, a)
 	}
 	if body, ok := res.Body.(*answerBody); ok {
-		body.unread = func() {
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			t.keep(c, a)
-		}
+		body.t, body.call, body.answer = t, c, a
 	}
 	return res, nil
 }
@@ -520,32 +516,45 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 // An answerBody gives an answer back that its caller did not live to read, so
 // that the call's next try finds it.
 type answerBody struct {
-	*bytes.Reader
-	ctx    context.Context // the caller's
-	unread func()
+	bytes.Reader
+	ctx context.Context // the caller's
+
+	t      *Transport // nil: not to be given back
+	call   *call
+	answer *answer
 }
 
 // Close keeps the answer if the caller went away before the end of it.
 func (b *answerBody) Close() error {
-	if b.unread != nil && b.Len() > 0 && b.ctx.Err() != nil {
-		b.unread()
+	if b.t != nil && b.Len() > 0 && b.ctx.Err() != nil {
+		b.t.mu.Lock()
+		b.t.keep(b.call, b.answer)
+		b.t.mu.Unlock()
 	}
-	b.unread = nil
+	b.t = nil
 	return nil
 }
 
 // respondTo makes an http.Response as net/http would have read it.
 func (a *answer) respondTo(req *http.Request) *http.Response {
 	h := make(http.Header, 6)
-	h["Content-Type"] = []string{a.contentType()}
-	setIf(h, "X-Request-Id", a.requestID)
-	setIf(h, "Autobatcher-Batch-Id", a.batchID)
-	setIf(h, "Autobatcher-Custom-Id", a.customID)
+	values := make([]string, 0, 8) // one allocation for all the headers
+	set := func(name, value string) {
+		if value != "" {
+			values = append(values, value)
+			h[name] = values[len(values)-1 : len(values) : len(values)]
+		}
+	}
+	set("Content-Type", a.contentType())
+	set("Content-Length", strconv.Itoa(len(a.body)))
+	set("X-Request-Id", a.requestID)
+	set("Autobatcher-Batch-Id", a.batchID)
+	set("Autobatcher-Custom-Id", a.customID)
 	switch {
 	case a.status == http.StatusServiceUnavailable && a.ours:
-		h["Retry-After"] = []string{"5"} // nothing was submitted: trying again is safe
+		set("Retry-After", "5") // nothing was submitted: trying again is safe
 	case a.status >= 400:
-		h["X-Should-Retry"] = []string{"false"}
+		set("X-Should-Retry", "false")
 	}
 	return newResponse(req, a.status, h, a.body)
 }
@@ -557,20 +566,22 @@ func (a *answer) contentType() string {
 	return "application/json"
 }
 
-func setIf(h http.Header, name, value string) {
-	if value != "" {
-		h[name] = []string{value}
+func statusLine(status int) string {
+	if status == http.StatusOK {
+		return "200 OK"
 	}
+	return strconv.Itoa(status) + " " + http.StatusText(status)
 }
 
 func newResponse(req *http.Request, status int, h http.Header, body []byte) *http.Response {
-	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	content := &answerBody{ctx: req.Context()}
+	content.Reset(body)
 	return &http.Response{
-		Status:     strconv.Itoa(status) + " " + http.StatusText(status),
+		Status:     statusLine(status),
 		StatusCode: status,
 		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header:        h,
-		Body:          &answerBody{Reader: bytes.NewReader(body), ctx: req.Context()},
+		Body:          content,
 		ContentLength: int64(len(body)),
 		Request:       req,
 	}
@@ -597,6 +608,7 @@ func streamed(res *http.Response, c *call, a *answer) *http.Response {
 	}
 	res.Header["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
 	res.Header["Cache-Control"] = []string{"no-cache"}
+	res.Header["Content-Length"] = []string{strconv.Itoa(len(events))}
 	return newResponse(res.Request, a.status, res.Header, events)
 }
 

@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 	"unsafe"
@@ -94,7 +97,7 @@ func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
 		t.log.Debug("call passes through", "reason", "the provider does not batch "+suffix, "provider", profile.Name)
 		return nil, passThrough(req), nil
 	}
-	raw, body, err := snapshot(req, profile.MaxLineBytes)
+	raw, body, err := snapshot(req, lineLimit(profile))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -242,18 +245,39 @@ func closeBody(req *http.Request) {
 	}
 }
 
-// maxBody bounds a body where the provider names no limit for a line: the
-// largest file that OpenAI takes.
-const maxBody = 200 << 20
+// maxBody bounds a body where the provider names no limit: the largest file
+// that OpenAI takes.
+const maxBody = 200_000_000
+
+// lineLimit is how large a body may be to fit on a line of a file.
+func lineLimit(p *provider.Profile) int64 {
+	limit := int64(maxBody)
+	if p.MaxBytes > 0 {
+		limit = min(limit, p.MaxBytes-lineOverhead)
+	}
+	if p.MaxLineBytes > 0 {
+		limit = min(limit, p.MaxLineBytes)
+	}
+	return limit
+}
+
+// lineOverhead is more than what stands on a line beside the body.
+const lineOverhead = 256
 
 // snapshot reads and closes the request's body. raw is what the caller sent,
 // body the same without its Content-Encoding.
 func snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 	defer closeBody(req)
-	if limit <= 0 || limit > maxBody {
-		limit = maxBody
+	// A body that is read from somewhere else must not hold a caller that
+	// leaves. One that can be had again lies in memory, and never waits.
+	if req.GetBody == nil && req.Body != nil {
+		stop := context.AfterFunc(req.Context(), func() { req.Body.Close() })
+		defer stop()
 	}
 	if raw, err = readAll(req.Body, req.ContentLength, limit); err != nil {
+		if req.Context().Err() != nil {
+			err = contextError(req.Context())
+		}
 		return nil, nil, err
 	}
 	body, err = decode(raw, req.Header.Get("Content-Encoding"), limit)
@@ -266,25 +290,30 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 	if r == nil {
 		return nil, nil
 	}
-	tooLarge := &refusal{http.StatusRequestEntityTooLarge, "request_too_large", "", fmt.Sprintf(
-		"the request body is larger than the %d bytes that one line of a batch may hold; send it with the header Autobatcher-Mode: realtime, or send less", limit)}
 	if length > limit {
-		return nil, tooLarge
+		return nil, tooLarge(limit)
 	}
 	body, err := readExactly(r, min(max(length, 0), preallocated))
 	if err != nil {
 		return nil, err
 	}
-	rest, err := io.ReadAll(io.LimitReader(r, limit+1-int64(len(body))))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(rest) == 0:
-		return body, nil
-	case int64(len(body)+len(rest)) > limit:
-		return nil, tooLarge
+	one, err := readExactly(r, 1) // nearly always there is no more
+	if err != nil || len(one) == 0 {
+		return body, err
 	}
-	return slices.Concat(body, rest), nil
+	rest, err := io.ReadAll(io.LimitReader(r, limit-int64(len(body))))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(body)+1+len(rest)) > limit {
+		return nil, tooLarge(limit)
+	}
+	return slices.Concat(body, one, rest), nil
+}
+
+func tooLarge(limit int64) error {
+	return &refusal{http.StatusRequestEntityTooLarge, "request_too_large", "", fmt.Sprintf(
+		"the request body is larger than the %d bytes that one line of a batch may hold; send it with the header Autobatcher-Mode: realtime, or send less", limit)}
 }
 
 // preallocated bounds what a mere announcement of a length can cost.
@@ -338,14 +367,15 @@ func (c *call) rewrite(body []byte) (background bool, err error) {
 		return false, badBody("", "the request body is not a JSON object")
 	}
 	var input gjson.Result
+	streams := false
 	gjson.Parse(view(body)).ForEach(func(name, value gjson.Result) bool {
 		switch name.String() {
 		case "model":
 			c.model = strings.Clone(value.String())
 		case "stream":
-			c.stream = value.Bool()
+			c.stream, streams = value.Bool(), true
 		case "stream_options":
-			c.usage = value.Get("include_usage").Bool()
+			c.usage, streams = value.Get("include_usage").Bool(), true
 		case "background":
 			background = value.Bool()
 		case "input":
@@ -360,7 +390,10 @@ func (c *call) rewrite(body []byte) (background bool, err error) {
 		c.inputs = countInputs(input)
 	}
 	c.URL = c.profile.LineURL(c.suffix)
-	c.Body, err = withoutStream(line.OneLine(body))
+	c.Body = line.OneLine(body)
+	if streams {
+		c.Body, err = withoutStream(c.Body)
+	}
 	return background, err
 }
 
@@ -414,14 +447,21 @@ func (c *call) identify(req *http.Request, base string, raw []byte) {
 	if c.profile.OneModel {
 		c.key.group += " " + c.model
 	}
-	h := sha256.New()
+	h := hashes.Get().(hash.Hash)
+	defer hashes.Put(h)
+	h.Reset()
 	for _, part := range []string{c.key.base, c.key.payer, c.suffix} {
-		io.WriteString(h, part)
-		h.Write([]byte{0})
+		h.Write(unsafe.Slice(unsafe.StringData(part), len(part)))
+		h.Write(separator)
 	}
 	h.Write(raw)
 	h.Sum(c.print[:0])
 }
+
+var (
+	hashes    = sync.Pool{New: func() any { return sha256.New() }}
+	separator = []byte{0}
+)
 
 // payer is every header that says who pays, as it goes upstream with files and
 // batches: calls with different ones must never meet.
