@@ -185,12 +185,18 @@ func Hang() Fault {
 	return func(_ http.ResponseWriter, r *http.Request) bool {
 		// Only once the body is read does net/http notice that a client leaves.
 		_, _ = io.Copy(io.Discard, r.Body)
-		select {
-		case <-r.Context().Done():
-		case <-closing(r):
-		}
-		panic(http.ErrAbortHandler)
+		hang(r)
+		return true
 	}
+}
+
+// hang waits until the client leaves or the Server closes, and breaks the connection.
+func hang(r *http.Request) {
+	select {
+	case <-r.Context().Done():
+	case <-closing(r):
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // Tear breaks the connection after n bytes of the answer's body; an answer that

@@ -205,17 +205,26 @@ func TestAFaultThatHangsDoesNotTakeTwoRequests(t *testing.T) {
 
 func TestCloseEndsHangingRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAPI(t, batchtest.Options{Logf: t.Errorf})
+		a := newAPI(t, batchtest.Options{
+			Logf:   t.Errorf,
+			Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Never: true} },
+		})
 		a.server.Control(batchtest.OpModels, batchtest.Hang())
+		call := a.request("POST", "/chat/completions", strings.NewReader(`{"model":"m"}`))
+		call.Header.Set("Content-Type", "application/json")
 		done := make(chan error)
-		go func() {
-			_, err := a.attempt(a.request("GET", "/models", nil))
-			done <- err
-		}()
+		for _, req := range []*http.Request{a.request("GET", "/models", nil), call} {
+			go func() {
+				_, err := a.attempt(req)
+				done <- err
+			}()
+		}
 		synctest.Wait()
 		go a.server.Close()
-		if err := <-done; err == nil {
-			t.Error("a hanging request survived Close")
+		for range 2 {
+			if err := <-done; err == nil {
+				t.Error("a hanging request survived Close")
+			}
 		}
 	})
 }

@@ -202,7 +202,8 @@ func Doubleword() Manners {
 }
 
 // LLMD is the llm-d batch gateway: any model per line, HTTP errors in the
-// output file, any duration as window.
+// output file, any duration as window. In what is not mentioned it is OpenAI, and
+// so are Azure and Together: they are near enough to find a client's assumptions.
 func LLMD() Manners {
 	m := OpenAI()
 	m.Name = "llm-d"

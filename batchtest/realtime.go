@@ -32,7 +32,7 @@ func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, key string) e
 	}
 	o := s.outcome(l)
 	if o.Never {
-		<-r.Context().Done()
+		hang(r)
 	}
 	if !sleep(r.Context(), o.Delay) {
 		panic(http.ErrAbortHandler)

@@ -227,7 +227,8 @@ type Outcome struct {
 	// mean its turn. A realtime call is answered that much later.
 	Delay time.Duration
 	// Never keeps the line from finishing: it is for the window, a cancel or
-	// [Server.Finish] to end the batch. A realtime call ends with the client's patience.
+	// [Server.Finish] to end the batch. A realtime call ends with the client's
+	// patience, or with the Server.
 	Never bool
 
 	// Displaced puts the line at the start of its file when it finishes, as happens
