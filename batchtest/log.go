@@ -128,7 +128,7 @@ func (s *Server) Paid() map[string]int {
 	paid := map[string]int{}
 	for _, e := range s.Executed() {
 		if e.Outcome.billed() {
-			paid[e.Line.Key()]++
+			paid[e.Key()]++
 		}
 	}
 	return paid

@@ -191,7 +191,7 @@ func TestPaidCountsWhatIsPaidTwice(t *testing.T) {
 		said := batchtest.Echo(e.Line).Body
 		for _, word := range []string{"once", "twice", "fail", "lost", "late"} {
 			if strings.Contains(string(said), word) {
-				got[word] = counts[e.Line.Key()]
+				got[word] = counts[e.Key()]
 			}
 		}
 	}
