@@ -1,0 +1,209 @@
+// Package journaltest is the specification of journal.Store, as tests. A
+// backend's own test is
+//
+//	func TestStore(t *testing.T) {
+//		journaltest.Run(t, func(t *testing.T) func() journal.Store {
+//			path := filepath.Join(t.TempDir(), "journal")
+//			return func() journal.Store { return open(t, path) }
+//		})
+//	}
+//
+// and what is special to it.
+package journaltest
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// A Fresh makes a new, empty journal for a test. The function it returns opens
+// that journal, each time as another process would; it need not close it, and
+// calls t.Fatal where it cannot open it.
+type Fresh func(t *testing.T) (open func() journal.Store)
+
+// Run checks that a backend does what journal.Store says.
+func Run(t *testing.T, fresh Fresh) {
+	for _, group := range []struct {
+		name  string
+		tests []test
+	}{
+		{"life", lifeTests},
+		{"hold", holdTests},
+		{"lease", leaseTests},
+		{"race", raceTests},
+	} {
+		for _, test := range group.tests {
+			t.Run(group.name+"/"+test.name, func(t *testing.T) { test.run(newSuite(t, fresh(t))) })
+		}
+	}
+}
+
+type test struct {
+	name string
+	run  func(s *suite)
+}
+
+// A suite is one test and the journal it is about.
+type suite struct {
+	*testing.T
+	open func() journal.Store
+	journal.Store
+}
+
+func newSuite(t *testing.T, open func() journal.Store) *suite {
+	s := &suite{T: t, open: open}
+	s.Store = s.another()
+	return s
+}
+
+// another opens the journal once more.
+func (s *suite) another() journal.Store {
+	s.Helper()
+	store := s.open()
+	s.Cleanup(func() { store.Close() })
+	return store
+}
+
+// ok ends the test if something failed that must not.
+func (s *suite) ok(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+// long is a lease that does not run out during a test.
+const long = time.Hour
+
+// alive gives each of the owners a lease that does not run out.
+func (s *suite) alive(owners ...string) {
+	s.Helper()
+	for _, owner := range owners {
+		s.ok(s.Heartbeat(s.Context(), owner, long))
+	}
+}
+
+// gone ends the owner's lease.
+func (s *suite) gone(owner string) {
+	s.Helper()
+	s.ok(s.Heartbeat(s.Context(), owner, 0))
+}
+
+// begin begins a batch of the usual payer's, with a line for each print.
+func (s *suite) begin(owner, ref string, prints ...string) {
+	s.Helper()
+	s.ok(s.Begin(s.Context(), batch(owner, ref), lines(prints...)))
+}
+
+// running begins a batch and brings it as far as Running.
+func (s *suite) running(owner, ref string, prints ...string) {
+	s.Helper()
+	s.begin(owner, ref, prints...)
+	s.advance(owner, ref, journal.Step{State: journal.Running, BatchID: "batch-" + ref})
+}
+
+func (s *suite) advance(owner, ref string, step journal.Step) {
+	s.Helper()
+	s.ok(s.Advance(s.Context(), owner, ref, step))
+}
+
+// take takes lines over, and says which they were as "ref/n".
+func (s *suite) take(owner string, prints ...string) []string {
+	s.Helper()
+	taken, err := s.TakeOver(s.Context(), owner, payer, hashes(prints...))
+	s.ok(err)
+	return names(taken)
+}
+
+// batch returns what the journal says of one batch.
+func (s *suite) batch(ref string) journal.Batch {
+	s.Helper()
+	all, err := s.Batches(s.Context(), journal.Filter{Ref: ref})
+	s.ok(err)
+	if len(all) != 1 {
+		s.Fatalf("the journal has %d batches %q, want 1", len(all), ref)
+	}
+	return all[0]
+}
+
+// refs lists the refs of the batches that f selects.
+func (s *suite) refs(f journal.Filter) []string {
+	s.Helper()
+	all, err := s.Batches(s.Context(), f)
+	s.ok(err)
+	refs := []string{}
+	for _, b := range all {
+		refs = append(refs, b.Ref)
+	}
+	return refs
+}
+
+// counts checks how many lines of a batch are delivered, held and open.
+func (s *suite) counts(ref string, delivered, held, open int) {
+	s.Helper()
+	b := s.batch(ref)
+	got := [...]int{b.Lines, b.Delivered, b.Held, b.Open}
+	want := [...]int{delivered + held + open, delivered, held, open}
+	if got != want {
+		s.Errorf("%s: lines, delivered, held, open = %v, want %v", ref, got, want)
+	}
+}
+
+// same checks a list of names.
+func (s *suite) same(what string, got []string, want ...string) {
+	s.Helper()
+	if !slices.Equal(got, want) {
+		s.Errorf("%s: got %q, want %q", what, got, want)
+	}
+}
+
+// payer is who pays in most of the tests.
+var payer = hash("payer")
+
+// hash makes a hash that differs for each name.
+func hash(name string) journal.Hash {
+	h := journal.Hash{31: 0xff}
+	copy(h[:], name)
+	return h
+}
+
+func hashes(names ...string) []journal.Hash {
+	all := make([]journal.Hash, len(names))
+	for i, name := range names {
+		all[i] = hash(name)
+	}
+	return all
+}
+
+func batch(owner, ref string) journal.Batch {
+	return journal.Batch{
+		Ref: ref, Owner: owner, Payer: payer,
+		Upstream: "https://api.example.com/v1", Provider: "example", Endpoint: "/v1/chat/completions",
+		Window: "24h", Models: []string{"large", "small"},
+	}
+}
+
+func lines(prints ...string) []journal.Line {
+	all := make([]journal.Line, len(prints))
+	for n, print := range prints {
+		all[n] = journal.Line{N: n, CustomID: customID(n), Print: hash(print)}
+	}
+	return all
+}
+
+func customID(n int) string { return fmt.Sprintf("11111111-2222-4333-8444-%012d", n) }
+
+// names says of each taken line which it is, in order, as "ref/n".
+func names(taken []journal.Taken) []string {
+	all := []string{}
+	for _, t := range taken {
+		for _, l := range t.Lines {
+			all = append(all, fmt.Sprintf("%s/%d", t.Batch.Ref, l.N))
+		}
+	}
+	return all
+}

@@ -1,0 +1,166 @@
+package journaltest
+
+import (
+	"errors"
+	"time"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// leaseTests are about owners that come and go.
+var leaseTests = []test{
+	{"who has no lease begins and takes nothing", func(s *suite) {
+		s.alive("a")
+		s.begin("a", "one", "p")
+		s.gone("a")
+		for _, owner := range []string{"a", "stranger"} {
+			if err := s.Begin(s.Context(), batch(owner, "two"), lines("p")); !errors.Is(err, journal.ErrLapsed) {
+				s.Errorf("Begin by %s: %v, want ErrLapsed", owner, err)
+			}
+			if _, err := s.TakeOver(s.Context(), owner, payer, hashes("p")); !errors.Is(err, journal.ErrLapsed) {
+				s.Errorf("TakeOver by %s: %v, want ErrLapsed", owner, err)
+			}
+			if _, err := s.Claim(s.Context(), owner, "one"); !errors.Is(err, journal.ErrLapsed) {
+				s.Errorf("Claim by %s: %v, want ErrLapsed", owner, err)
+			}
+		}
+		s.same("batches", s.refs(journal.Filter{}), "one")
+		s.counts("one", 0, 0, 1)
+	}},
+	{"what a dead owner held is open", func(s *suite) {
+		s.alive("a", "b", "c")
+		s.running("a", "one", "p", "q")
+		s.running("c", "two", "p", "r")
+		s.ok(s.Release(s.Context(), "c", "two", []int{1}))
+		s.same("taken", s.take("a", "r"), "two/1")
+		s.gone("a")
+		s.counts("one", 0, 0, 2)
+		s.counts("two", 0, 1, 1)
+		s.same("taken", s.take("b", "p", "q", "r"), "one/0", "one/1", "two/1")
+	}},
+	{"a dead owner's batch is carried on by one other", func(s *suite) {
+		s.alive("a", "b", "c")
+		s.begin("a", "one", "p")
+		s.claims("a", "one", true)
+		s.claims("b", "one", false)
+		s.gone("a")
+		if got := s.batch("one").Owner; got != "" {
+			s.Errorf("owner is %q, want none", got)
+		}
+		s.claims("b", "one", true)
+		s.claims("c", "one", false)
+		s.claims("b", "one", true)
+		if got := s.batch("one").Owner; got != "b" {
+			s.Errorf("owner is %q, want b", got)
+		}
+		s.counts("one", 0, 0, 1)
+		s.advance("b", "one", journal.Step{State: journal.Creating})
+		if err := s.Advance(s.Context(), "a", "one", journal.Step{State: journal.Running}); !errors.Is(err, journal.ErrNotOwner) {
+			s.Errorf("Advance by the dead: %v, want ErrNotOwner", err)
+		}
+	}},
+	{"nothing to claim", func(s *suite) {
+		s.alive("a")
+		if _, err := s.Claim(s.Context(), "a", "no such"); !errors.Is(err, journal.ErrNoBatch) {
+			s.Errorf("got %v, want ErrNoBatch", err)
+		}
+	}},
+	{"taking lines over claims nothing", func(s *suite) {
+		s.alive("a", "b")
+		s.begin("a", "one", "p")
+		s.gone("a")
+		s.same("taken", s.take("b", "p"), "one/0")
+		if got := s.batch("one").Owner; got != "" {
+			s.Errorf("owner is %q, want none", got)
+		}
+	}},
+	{"a lease that was ended keeps nothing", func(s *suite) {
+		s.alive("a", "b")
+		s.begin("a", "one", "p")
+		s.gone("a")
+		s.alive("a")
+		s.counts("one", 0, 0, 1)
+		s.same("taken", s.take("b", "p"), "one/0")
+	}},
+	{"a lease runs out by itself", func(s *suite) {
+		s.alive("b")
+		s.ok(s.Heartbeat(s.Context(), "a", time.Second))
+		s.begin("a", "one", "p")
+		s.until("a's line is open", func() bool { return len(s.take("b", "p")) == 1 })
+		s.claims("b", "one", true)
+		if err := s.Begin(s.Context(), batch("a", "two"), nil); !errors.Is(err, journal.ErrLapsed) {
+			s.Errorf("Begin after the lease: %v, want ErrLapsed", err)
+		}
+	}},
+	{"a heartbeat keeps what is held", func(s *suite) {
+		s.alive("b")
+		s.ok(s.Heartbeat(s.Context(), "a", time.Second))
+		s.begin("a", "one", "p")
+		s.alive("a")
+		s.ok(s.Heartbeat(s.Context(), "short", time.Second))
+		s.until("another lease as long has run out", func() bool { return len(s.owners()) == 2 })
+		s.same("taken", s.take("b", "p"))
+		s.counts("one", 0, 1, 0)
+	}},
+	{"owners are those whose lease runs", func(s *suite) {
+		s.same("at first", s.owners())
+		s.alive("b", "a")
+		s.same("two", s.owners(), "a", "b")
+		all, err := s.Owners(s.Context())
+		s.ok(err)
+		for _, o := range all {
+			if o.Silent < 0 || o.Silent > time.Minute || o.Left < long-time.Minute || o.Left > long {
+				s.Errorf("%s: silent for %v, %v left", o.Name, o.Silent, o.Left)
+			}
+		}
+		s.gone("a")
+		s.gone("stranger")
+		s.same("one", s.owners(), "b")
+	}},
+	{"closing ends no lease, and loses nothing", func(s *suite) {
+		s.alive("a", "b")
+		s.running("a", "one", "p", "q")
+		s.ok(s.Release(s.Context(), "a", "one", []int{1}))
+		keeper := s.another()
+		s.ok(s.Close())
+		s.Store = keeper
+		s.same("owners", s.owners(), "a", "b")
+		s.counts("one", 0, 1, 1)
+		s.same("taken", s.take("b", "p", "q"), "one/1")
+	}},
+}
+
+func (s *suite) owners() []string {
+	s.Helper()
+	all, err := s.Owners(s.Context())
+	s.ok(err)
+	names := []string{}
+	for _, o := range all {
+		names = append(names, o.Name)
+	}
+	return names
+}
+
+// claims checks what Claim says.
+func (s *suite) claims(owner, ref string, want bool) {
+	s.Helper()
+	got, err := s.Claim(s.Context(), owner, ref)
+	s.ok(err)
+	if got != want {
+		s.Errorf("Claim(%s, %s) = %v, want %v", owner, ref, got, want)
+	}
+}
+
+// until waits for something to become true. The clock is the journal's own, so
+// that no test can turn it.
+func (s *suite) until(what string, true func() bool) {
+	s.Helper()
+	deadline := time.After(10 * time.Second)
+	for !true() {
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-deadline:
+			s.Fatal("waited in vain until ", what)
+		}
+	}
+}

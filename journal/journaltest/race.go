@@ -1,0 +1,191 @@
+package journaltest
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// raceTests are about owners that do the same at the same time, each with the
+// journal opened on its own.
+var raceTests = []test{
+	{"no line is taken by two", func(s *suite) {
+		const owners, each = 6, 40
+		prints := slices.Repeat([]string{"p", "q", "r"}, each)
+		s.alive("dead")
+		s.running("dead", "one", prints...)
+		s.running("dead", "two", prints...)
+		s.gone("dead")
+
+		var mu sync.Mutex
+		takers := make(map[string]int)
+		s.atOnce(owners, func(owner string, store journal.Store) error {
+			for {
+				taken, err := store.TakeOver(s.Context(), owner, payer, hashes("p", "q", "r", "p"))
+				if err != nil || len(taken) == 0 {
+					return err
+				}
+				mu.Lock()
+				for _, name := range names(taken) {
+					takers[name]++
+				}
+				mu.Unlock()
+			}
+		})
+		for name, n := range takers {
+			if n != 1 {
+				s.Errorf("%s was taken %d times", name, n)
+			}
+		}
+		if len(takers) != 2*len(prints) {
+			s.Errorf("%d lines were taken, want %d", len(takers), 2*len(prints))
+		}
+	}},
+	{"one carries a batch on", func(s *suite) {
+		const batches = 20
+		s.alive("dead")
+		for i := range batches {
+			s.begin("dead", fmt.Sprint("batch", i), "p")
+		}
+		s.gone("dead")
+		var mu sync.Mutex
+		claimed := make(map[string][]string)
+		s.atOnce(4, func(owner string, store journal.Store) error {
+			for i := range batches {
+				ref := fmt.Sprint("batch", i)
+				ok, err := store.Claim(s.Context(), owner, ref)
+				if err != nil {
+					return err
+				}
+				if ok {
+					mu.Lock()
+					claimed[ref] = append(claimed[ref], owner)
+					mu.Unlock()
+				}
+			}
+			return nil
+		})
+		for i := range batches {
+			ref := fmt.Sprint("batch", i)
+			if got := claimed[ref]; len(got) != 1 || s.batch(ref).Owner != got[0] {
+				s.Errorf("%s was claimed by %q and is %q's", ref, got, s.batch(ref).Owner)
+			}
+		}
+	}},
+	{"a batch is abandoned or joined, never both", func(s *suite) {
+		const batches = 20
+		s.alive("a")
+		for i := range batches {
+			ref := fmt.Sprint("batch", i)
+			s.running("a", ref, "p")
+			s.ok(s.Release(s.Context(), "a", ref, []int{0}))
+		}
+		var mu sync.Mutex
+		joined, abandoned := make(map[string]bool), make(map[string]bool)
+		s.atOnce(4, func(owner string, store journal.Store) error {
+			for i := range batches {
+				taken, err := store.TakeOver(s.Context(), owner, payer, hashes("p"))
+				if err != nil {
+					return err
+				}
+				ref := fmt.Sprint("batch", batches-1-i)
+				ok, err := store.Abandon(s.Context(), "a", ref)
+				if err != nil {
+					return err
+				}
+				mu.Lock()
+				for _, t := range taken {
+					joined[t.Batch.Ref] = true
+				}
+				abandoned[ref] = abandoned[ref] || ok
+				mu.Unlock()
+			}
+			return nil
+		})
+		for ref := range joined {
+			if abandoned[ref] {
+				s.Errorf("%s was joined and abandoned", ref)
+			}
+		}
+		if len(joined) == 0 {
+			s.Error("no batch was joined")
+		}
+	}},
+	{"whole lives side by side", func(s *suite) {
+		const owners, rounds = 4, 5
+		s.atOnce(owners, func(owner string, store journal.Store) error {
+			for i := range rounds {
+				if err := life(s, store, owner, fmt.Sprint(owner, "-", i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		all, err := s.Batches(s.Context(), journal.Filter{})
+		s.ok(err)
+		if len(all) != owners*rounds {
+			s.Errorf("%d batches, want %d", len(all), owners*rounds)
+		}
+		for _, b := range all {
+			if b.Delivered != 3 || b.State != journal.Ended {
+				s.Errorf("%s: %d delivered, %s", b.Ref, b.Delivered, b.State)
+			}
+		}
+	}},
+}
+
+// life brings a batch from its beginning to its end; two callers go and come
+// back on the way.
+func life(s *suite, store journal.Store, owner, ref string) error {
+	ctx := s.Context()
+	own := hashes(ref, ref+"'", ref+`"`)
+	var group []journal.Line
+	for n, p := range own {
+		group = append(group, journal.Line{CustomID: customID(n), Print: p})
+	}
+	steps := []func() error{
+		func() error { return store.Heartbeat(ctx, owner, long) },
+		func() error { return store.Begin(ctx, batch(owner, ref), group) },
+		func() error { return store.Advance(ctx, owner, ref, journal.Step{State: journal.Creating}) },
+		func() error {
+			return store.Advance(ctx, owner, ref, journal.Step{State: journal.Running, BatchID: ref})
+		},
+		func() error { return store.Release(ctx, owner, ref, []int{0, 2}) },
+		func() error {
+			taken, err := store.TakeOver(ctx, owner, payer, own)
+			if err == nil && len(names(taken)) != 2 {
+				err = fmt.Errorf("%s took %q back", owner, names(taken))
+			}
+			return err
+		},
+		func() error { return store.Advance(ctx, owner, ref, journal.Step{State: journal.Ended}) },
+		func() error { return store.Deliver(ctx, owner, ref, []int{0, 1, 2}) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// atOnce runs f for some owners at the same time, each with its own Store.
+func (s *suite) atOnce(owners int, f func(owner string, store journal.Store) error) {
+	s.Helper()
+	var wg sync.WaitGroup
+	start := make(chan struct{})
+	for i := range owners {
+		owner, store := fmt.Sprint("owner", i), s.another()
+		s.alive(owner)
+		wg.Go(func() {
+			<-start
+			if err := f(owner, store); err != nil {
+				s.Errorf("%s: %v", owner, err)
+			}
+		})
+	}
+	close(start)
+	wg.Wait()
+}
