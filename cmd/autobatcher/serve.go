@@ -1,0 +1,55 @@
+package main
+
+import (
+	"context"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/autobatcher/autobatcher/internal/proxy"
+)
+
+func serveCommand(p process) *cli.Command {
+	s := newSettings()
+	return &cli.Command{
+		Name:  "serve",
+		Usage: "be an OpenAI-compatible proxy that batches",
+		Description: `Programs use it as their OPENAI_BASE_URL, with any OPENAI_API_KEY:
+
+   POST …/chat/completions, …/embeddings, …/responses   answered by batches
+   GET /health                                          ok
+   GET /metrics                                         for Prometheus
+   GET /                                                what goes on, as a page
+   everything else                                      passed through
+
+What becomes of batches is told on stdout, an event a line, as JSON. The log
+goes to stderr. SIGINT or SIGTERM end it, cancelling the batches that run
+unless told to keep them; a second one ends it at once.`,
+		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.listenFlags(p), s.callerFlags(p), s.logFlags(p)),
+		SliceFlagSeparator: listSeparator,
+		Before:             alone,
+		Action:             action(func(ctx context.Context, _ *cli.Command) error { return s.serve(ctx, p) }),
+		OnUsageError:       badUsage,
+	}
+}
+
+func (s *settings) serve(ctx context.Context, p process) error {
+	log, err := s.logger(p)
+	if err != nil {
+		return err
+	}
+	if err := s.checkListener(); err != nil {
+		return err
+	}
+	b, err := s.newBackend(log, eventLines(p.stdout, log))
+	if err != nil {
+		return err
+	}
+	listener, err := listen(ctx, s.address())
+	if err != nil {
+		b.close()
+		return err
+	}
+	url := "http://" + reachable(listener.Addr())
+	log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
+	return untilStopped(ctx, p, log, proxy.NewServer(b.proxy), listener, b.close)
+}
