@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -343,10 +342,10 @@ func (b *batch) client() (*batchapi.Client, error) {
 // upload uploads the input file. Repeating it costs a stray file at the most.
 func (b *batch) upload(file line.File) (id string, err error) {
 	name := "batch-" + uuid.NewString() + ".jsonl"
-	r := retries{patience: submitPatience}
+	r := batchapi.Retries{Patience: submitPatience}
 	for {
 		id, err = b.api.Upload(b.t.ctx, name, file)
-		wait, again := r.next(err)
+		wait, again := r.Next(err)
 		if !again {
 			return id, err
 		}
@@ -363,7 +362,7 @@ func (b *batch) create(fileID string) (batchapi.Batch, error) {
 	// Close must not tear a create apart, or nobody would know of the batch.
 	ctx, cancel := lingering(b.t.ctx, createLinger)
 	defer cancel()
-	r := retries{patience: submitPatience, unseen: unseenPatience}
+	r := batchapi.Retries{Patience: submitPatience, Unseen: unseenPatience}
 	params := batchapi.CreateParams{
 		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
 		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata,
@@ -377,7 +376,7 @@ func (b *batch) create(fileID string) (batchapi.Batch, error) {
 				return made, nil
 			}
 		}
-		wait, again := r.next(err)
+		wait, again := r.Next(err)
 		if !again {
 			return made, err
 		}
@@ -397,7 +396,7 @@ const clockSkew = 5 * time.Minute
 
 // adopt looks for a batch whose create was not answered, by its input file.
 func (b *batch) adopt(ctx context.Context, fileID string, began time.Time) (batchapi.Batch, bool) {
-	r := retries{patience: submitPatience}
+	r := batchapi.Retries{Patience: submitPatience}
 	for _, delay := range adoptDelays {
 		for {
 			if sleep(ctx, delay) != nil {
@@ -409,7 +408,7 @@ func (b *batch) adopt(ctx context.Context, fileID string, began time.Time) (batc
 				return made, true
 			}
 			var again bool
-			if delay, again = r.next(err); !again {
+			if delay, again = r.Next(err); !again {
 				break
 			}
 		}
@@ -460,58 +459,6 @@ const submitPatience = 30 * time.Minute
 
 // unseenPatience is how long a file that was just uploaded may be unknown.
 const unseenPatience = time.Minute
-
-// retries is the one place that decides whether a failed request to the
-// provider is made again, and when.
-type retries struct {
-	patience time.Duration
-	unseen   time.Duration // how long a 404 may only mean that the answer comes from a copy that lags
-	began    time.Time
-	tries    int
-}
-
-// next returns how long to wait before the request is made again, or false:
-// there was no error, it would not help, or it was tried for long enough.
-func (r *retries) next(err error) (time.Duration, bool) {
-	if r.tries == 0 {
-		r.began = time.Now()
-	}
-	r.tries++
-	var failed *batchapi.Error
-	if !errors.As(err, &failed) {
-		return 0, false
-	}
-	var wait time.Duration
-	switch {
-	case failed.RateLimited():
-		wait = rateLimitWait(failed)
-	case failed.Transient():
-		wait = max(backoff(r.tries), failed.RetryAfter)
-	case failed.Status == http.StatusNotFound && time.Since(r.began) < r.unseen:
-		wait = backoff(r.tries)
-	default:
-		return 0, false
-	}
-	return wait, time.Since(r.began)+wait <= r.patience
-}
-
-// rateLimitWait is what the provider asked for, at least a second, or a minute
-// where it did not say; and up to a tenth more, so that a fleet of clients does
-// not come back in the same instant.
-func rateLimitWait(e *batchapi.Error) time.Duration {
-	wait := time.Minute
-	if e.RetryAfter >= 0 {
-		wait = max(e.RetryAfter, time.Second)
-	}
-	return wait + rand.N(wait/10)
-}
-
-// backoff doubles from a second to half a minute, less up to a quarter.
-func backoff(try int) time.Duration {
-	wait := time.Second << min(max(try-1, 0), 5)
-	wait = min(wait, 30*time.Second)
-	return wait - rand.N(wait/4)
-}
 
 func ambiguous(err error) bool {
 	var failed *batchapi.Error

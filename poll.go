@@ -135,13 +135,13 @@ func (t *troubles) next(err error, interval time.Duration) (time.Duration, error
 	t.tries++
 	switch {
 	case failed.RateLimited():
-		return max(rateLimitWait(failed), interval), nil
+		return max(batchapi.RateLimitWait(failed), interval), nil
 	case failed.Transient():
-		return max(backoff(t.tries), failed.RetryAfter, min(interval, maxPollWait)), nil
+		return max(batchapi.Backoff(t.tries), failed.RetryAfter, min(interval, maxPollWait)), nil
 	case time.Since(t.since) >= gonePatience:
 		return 0, err
 	}
-	return max(interval, backoff(t.tries)), nil
+	return max(interval, batchapi.Backoff(t.tries)), nil
 }
 
 // windowLength reads a completion window such as "24h" or "7d"; one that says

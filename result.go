@@ -76,7 +76,7 @@ func (b *batch) harvest() {
 		if err != nil && transient(err) {
 			patience = brokenPatience
 		}
-		wait := backoff(try)
+		wait := batchapi.Backoff(try)
 		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > patience {
 			break
 		}

@@ -268,9 +268,8 @@ const lineOverhead = 256
 // body the same without its Content-Encoding.
 func snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 	defer closeBody(req)
-	// A body that is read from somewhere else must not hold a caller that
-	// leaves. One that can be had again lies in memory, and never waits.
-	if req.GetBody == nil && req.Body != nil {
+	// A body that does not come must not hold a caller that leaves.
+	if req.Context().Done() != nil && req.Body != nil {
 		stop := context.AfterFunc(req.Context(), func() { req.Body.Close() })
 		defer stop()
 	}
