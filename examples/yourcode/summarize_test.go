@@ -1,0 +1,147 @@
+package yourcode
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+)
+
+// newClient is an OpenAI client that batches its calls at the server. No socket
+// is opened. Virtual time is free, but looking at a batch is not: every ten
+// minutes is enough.
+func newClient(t *testing.T, server *batchtest.Server) openai.Client {
+	t.Helper()
+	transport, err := autobatcher.New(autobatcher.Options{Base: server.Transport(), PollInterval: 10 * time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { transport.Close() })
+	return openai.NewClient(
+		option.WithHTTPClient(transport.Client()),
+		option.WithBaseURL(server.URL),
+		option.WithAPIKey("any"),
+	)
+}
+
+var documents = []string{"One fish. Red.", "Two fish. Blue.", "Three fish. Green."}
+
+// The embedded server echoes the first sentence, so answers can be told apart.
+func TestAllDocumentsRideInOneBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := batchtest.New(batchtest.Options{Turnaround: 20 * time.Hour})
+		began := time.Now()
+		got, err := Summarize(t.Context(), newClient(t, server), documents)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"You said: One fish.", "You said: Two fish.", "You said: Three fish."}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("summaries (-want +got):\n%s", diff)
+		}
+		if batches := server.Batches(); len(batches) != 1 || batches[0].Total != 3 {
+			t.Errorf("batches = %+v, want one of 3 lines", batches)
+		}
+		// In a bubble time is exact: a window of ten seconds, then the batch.
+		if took := time.Since(began); took != 20*time.Hour+10*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// Answer says what the model makes of each line, and it may fail one.
+func TestABadDocumentCostsOnlyItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := batchtest.New(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			if strings.Contains(string(l.Body), "Two") {
+				return batchtest.Outcome{Status: http.StatusBadRequest}
+			}
+			return batchtest.Echo(l)
+		}})
+		got, err := Summarize(t.Context(), newClient(t, server), documents)
+		if diff := cmp.Diff([]string{"You said: One fish.", "", "You said: Three fish."}, got); diff != "" {
+			t.Errorf("summaries (-want +got):\n%s", diff)
+		}
+		var failed *openai.Error
+		if !errors.As(err, &failed) || failed.StatusCode != http.StatusBadRequest || !strings.Contains(err.Error(), "document 2") {
+			t.Errorf("err = %v, want a 400 for document 2", err)
+		}
+	})
+}
+
+// What becomes of the batch as a whole can be played too: here its window of
+// 24 hours ends before one line is done. What was done is not lost.
+func TestExpiry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := batchtest.New(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			return batchtest.Outcome{Never: strings.Contains(string(l.Body), "Three")}
+		}, Turnaround: time.Hour})
+		client := newClient(t, server)
+		time.AfterFunc(24*time.Hour, func() {
+			if err := server.Expire(server.Batches()[0].ID); err != nil {
+				t.Error(err)
+			}
+		})
+		got, err := Summarize(t.Context(), client, documents)
+		if diff := cmp.Diff([]string{"You said: One fish.", "You said: Two fish.", ""}, got); diff != "" {
+			t.Errorf("summaries (-want +got):\n%s", diff)
+		}
+		var failed *openai.Error
+		if !errors.As(err, &failed) || failed.StatusCode != http.StatusFailedDependency || failed.Code != "batch_expired" {
+			t.Errorf("err = %v, want 424 batch_expired", err)
+		}
+		if n := len(server.Batches()); n != 1 {
+			t.Errorf("%d batches: the expired call was made again", n)
+		}
+	})
+}
+
+// Control makes single requests fail. None of this may reach the callers, and
+// Paid tells whether anything was paid for twice.
+func TestTroubleOnTheWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := batchtest.New(batchtest.Options{Turnaround: time.Minute})
+		server.Control(batchtest.OpUpload, batchtest.RateLimit(30*time.Second))
+		server.Control(batchtest.OpCreate, batchtest.LoseAnswer())
+		server.Control(batchtest.OpRetrieve, batchtest.HTML(http.StatusBadGateway), batchtest.Reset())
+		server.Control(batchtest.OpContent, batchtest.Tear(100))
+		if _, err := Summarize(t.Context(), newClient(t, server), documents); err != nil {
+			t.Fatal(err)
+		}
+		for work, times := range server.Paid() {
+			if times != 1 {
+				t.Errorf("%s was paid for %d times", work, times)
+			}
+		}
+	})
+}
+
+// A caller that gives up gets its error at once, and what nobody waits for any
+// more is cancelled.
+func TestGivingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := batchtest.New(batchtest.Options{Turnaround: time.Hour})
+		client := newClient(t, server)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		_, err := Summarize(ctx, client, documents)
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Minute {
+			t.Errorf("err = %v after %v, want the deadline after 1m", err, time.Since(began))
+		}
+		time.Sleep(3 * time.Minute) // virtual, too; the batch may be without callers for two
+		if batch := server.Batches()[0]; !batch.CancelRequested {
+			t.Errorf("batch %s runs on for nobody", batch.ID)
+		}
+	})
+}
