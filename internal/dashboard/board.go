@@ -99,7 +99,7 @@ func (b *board) note(e autobatcher.Event) {
 	t := b.running[id]
 	if t == nil {
 		b.seq++
-		t = &batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.Add(-e.Elapsed).UnixMilli()}
+		t = &batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.UnixMilli()}
 	}
 	t.apply(e)
 	if t.Finished || id == "" {
@@ -114,6 +114,9 @@ func (b *board) note(e autobatcher.Event) {
 
 // apply brings the batch up to an event. Not every event has every field.
 func (t *batch) apply(e autobatcher.Event) {
+	if e.Elapsed > 0 {
+		t.Created = e.Time.Add(-e.Elapsed).UnixMilli()
+	}
 	t.Event, t.EventTime = string(e.Name), e.Time.UnixMilli()
 	t.Endpoint = cmp.Or(clip(e.Endpoint), t.Endpoint)
 	t.Window = cmp.Or(clip(e.CompletionWindow), t.Window)
@@ -245,9 +248,9 @@ func clip(s string) string {
 // secrets match what an error message can carry and the page must not show:
 // the query of a URL, the user named in it, and whatever looks like a key.
 // Providers like to repeat the key they refused.
-var secrets = regexp.MustCompile(`\?[^\s"'?]+=[^\s"']*|//[^\s/@"']+@|` +
-	`(?i:bearer|basic|key provided:) *\S+|\b(?:[sprx]k|key)[-_][\w*-]{6,}|\bAIza[\w*-]+|\b[\w*-]{32,}`)
+var secrets = regexp.MustCompile(`((?i:bearer|basic|key provided:) *)\S+|\?[^\s"'?]+=[^\s"']*|//[^\s/@"']+@|` +
+	`\b(?:[sprx]k|key)[-_][\w*-]{6,}|\bAIza[\w*-]+|\b[\w*-]{32,}`)
 
 func redact(message string) string {
-	return secrets.ReplaceAllString(message[:min(len(message), maxMessage)], "[hidden]")
+	return secrets.ReplaceAllString(message[:min(len(message), maxMessage)], "${1}[hidden]")
 }
