@@ -17,6 +17,7 @@ type callBody struct {
 	renewed  time.Time // when the deadline was last set; zero: there is none
 	err      error     // why it could not be read, if so
 	scan     scanner
+	closed   func() // called when it was closed
 	received *int64 // counts its bytes
 }
 
@@ -46,6 +47,7 @@ func (b *callBody) Read(p []byte) (int, error) {
 // Close closes the body. net/http reads some of what is left, so that the
 // connection can be used again; it must not wait for it.
 func (b *callBody) Close() error {
+	defer b.closed()
 	if !b.renewed.IsZero() {
 		_ = b.rc.SetReadDeadline(time.Now().Add(patience / 60))
 		defer b.unhurry()

@@ -21,26 +21,44 @@ type failure struct {
 }
 
 var (
-	failDraining = failure{status: http.StatusServiceUnavailable, code: "shutting_down", retry: "1",
-		message: "the proxy is shutting down; the same call again takes over what was sent already"}
-	failKey = failure{status: http.StatusUnauthorized, code: "invalid_api_key",
-		message: "this proxy wants one of its client keys, as Authorization: Bearer <key> or as api-key: <key>"}
-	failNoKey = failure{status: http.StatusUnauthorized, code: "invalid_api_key",
-		message: "this proxy forwards the caller's own key, and the request has none: send Authorization: Bearer <key>"}
-	failOrigin = failure{status: http.StatusForbidden, code: "cross_origin", never: true,
-		message: "a web page of another origin sent this call, and would spend the proxy's key; give the proxy client keys to allow it"}
-	failFull = failure{status: http.StatusTooManyRequests, code: "too_many_calls_held", retry: "10",
-		message: "the proxy holds as many calls as it may; try again when some were answered"}
-	failTooLarge = failure{status: http.StatusRequestEntityTooLarge, code: "request_too_large",
-		message: "the request body is larger than this proxy takes"}
-	failSlowBody = failure{status: http.StatusRequestTimeout, code: "request_body_timeout",
-		message: "the rest of the request body did not arrive in time"}
-	failBody = failure{status: http.StatusBadRequest, code: "incomplete_body",
-		message: "the request body ended early or could not be read"}
+	failDraining = failure{
+		status: http.StatusServiceUnavailable, code: "shutting_down", retry: "1",
+		message: "the proxy is shutting down; the same call again takes over what was sent already",
+	}
+	failKey = failure{
+		status: http.StatusUnauthorized, code: "invalid_api_key",
+		message: "this proxy wants one of its client keys, as Authorization: Bearer <key> or as api-key: <key>",
+	}
+	failNoKey = failure{
+		status: http.StatusUnauthorized, code: "invalid_api_key",
+		message: "this proxy forwards the caller's own key, and the request has none: send Authorization: Bearer <key>",
+	}
+	failOrigin = failure{
+		status: http.StatusForbidden, code: "cross_origin", never: true,
+		message: "a web page of another origin sent this call, and would spend the proxy's key; give the proxy client keys to allow it",
+	}
+	failFull = failure{
+		status: http.StatusTooManyRequests, code: "too_many_calls_held", retry: "10",
+		message: "the proxy holds as many calls as it may; try again when some were answered",
+	}
+	failTooLarge = failure{
+		status: http.StatusRequestEntityTooLarge, code: "request_too_large",
+		message: "the request body is larger than this proxy takes",
+	}
+	failSlowBody = failure{
+		status: http.StatusRequestTimeout, code: "request_body_timeout",
+		message: "the rest of the request body did not arrive in time",
+	}
+	failBody = failure{
+		status: http.StatusBadRequest, code: "incomplete_body",
+		message: "the request body ended early or could not be read",
+	}
 	failMethod   = failure{status: http.StatusMethodNotAllowed, code: "method_not_allowed", message: "this path answers GET only"}
 	failNotFound = failure{status: http.StatusNotFound, code: "not_found", message: "there is nothing here"}
-	failInternal = failure{status: http.StatusInternalServerError, code: "internal_error", never: true,
-		message: "the proxy has a defect, which its log describes"}
+	failInternal = failure{
+		status: http.StatusInternalServerError, code: "internal_error", never: true,
+		message: "the proxy has a defect, which its log describes",
+	}
 )
 
 // failUpstream tells that the upstream could not be reached.
@@ -76,7 +94,6 @@ func gone(r *http.Request) bool { return errors.Is(r.Context().Err(), context.Ca
 // refuse sends f in place of an answer.
 func (a *answer) refuse(f failure) {
 	h := a.Header()
-	clear(h)
 	body := f.body()
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}

@@ -42,8 +42,15 @@ func isGoOpenAI(h http.Header) bool {
 		strings.HasPrefix(h.Get("User-Agent"), "Go-http-client/")
 }
 
-// startBeating sets the time at which 200 is committed, if ever.
+// startBeating sets the time at which 200 is committed, if ever. The Transport
+// has read the body: until then it is not known what to send, and the caller is
+// not waiting yet.
 func (c *heldCall) startBeating() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over || c.timer != nil {
+		return
+	}
 	grace, every := c.p.opts.Grace, c.p.opts.Heartbeat
 	if grace < 0 || !c.r.ProtoAtLeast(1, 1) { // HTTP/1.0 cannot tell a broken end from a clean one
 		return

@@ -41,7 +41,7 @@ func (p *Proxy) hold(a *answer, r *http.Request) {
 		return
 	}
 	c := &heldCall{answer: a, p: p, body: newCallBody(a, p.opts.MaxBody)}
-	c.startBeating()
+	c.body.closed = c.startBeating
 	defer c.stopBeating()
 	res, err := p.opts.Transport.RoundTrip(p.upstream.outgoing(r, c.body))
 	c.stopBeating()

@@ -38,6 +38,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -146,6 +147,8 @@ func (o *Options) validate() error {
 		return errors.New("proxy: Options.Transport is missing")
 	case o.APIKey == "" && !o.ForwardKey:
 		return errors.New("proxy: Options.APIKey is empty; set it, or ForwardKey")
+	case slices.Contains(o.ClientKeys, ""):
+		return errors.New("proxy: Options.ClientKeys has an empty key")
 	case !strings.EqualFold(o.AuthHeader, "Authorization") && !strings.EqualFold(o.AuthHeader, "api-key"):
 		return fmt.Errorf("proxy: Options.AuthHeader is %q; it must be Authorization or api-key", o.AuthHeader)
 	case o.MaxBody < 0:
@@ -239,6 +242,7 @@ func (p *Proxy) finish(a *answer) {
 	if v != nil && v != http.ErrAbortHandler { //nolint:errorlint // the very value, as net/http compares it
 		p.opts.Logger.Error("handler panicked", "panic", v, "path", a.r.URL.Path, "stack", string(debug.Stack()))
 		if a.status == 0 {
+			clear(a.Header())
 			a.refuse(failInternal)
 			v = nil
 		}
