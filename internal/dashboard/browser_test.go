@@ -110,8 +110,13 @@ func (w *world) set(s autobatcher.Stats) {
 
 // tell tells of a batch of 200 calls that was created age ago.
 func (w *world) tell(name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
+	w.tellOld(0, name, id, status, completed, failed, age)
+}
+
+// tellOld tells of what happened ago.
+func (w *world) tellOld(ago time.Duration, name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
 	w.OnEvent(autobatcher.Event{
-		Name: name, Time: time.Now(), BatchID: id, Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini"},
+		Name: name, Time: time.Now().Add(-ago), BatchID: id, Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini"},
 		RequestCount: 200, CompletionWindow: "24h", Status: status, Elapsed: age,
 		Counts: autobatcher.Counts{Completed: completed, Failed: failed, Total: 200},
 	})
@@ -300,18 +305,22 @@ func (w *world) fillAnHour() {
 	}
 	w.feed.mu.Unlock()
 	w.set(autobatcher.Stats{
-		Queued: 57, Running: 431, Answered: answered + 12, Failed: 7, Left: 3,
+		Queued: 57, Running: 684, Answered: answered + 12, Failed: 7, Left: 3,
 		Queues: []autobatcher.QueueStats{
 			{Payer: "3f2a91c0", Upstream: "https://api.openai.com/v1", Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini", "gpt-5-nano"}, Calls: 45, Bytes: 187_400, Opened: now.Add(-7 * time.Second)},
 			{Payer: "b81e4d27", Upstream: "https://api.doubleword.ai/v1", Endpoint: "/v1/embeddings", Models: []string{"Qwen/Qwen3-Embedding-8B"}, Calls: 12, Bytes: 23_100, Opened: now.Add(-2 * time.Second)},
 		},
 	})
-	w.tell(autobatcher.BatchCompleted, "batch_6720f8a2b3c84190", "completed", 200, 0, 11*time.Minute)
-	w.tell(autobatcher.BatchCompleted, "batch_6720f8b4c1d24907", "completed", 195, 5, 8*time.Minute)
-	w.OnEvent(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, Endpoint: "/v1/embeddings", Models: []string{"text-embedding-3-small"}, RequestCount: 2, CompletionWindow: "24h", Error: "401 invalid_api_key: Incorrect API key provided: sk-proj-1234567890abcdef."})
-	w.tell(autobatcher.BatchTerminal, "batch_6720f8c6d2e35a18", "expired", 140, 0, 24*time.Hour)
-	w.tell(autobatcher.BatchProgress, "batch_6720f8d8e3f46b29", "in_progress", 163, 2, 6*time.Minute)
-	w.tell(autobatcher.BatchCancelRequested, "batch_6720f8eaf4057c3a", "in_progress", 31, 0, 4*time.Minute)
-	w.tell(autobatcher.BatchProgress, "batch_6720f8fc05168d4b", "in_progress", 74, 0, 3*time.Minute)
-	w.tell(autobatcher.BatchSubmitted, "batch_6720f90e16279e5c", "validating", 0, 0, 4*time.Second)
+	const m, s = time.Minute, time.Second
+	w.tellOld(31*m, autobatcher.BatchTerminal, "batch_6720f8c6d2e35a18", "expired", 140, 0, 24*time.Hour)
+	w.OnEvent(autobatcher.Event{
+		Name: autobatcher.BatchSubmissionFailed, Time: now.Add(-22 * m), Endpoint: "/v1/embeddings", Models: []string{"text-embedding-3-small"},
+		RequestCount: 2, CompletionWindow: "24h", Error: "401 invalid_api_key: Incorrect API key provided: sk-proj-1234567890abcdef.",
+	})
+	w.tellOld(14*m, autobatcher.BatchCompleted, "batch_6720f8a2b3c84190", "completed", 200, 0, 11*m+20*s)
+	w.tellOld(6*m, autobatcher.BatchCompleted, "batch_6720f8b4c1d24907", "completed", 195, 5, 8*m+41*s)
+	w.tellOld(9*s, autobatcher.BatchProgress, "batch_6720f8d8e3f46b29", "in_progress", 163, 2, 6*m+12*s)
+	w.tellOld(26*s, autobatcher.BatchCancelRequested, "batch_6720f8eaf4057c3a", "in_progress", 31, 0, 4*m+3*s)
+	w.tellOld(4*s, autobatcher.BatchProgress, "batch_6720f8fc05168d4b", "in_progress", 74, 0, 3*m+7*s)
+	w.tellOld(1*s, autobatcher.BatchSubmitted, "batch_6720f90e16279e5c", "validating", 0, 0, 0)
 }

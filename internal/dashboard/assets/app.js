@@ -132,7 +132,7 @@ function fillBatch(fields, b) {
   const done = b.completed + b.failed;
   const counts = `${number.format(done)} of ${number.format(b.total)}`;
   setText(fields.id, b.id || "not created");
-  setText(fields.about, [b.endpoint, b.models.join(", "), b.window && `within ${b.window}`].filter(Boolean).join(" · "));
+  setText(fields.about, [b.endpoint, b.models.join(", ")].filter(Boolean).join(" · "));
   setText(fields.status, words(b.status));
   fields.status.dataset.tone = TONES[b.status] || "busy";
   fields.bar.dataset.tone = fields.status.dataset.tone;
@@ -141,6 +141,7 @@ function fillBatch(fields, b) {
   fields.bar.setAttribute("aria-label", `${b.id || "batch"}: ${counts} done`);
   setText(fields.counts, counts);
   setText(fields.failures, b.failed ? ` · ${number.format(b.failed)} failed` : "");
+  setText(fields.window, b.window && !b.finished ? ` of ${b.window}` : "");
   setText(fields.event, EVENTS[b.event] || words(b.event));
   setText(fields.error, b.error || "");
 }

@@ -105,7 +105,7 @@ export class Chart {
           y: { range: (_, __, most) => [0, Math.max(4, (most || 0) * 1.1)] },
         },
         axes: [
-          { ...axis, grid: { show: false }, space: 70, incrs: hours, values: (_, ticks) => ticks.map((t) => clock.format(t * 1000)) },
+          { ...axis, grid: { show: false }, size: 28, space: 70, incrs: hours, values: (_, ticks) => ticks.map((t) => clock.format(t * 1000)) },
           { ...axis, size: 46, space: 36, incrs: [1, 2, 5].flatMap((n) => [...Array(9).keys()].map((e) => n * 10 ** e)).sort((a, b) => a - b), values: (_, ticks) => ticks.map((t) => compact.format(t)) },
         ],
         series: [

@@ -1,0 +1,217 @@
+package dashboard
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher"
+)
+
+var noon = time.UnixMilli(1_700_000_000_000)
+
+func TestLifeOfABatch(t *testing.T) {
+	type view struct {
+		Status   string
+		Finished bool
+		Done     int
+		Error    string
+	}
+	event := func(name autobatcher.EventName, status string, done int) autobatcher.Event {
+		return autobatcher.Event{Name: name, BatchID: "b", Status: status, Counts: autobatcher.Counts{Completed: done}}
+	}
+	tests := []struct {
+		name   string
+		events []autobatcher.Event
+		want   view
+	}{
+		{"submitted", []autobatcher.Event{event(autobatcher.BatchSubmitted, "validating", 0)}, view{Status: "validating"}},
+		{"in progress", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3)}, view{Status: "in_progress", Done: 3}},
+		{"completed", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3), event(autobatcher.BatchCompleted, "completed", 9)}, view{"completed", true, 9, ""}},
+		{"failed", []autobatcher.Event{event(autobatcher.BatchTerminal, "failed", 0)}, view{Status: "failed", Finished: true}},
+		{"counts are kept where an event has none", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3), event(autobatcher.BatchTerminal, "expired", 0)}, view{"expired", true, 3, ""}},
+		{"cancelling for ever", []autobatcher.Event{event(autobatcher.BatchTerminal, "cancelling", 0)}, view{Status: "given up", Finished: true}},
+		{"cancel asked for", []autobatcher.Event{event(autobatcher.BatchCancelRequested, "in_progress", 3)}, view{Status: "cancelling", Done: 3}},
+		{
+			"cancel failed",
+			[]autobatcher.Event{{Name: autobatcher.BatchCancelFailed, BatchID: "b", Status: "in_progress", Error: "500"}},
+			view{Status: "in_progress", Error: "500"},
+		},
+		{
+			"a late word does not bring it back",
+			[]autobatcher.Event{event(autobatcher.BatchCompleted, "completed", 9), event(autobatcher.BatchCancelRequested, "in_progress", 1)},
+			view{"completed", true, 9, ""},
+		},
+		{
+			"not submitted",
+			[]autobatcher.Event{{Name: autobatcher.BatchSubmissionFailed, Error: "401"}},
+			view{Status: "not submitted", Finished: true, Error: "401"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			b := newBoard()
+			for _, e := range tt.events {
+				b.note(e)
+			}
+			s := b.snapshot(noon, autobatcher.Stats{})
+			if len(s.Batches) != 1 {
+				t.Fatalf("%d batches, want 1", len(s.Batches))
+			}
+			got := s.Batches[0]
+			if diff := cmp.Diff(tt.want, view{got.Status, got.Finished, got.Completed, got.Error}); diff != "" {
+				t.Errorf("batch (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestBatchesAreListedNewestFirst(t *testing.T) {
+	b := newBoard()
+	for _, id := range []string{"a", "b", "c", "d"} {
+		b.note(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: id})
+	}
+	b.note(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "c"})
+	b.note(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "b"})
+	var got []string
+	for _, t := range b.snapshot(noon, autobatcher.Stats{}).Batches {
+		got = append(got, t.ID)
+	}
+	if diff := cmp.Diff([]string{"d", "a", "b", "c"}, got); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+func TestBoardIsBounded(t *testing.T) {
+	b := newBoard()
+	long := strings.Repeat("é", 10*maxText)
+	many := make([]string, 10*maxModels)
+	for i := range many {
+		many[i] = long
+	}
+	for i := range 3 * maxRunning {
+		at := noon.Add(time.Duration(i) * time.Second)
+		for _, name := range []autobatcher.EventName{autobatcher.BatchSubmitted, autobatcher.BatchCompleted} {
+			b.note(autobatcher.Event{Name: name, Time: at, BatchID: fmt.Sprint("done", i), Models: many, Status: long, Error: long})
+		}
+		b.note(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, Time: at})
+		b.note(autobatcher.Event{Name: autobatcher.BatchSubmitted, Time: at, BatchID: fmt.Sprint(i, long), Endpoint: long})
+	}
+	stats := autobatcher.Stats{Queues: make([]autobatcher.QueueStats, 3*maxQueues)}
+	for i := range stats.Queues {
+		stats.Queues[i] = autobatcher.QueueStats{Calls: 1, Models: many, Upstream: long}
+	}
+	s := b.snapshot(noon, stats)
+
+	if len(b.running) != maxRunning || len(b.finished) != maxFinished || len(b.ended) > maxFinished {
+		t.Errorf("%d running, %d finished, %d ended", len(b.running), len(b.finished), len(b.ended))
+	}
+	if !s.Crowded {
+		t.Error("does not say that there may be more batches")
+	}
+	if newest := fmt.Sprint(3*maxRunning - 1); !strings.HasPrefix(s.Batches[0].ID, newest) {
+		t.Errorf("the newest batch is not kept: %.20s", s.Batches[0].ID)
+	}
+	if len(s.Queues) != maxQueues || s.Hidden != 2*maxQueues {
+		t.Errorf("%d queues and %d hidden", len(s.Queues), s.Hidden)
+	}
+	q := s.Queues[0]
+	if len(q.Models) != maxModels || q.More != 9*maxModels {
+		t.Errorf("%d models and %d more", len(q.Models), q.More)
+	}
+	if n := utf8.RuneCountInString(q.Upstream); n != maxText+1 {
+		t.Errorf("a text of %d characters, want %d and an ellipsis", n, maxText)
+	}
+}
+
+func TestSilentBatchesArePruned(t *testing.T) {
+	b := newBoard()
+	b.note(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon, BatchID: "b"})
+	b.prune(noon.Add(silence))
+	if len(b.running) != 1 {
+		t.Fatal("pruned too early")
+	}
+	b.prune(noon.Add(silence + time.Millisecond))
+	if len(b.running) != 0 {
+		t.Fatal("not pruned")
+	}
+	b.note(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon.Add(3 * silence), BatchID: "b"})
+	if len(b.running) != 1 {
+		t.Fatal("a batch that is heard of again is not shown again")
+	}
+}
+
+func TestRedact(t *testing.T) {
+	tests := []struct{ message, want string }{
+		{`batch_size must be at least 1`, `batch_size must be at least 1`},
+		{`Incorrect API key provided: hunter2. See the docs`, `Incorrect API key provided: [hidden] See the docs`},
+		{`refused sk-proj-abcdef123456`, `refused [hidden]`},
+		{`refused sk-abc***************xyz`, `refused [hidden]`},
+		{`Post "https://host/v1/batches?key=AIzaSyXyz&alt=json": EOF`, `Post "https://host/v1/batches[hidden]": EOF`},
+		{`Post "https://user:pass@host/v1": EOF`, `Post "https:[hidden]host/v1": EOF`},
+		{`AIzaSyA-0123 is not valid`, `[hidden] is not valid`},
+		{`header Authorization: Bearer abc`, `header Authorization: Bearer [hidden]`},
+		{`token 0123456789abcdef0123456789abcdef`, `token [hidden]`},
+		{`quota? none`, `quota? none`},
+	}
+	for _, tt := range tests {
+		if got := redact(tt.message); got != tt.want {
+			t.Errorf("redact(%q) = %q, want %q", tt.message, got, tt.want)
+		}
+	}
+}
+
+func TestHistoryHoldsOneHistory(t *testing.T) {
+	h := history{step: 10 * time.Second}
+	for i := range 1000 {
+		now := noon.Add(time.Duration(i) * h.step)
+		if !h.due(now) || h.due(now.Add(-time.Millisecond)) && i > 0 {
+			t.Fatalf("sample %d is due at the wrong time", i)
+		}
+		h.add(now, autobatcher.Stats{Queued: i, Running: 1, Answered: int64(3 * i)})
+	}
+	c := h.chart()
+	if len(c.Times) != points+1 || len(c.Waiting) != points+1 || len(c.Answered) != points+1 {
+		t.Fatalf("%d, %d and %d points, want %d", len(c.Times), len(c.Waiting), len(c.Answered), points+1)
+	}
+	if span := c.Times[points] - c.Times[0]; span != time.Hour.Milliseconds() {
+		t.Errorf("covers %d ms, want an hour", span)
+	}
+	if c.Waiting[points] != 1000 || c.Answered[points] != 3 || c.Total != 2997 {
+		t.Errorf("last: %d waiting, %d answered, %d in all", c.Waiting[points], c.Answered[points], c.Total)
+	}
+}
+
+func TestHistoryGoesOnAfterAPause(t *testing.T) {
+	h := history{step: 10 * time.Second}
+	h.add(noon, autobatcher.Stats{})
+	h.add(noon.Add(time.Hour), autobatcher.Stats{})
+	if h.due(noon.Add(time.Hour + 9*time.Second)) {
+		t.Error("makes up for the samples it missed")
+	}
+	if !h.due(noon.Add(time.Hour + 10*time.Second)) {
+		t.Error("is late")
+	}
+}
+
+// Whatever a provider says, the snapshot stays valid and small.
+func FuzzNote(f *testing.F) {
+	f.Add("batch_progress", "batch_1", "in_progress", "gpt", "?a=b", 1, 2, 3)
+	f.Add("batch_terminal", "", "\xff", "\x00", strings.Repeat("é", 5000), -1, -2, -3)
+	f.Fuzz(func(t *testing.T, name, id, status, model, message string, completed, failed, total int) {
+		b := newBoard()
+		b.note(autobatcher.Event{
+			Name: autobatcher.EventName(name), Time: noon, BatchID: id, Endpoint: model, Status: status, Models: []string{model}, Error: message,
+			Counts: autobatcher.Counts{Completed: completed, Failed: failed, Total: total},
+		})
+		data := marshal(b.snapshot(noon, autobatcher.Stats{}))
+		if len(data) > 10_000+6*len(name) || !json.Valid(data) {
+			t.Fatalf("%d bytes: %.100q", len(data), data)
+		}
+	})
+}
