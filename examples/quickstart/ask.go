@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ func askAbout(ctx context.Context, api demo.Provider, paragraphs []string, stdou
 	progress := newProgress(total, stdout, stderr)
 	defer progress.stop()
 	api.Options.OnEvent = progress.onEvent
+	api.Options.Logger = slog.New(slog.NewTextHandler(progress, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	transport, err := autobatcher.New(api.Options)
 	if err != nil {
 		return err
@@ -49,9 +51,10 @@ func askAbout(ctx context.Context, api demo.Provider, paragraphs []string, stdou
 	}
 	progress.stop()
 	if ctx.Err() != nil {
+		fmt.Fprintln(progress, "cancelling what was sent") // as the Transport closes; it may take ten seconds
 		return fmt.Errorf("interrupted when %d of %d calls were answered", good, total)
 	}
-	fmt.Fprintf(stdout, "\n%d calls rode in %s and took %v:\n%s",
+	fmt.Fprintf(stdout, "\n%d calls rode in %s and took %v.\n%s",
 		total, count(progress.batches(), "batch", "batches"), time.Since(began).Round(100*time.Millisecond), progress.report())
 	if good < total {
 		return fmt.Errorf("%d of %d calls failed", total-good, total)

@@ -57,8 +57,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return err
 	}
 	defer closeServer()
-	fmt.Fprintf(stderr, "%s: the first %d of %d paragraphs make %d calls to %s.\n",
-		text.name, len(chosen), len(all), len(kinds)*len(chosen), asked(getenv))
+	fmt.Fprintf(stderr, "%d calls about %d of the %d paragraphs in %s go to %s.\n",
+		len(kinds)*len(chosen), len(chosen), len(all), text.name, asked(getenv))
 	return askAbout(ctx, api, chosen, stdout, stderr)
 }
 

@@ -65,7 +65,7 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 		if diff := cmp.Diff(wantAnswers(), sorted(answers)); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
-		if line, _, _ := strings.Cut(summary, "\n"); line != "36 calls rode in 3 batches and took 1m10s:" {
+		if line, _, _ := strings.Cut(summary, "\n"); line != "36 calls rode in 3 batches and took 1m10s." {
 			t.Errorf("summary = %q", summary)
 		}
 		if last := " 70.0s  3 batches, 36 of 36 calls done\n"; !strings.HasSuffix(stderr.String(), last) {
@@ -108,7 +108,7 @@ func TestOneBatchLikeDoubleword(t *testing.T) {
 		if batches := server.Batches(); len(batches) != 1 || batches[0].Completed != 36 {
 			t.Errorf("batches = %+v, want one in which 36 lines completed", batches)
 		}
-		if want := "\n36 calls rode in 1 batch and took 1m10s:\n"; !strings.Contains(stdout.String(), want) {
+		if want := "\n36 calls rode in 1 batch and took 1m10s.\n"; !strings.Contains(stdout.String(), want) {
 			t.Errorf("output has no %q:\n%s", want, stdout.String())
 		}
 	})
@@ -185,7 +185,7 @@ func TestRun(t *testing.T) {
 					t.Errorf("output has no %q:\n%s", want, stdout.String())
 				}
 			}
-			if want := "the first 2 of 3 paragraphs make 6 calls to an embedded server"; !strings.Contains(stderr.String(), want) {
+			if want := "6 calls about 2 of the 3 paragraphs in "; !strings.Contains(stderr.String(), want) {
 				t.Errorf("progress has no %q:\n%s", want, stderr.String())
 			}
 		})

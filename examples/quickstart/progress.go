@@ -23,8 +23,8 @@ type progress struct {
 	total   int
 	began   time.Time
 	answers io.Writer
-	lines   io.Writer // nil: there is a bar
-	bars    *mpb.Progress
+	stderr  io.Writer
+	bars    *mpb.Progress // nil: stderr is no terminal
 	bar     *mpb.Bar
 
 	mu    sync.Mutex
@@ -38,9 +38,8 @@ type progress struct {
 type status struct{ batches, done int }
 
 func newProgress(total int, stdout, stderr io.Writer) *progress {
-	p := &progress{total: total, began: time.Now(), answers: stdout, last: make(map[string]autobatcher.Event)}
+	p := &progress{total: total, began: time.Now(), answers: stdout, stderr: stderr, last: make(map[string]autobatcher.Event)}
 	if !isTerminal(stderr) {
-		p.lines = stderr
 		return p
 	}
 	p.bars = mpb.New(mpb.WithOutput(stderr), mpb.WithWidth(78))
@@ -64,6 +63,13 @@ func (p *progress) onEvent(e autobatcher.Event) {
 	if e.BatchID == "" {
 		return
 	}
+	now := p.note(e)
+	if p.bar != nil {
+		p.bar.SetCurrent(int64(now.done)) // not under p.mu: the bar may be waiting for it in caption
+	}
+}
+
+func (p *progress) note(e autobatcher.Event) status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, known := p.last[e.BatchID]; !known {
@@ -71,11 +77,10 @@ func (p *progress) onEvent(e autobatcher.Event) {
 	}
 	p.last[e.BatchID] = e
 	now := p.status()
-	if p.bar != nil {
-		p.bar.SetCurrent(int64(now.done))
-		return
+	if p.bar == nil {
+		p.line(now)
 	}
-	p.line(now)
+	return now
 }
 
 // status sums the batches up. The caller holds p.mu.
@@ -95,7 +100,7 @@ func (p *progress) line(now status) {
 		return
 	}
 	p.said, p.when = now, time.Now()
-	fmt.Fprintf(p.lines, "%5.1fs  %s\n", time.Since(p.began).Seconds(), p.describe(now))
+	fmt.Fprintf(p.stderr, "%5.1fs  %s\n", time.Since(p.began).Seconds(), p.describe(now))
 }
 
 func (p *progress) describe(s status) string {
@@ -113,6 +118,18 @@ func (p *progress) caption(decor.Statistics) string {
 }
 
 func (p *progress) print(a answer) { fmt.Fprintln(p.answers, a) }
+
+// Write prints lines of the Transport's log, above the bar while there is one.
+func (p *progress) Write(lines []byte) (int, error) {
+	if p.bars != nil {
+		if n, err := p.bars.Write(lines); err == nil {
+			return n, nil
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stderr.Write(lines)
+}
 
 // stop takes the bar away. It may be called again.
 func (p *progress) stop() {
