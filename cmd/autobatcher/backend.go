@@ -57,11 +57,8 @@ func (s *settings) newBackend(log *slog.Logger, onEvent func(autobatcher.Event))
 		return nil, &failure{exitUsage, err}
 	}
 	b.page = dashboard.New(dashboard.Options{Stats: b.transport.Stats})
-	if b.proxy, err = proxy.New(s.proxyOptions(b, up)); err != nil {
-		b.close()
-		return nil, err
-	}
-	return b, nil
+	b.proxy, err = proxy.New(s.proxyOptions(b, up))
+	return b, err
 }
 
 // rehearse puts the sandbox in the place of the upstream.
@@ -94,9 +91,7 @@ func (s *settings) proxyOptions(b *backend, up upstream) proxy.Options {
 // told to come back later, upstream batches are cancelled or kept, those who
 // wait are told.
 func (b *backend) close() {
-	if b.proxy != nil {
-		b.proxy.Drain()
-	}
+	b.proxy.Drain()
 	_ = b.transport.Close() // always nil
 	b.page.Close()
 	if b.sandbox != nil {

@@ -77,6 +77,9 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 
 // parseMetadata reads KEY=VALUE items. Of a key given twice the last counts.
 func parseMetadata(items []string) (map[string]string, error) {
+	if len(items) == 0 {
+		return nil, nil
+	}
 	metadata := make(map[string]string, len(items))
 	for _, item := range items {
 		name, value, ok := strings.Cut(item, "=")

@@ -127,11 +127,11 @@ func badUsage(_ context.Context, c *cli.Command, err error, _ bool) error {
 	return usagef("%w (%s --help)", err, c.FullName())
 }
 
-// action wraps what a command does, so that its plain errors are failures and
-// not taken for a command line that could not be read.
-func action(do func(context.Context, *cli.Command) error) cli.ActionFunc {
+// action wraps what a command does with its arguments, so that its plain errors
+// are failures and not taken for a command line that could not be read.
+func action(do func(ctx context.Context, args []string) error) cli.ActionFunc {
 	return func(ctx context.Context, c *cli.Command) error {
-		err := do(ctx, c)
+		err := do(ctx, c.Args().Slice())
 		if f := (*failure)(nil); err == nil || errors.As(err, &f) {
 			return err
 		}
@@ -139,10 +139,12 @@ func action(do func(context.Context, *cli.Command) error) cli.ActionFunc {
 	}
 }
 
-// alone refuses arguments where a command takes only flags.
-func alone(ctx context.Context, c *cli.Command) (context.Context, error) {
-	if c.Args().Present() {
-		return ctx, usagef("%s takes no argument %q (%s --help)", c.Name, c.Args().First(), c.FullName())
-	}
-	return ctx, nil
+// noArguments is an action for a command that takes only flags.
+func noArguments(do func(context.Context) error) cli.ActionFunc {
+	return action(func(ctx context.Context, args []string) error {
+		if len(args) > 0 {
+			return usagef("%q is one argument too many: only flags are expected here", args[0])
+		}
+		return do(ctx)
+	})
 }

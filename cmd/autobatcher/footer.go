@@ -30,6 +30,12 @@ func newFooter(f *os.File) *footer {
 // leastHeight is the lowest terminal that is worth dividing.
 const leastHeight = 4
 
+// fits reports whether the terminal has room for a footer. Some tell no size.
+func (f *footer) fits() bool {
+	_, height, err := f.size()
+	return err == nil && height >= leastHeight
+}
+
 // IsTerminal is true: there is no footer elsewhere.
 func (f *footer) IsTerminal() bool { return true }
 

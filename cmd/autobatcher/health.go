@@ -23,8 +23,7 @@ func healthCommand(p process) *cli.Command {
 		Usage:        "ask a serve on this machine whether it is well; exit 0 if so",
 		Hidden:       true,
 		Flags:        s.listenFlags(p)[:2],
-		Before:       alone,
-		Action:       action(func(ctx context.Context, _ *cli.Command) error { return s.probe(ctx) }),
+		Action:       noArguments(s.probe),
 		OnUsageError: badUsage,
 	}
 }

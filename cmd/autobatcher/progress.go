@@ -76,10 +76,12 @@ const (
 func showProgress(w io.Writer, look func() status) *progress {
 	p := &progress{quit: make(chan struct{})}
 	if f, ok := w.(*os.File); ok && isTerminal(f) {
-		p.work.Go(func() { p.bar(newFooter(f), look) })
-	} else {
-		p.work.Go(func() { p.lines(w, look) })
+		if out := newFooter(f); out.fits() {
+			p.work.Go(func() { p.bar(out, look) })
+			return p
+		}
 	}
+	p.work.Go(func() { p.lines(w, look) })
 	return p
 }
 

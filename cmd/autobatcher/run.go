@@ -35,13 +35,8 @@ exit code is that of autobatcher run.
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		StopOnNthArg:       &firstArgument, // what follows the program is the program's
-		Action: action(func(ctx context.Context, c *cli.Command) error {
-			if !c.Args().Present() {
-				return usagef("run needs a program to run: autobatcher run [options] -- program [arguments]")
-			}
-			return s.run(ctx, p, c.Args().Slice())
-		}),
-		OnUsageError: badUsage,
+		Action:             action(func(ctx context.Context, args []string) error { return s.run(ctx, p, args) }),
+		OnUsageError:       badUsage,
 	}
 }
 
@@ -57,6 +52,9 @@ func (s *settings) runFlags(p process) []cli.Flag {
 
 // run runs the program beside a proxy of its own.
 func (s *settings) run(ctx context.Context, p process, program []string) error {
+	if len(program) == 0 {
+		return usagef("run needs a program to run: autobatcher run [options] -- program [arguments]")
+	}
 	log, err := s.logger(p)
 	if err != nil {
 		return err

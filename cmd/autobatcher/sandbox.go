@@ -86,8 +86,7 @@ machine, and any API key will do; each sees its own files and batches only.
 
 ` + steering,
 		Flags:        described(s.sandboxFlags(p), s.logFlags(p)),
-		Before:       alone,
-		Action:       action(func(ctx context.Context, _ *cli.Command) error { return s.serve(ctx, p) }),
+		Action:       noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError: badUsage,
 	}
 }

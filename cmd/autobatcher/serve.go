@@ -26,8 +26,7 @@ goes to stderr. SIGINT or SIGTERM end it, cancelling the batches that run
 unless told to keep them; a second one ends it at once.`,
 		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.listenFlags(p), s.callerFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
-		Before:             alone,
-		Action:             action(func(ctx context.Context, _ *cli.Command) error { return s.serve(ctx, p) }),
+		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError:       badUsage,
 	}
 }
@@ -40,13 +39,13 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	if err := s.checkListener(); err != nil {
 		return err
 	}
-	b, err := s.newBackend(log, eventLines(p.stdout, log))
+	listener, err := listen(ctx, s.address())
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, s.address())
+	b, err := s.newBackend(log, eventLines(p.stdout, log))
 	if err != nil {
-		b.close()
+		_ = listener.Close() // nobody has called yet
 		return err
 	}
 	url := "http://" + reachable(listener.Addr())
