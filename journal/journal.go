@@ -195,7 +195,8 @@ type Store interface {
 	// which nobody holds a line, and says how many they were.
 	Forget(ctx context.Context, age time.Duration) (int, error)
 
-	// Close frees what the Store needs. It ends no lease.
+	// Close frees what the Store needs. Owners whose heartbeats went through
+	// it are not heard of any more; a backend may know them for dead at once.
 	Close() error
 }
 

@@ -117,16 +117,17 @@ var leaseTests = []test{
 		s.gone("stranger")
 		s.same("one", s.owners(), "b")
 	}},
-	{"closing ends no lease, and loses nothing", func(s *suite) {
-		s.alive("a", "b")
-		s.running("a", "one", "p", "q")
+	{"closing loses nothing", func(s *suite) {
+		s.alive("a")
+		s.running("a", "one", "p", "q", "r")
 		s.ok(s.Release(s.Context(), "a", "one", []int{1}))
-		keeper := s.another()
+		s.ok(s.Deliver(s.Context(), "a", "one", []int{2}))
+		s.gone("a")
 		s.ok(s.Close())
-		s.Store = keeper
-		s.same("owners", s.owners(), "a", "b")
-		s.counts("one", 0, 1, 1)
-		s.same("taken", s.take("b", "p", "q"), "one/1")
+		s.Store = s.another()
+		s.counts("one", 1, 0, 2)
+		s.alive("b")
+		s.same("taken", s.take("b", "p", "q", "r"), "one/0", "one/1")
 	}},
 }
 

@@ -1,0 +1,104 @@
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// advice is what to do about each trouble.
+var advice = map[error]string{
+	journal.ErrNewer:     "run the newer version, or give this one a journal of its own",
+	journal.ErrDamaged:   "move the file away and begin a new one; batches that run upstream are then unknown here, and their calls would be paid for again",
+	journal.ErrFull:      "make room on its disk",
+	journal.ErrReadOnly:  "let this user write the file and its folder, or choose another place",
+	journal.ErrBusy:      "see which other process has it open; a backup or a sqlite3 shell may hold it in a transaction",
+	journal.ErrNetworkFS: "SQLite's write-ahead log gets damaged there: keep the journal on a local disk, or in PostgreSQL",
+}
+
+// explain says which journal is in trouble, what the trouble is, and what to do.
+// What package journal says a Store refuses is passed on as it is.
+func (s *Store) explain(err error) error {
+	switch {
+	case err == nil, refused(err):
+		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	var explained *explainedError
+	if errors.As(err, &explained) {
+		return err
+	}
+	kind := kindOf(err)
+	text := fmt.Sprintf("journal %s: %v", s.path, err)
+	if kind != nil {
+		text = fmt.Sprintf("journal %s: %v (%s)", s.path, err, advice[kind])
+	}
+	return &explainedError{text: text, kind: kind, err: err}
+}
+
+func refused(err error) bool {
+	return errors.Is(err, journal.ErrLapsed) || errors.Is(err, journal.ErrNotOwner) ||
+		errors.Is(err, journal.ErrNoBatch) || errors.Is(err, journal.ErrExists)
+}
+
+type explainedError struct {
+	text string
+	kind error // one of package journal's, or nil
+	err  error
+}
+
+func (e *explainedError) Error() string { return e.text }
+
+func (e *explainedError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	return []error{e.kind, e.err}
+}
+
+// kindOf tells which of package journal's troubles an error is.
+func kindOf(err error) error {
+	for kind := range advice {
+		if errors.Is(err, kind) {
+			return kind
+		}
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return journal.ErrFull
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
+		return journal.ErrReadOnly
+	}
+	var failed *sqlite.Error
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	return kindOfCode(failed.Code())
+}
+
+// kindOfCode reads SQLite's result code; its low byte is the plain one.
+func kindOfCode(code int) error {
+	switch code & 0xff {
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return journal.ErrDamaged
+	case sqlite3.SQLITE_FULL:
+		return journal.ErrFull
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN:
+		return journal.ErrReadOnly
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return journal.ErrBusy
+	case sqlite3.SQLITE_IOERR:
+		if code == sqlite3.SQLITE_IOERR_SHMSIZE {
+			return journal.ErrFull // the shared index did not fit on the disk
+		}
+	}
+	return nil
+}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package sqlite
+
+// networkFileSystem is not known here.
+func networkFileSystem(string) string { return "" }
