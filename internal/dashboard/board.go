@@ -18,7 +18,7 @@ const (
 	maxQueues   = 100
 	maxModels   = 8
 	maxText     = 200     // characters of any one text
-	maxMessage  = 4 << 10 // bytes of an error that are looked at
+	maxMessage  = 1 << 10 // bytes of an error that are looked at
 
 	// silence is how long a running batch may be without an event before it
 	// is no longer shown. Providers say nothing while nothing changes, and a

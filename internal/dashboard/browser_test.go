@@ -3,12 +3,15 @@ package dashboard
 import (
 	"context"
 	"math"
+	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,16 +181,46 @@ func TestPageShowsTheLifeOfABatch(t *testing.T) {
 	expect(t, ctx, `document.getElementById("chart").getAttribute("aria-label").includes("190 were answered")`)
 }
 
-func TestPageSaysWhenTheConnectionIsLost(t *testing.T) {
-	w := newWorld(t)
-	server := httptest.NewServer(w)
+func TestPageComesBackAfterTheConnectionWasLost(t *testing.T) {
+	first, second := newWorld(t), newWorld(t)
+	second.tell(autobatcher.BatchProgress, "batch_after", "in_progress", 1, 0, time.Second)
+	var current atomic.Pointer[world]
+	current.Store(first)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
 	defer server.Close()
+	defer second.Close()
 	ctx := newBrowser(t)
 	open(t, ctx, server.URL)
 	expect(t, ctx, `document.getElementById("connection").textContent === "Live"`)
-	w.Close()
+	first.Close()
 	expect(t, ctx, `document.getElementById("connection").textContent.includes("reconnecting")`)
 	expect(t, ctx, `document.body.classList.contains("stale")`)
+	current.Store(second)
+	expect(t, ctx, `document.getElementById("connection").textContent === "Live"`)
+	expect(t, ctx, `!document.body.classList.contains("stale")`)
+	expect(t, ctx, `document.querySelector("#active code").textContent === "batch_after"`)
+}
+
+// Where every request needs a key, the one in the page's URL is enough.
+func TestPageSendsItsKeyWithEveryRequest(t *testing.T) {
+	const key = "s3 cret&+"
+	w := newWorld(t)
+	w.tell(autobatcher.BatchProgress, "batch_1", "in_progress", 1, 0, time.Second)
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("key") != key {
+			t.Errorf("%s came without the key", r.URL)
+			http.Error(rw, "no", http.StatusUnauthorized)
+			return
+		}
+		w.ServeHTTP(rw, r)
+	}))
+	defer server.Close()
+	defer w.Close()
+	ctx := newBrowser(t)
+	open(t, ctx, server.URL+"/?key="+url.QueryEscape(key))
+	expect(t, ctx, `document.querySelector("#active code")?.textContent === "batch_1"`)
+	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
+	expect(t, ctx, `!document.body.innerText.includes("s3 cret") && !document.getElementById("try").textContent.includes("cret")`)
 }
 
 // Names come from callers and providers, and can be anything.
@@ -256,7 +289,8 @@ func TestPageFitsEveryScreen(t *testing.T) {
 			name := strings.Join([]string{state, screen.name, screen.scheme}, "-")
 			t.Run(name, func(t *testing.T) {
 				server := httptest.NewServer(w)
-				t.Cleanup(server.CloseClientConnections)
+				defer server.Close()
+				defer server.CloseClientConnections()
 				setScheme(t, ctx, screen.scheme)
 				if err := chromedp.Do(ctx, chromedp.EmulateViewport(screen.width, 900, chromedp.EmulateScale(screen.scale))); err != nil {
 					t.Fatal(err)

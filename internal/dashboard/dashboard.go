@@ -107,7 +107,8 @@ func (d *Dashboard) refresh(now time.Time, wanted bool) {
 	d.feed.mu.Lock()
 	defer d.feed.mu.Unlock()
 	due := d.feed.history.due(now)
-	if d.feed.ended || !due && !(wanted && d.feed.stale(now)) {
+	wanted = wanted && d.feed.stale(now)
+	if d.feed.ended || !due && !wanted {
 		return
 	}
 	stats := d.stats()

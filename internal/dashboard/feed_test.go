@@ -2,7 +2,10 @@ package dashboard
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -176,6 +179,69 @@ func TestSlowViewerIsDropped(t *testing.T) {
 			t.Error("the slow stream goes on")
 		}
 	})
+}
+
+// A peer that stops reading, such as a laptop that was closed, costs a
+// connection for ten seconds and not for ever.
+func TestStuckConnectionIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := New(Options{})
+		defer d.Close()
+		near, far := net.Pipe()
+		listener := make(pipeListener, 1)
+		listener <- far
+		server := &http.Server{Handler: d}
+		go server.Serve(listener)
+		defer server.Close()
+		defer close(listener)
+
+		if _, err := io.WriteString(near, "GET /autobatcher/events HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !d.feed.watched() {
+			t.Fatal("there is no stream")
+		}
+		time.Sleep(writePatience + time.Second)
+		synctest.Wait()
+		if d.feed.watched() {
+			t.Error("the stream goes on")
+		}
+		time.Sleep(writePatience)
+		if _, err := io.ReadAll(near); err != nil && !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("the connection was not closed: %v", err)
+		}
+	})
+}
+
+// A pipeListener accepts the connections sent to it.
+type pipeListener chan net.Conn
+
+func (l pipeListener) Accept() (net.Conn, error) {
+	c, ok := <-l
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (l pipeListener) Close() error   { return nil }
+func (l pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
+
+// A stream that the server ends must end cleanly.
+func TestStreamEndsCleanly(t *testing.T) {
+	d := New(Options{})
+	server := httptest.NewServer(d)
+	defer server.Close()
+	resp, err := http.Get(server.URL + "/autobatcher/events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	d.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || !strings.HasPrefix(string(body), "event: chart\ndata: {") || !strings.HasSuffix(string(body), "}\n\n") {
+		t.Errorf("the stream ended with %v after %q", err, body)
+	}
 }
 
 func TestViewerThatLeavesIsForgotten(t *testing.T) {

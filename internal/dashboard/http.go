@@ -6,7 +6,6 @@ import (
 	"embed"
 	"encoding/base64"
 	"html/template"
-	"io"
 	"net/http"
 	"path"
 	"time"
@@ -79,7 +78,7 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/":
 		servePage(w, r)
 	case r.URL.Path == prefix+"state":
-		d.serveState(w)
+		d.serveState(w, r)
 	default:
 		d.serveEvents(w, r)
 	}
@@ -99,7 +98,12 @@ func serveAsset(w http.ResponseWriter, r *http.Request, a asset) {
 	h.Set("Content-Type", a.kind)
 	h.Set("Cache-Control", "no-cache") // kept, but asked for again: a new version must not meet old files
 	h.Set("ETag", a.etag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(a.body))
+	serveBytes(w, r, a.body)
+}
+
+// serveBytes answers HEAD, ranges and If-None-Match as they should be.
+func serveBytes(w http.ResponseWriter, r *http.Request, body []byte) {
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
 func servePage(w http.ResponseWriter, r *http.Request) {
@@ -109,13 +113,13 @@ func servePage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Write(html.Bytes())
+	serveBytes(w, r, html.Bytes())
 }
 
-func (d *Dashboard) serveState(w http.ResponseWriter) {
+func (d *Dashboard) serveState(w http.ResponseWriter, r *http.Request) {
 	d.refresh(time.Now(), true)
 	w.Header().Set("Content-Type", "application/json")
-	w.Write(d.feed.latest())
+	serveBytes(w, r, d.feed.latest())
 }
 
 func (d *Dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
@@ -129,6 +133,9 @@ func (d *Dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 	defer d.feed.leave(v)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold events back
+	if r.ProtoMajor == 1 {
+		w.Header().Set("Connection", "close") // its write deadline would hit the next answer
+	}
 	if r.Method == http.MethodHead {
 		return
 	}
@@ -139,16 +146,15 @@ func (d *Dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 // long to read.
 func stream(w http.ResponseWriter, r *http.Request, v viewer) {
 	out := http.NewResponseController(w)
-	if _, err := io.WriteString(w, "retry: 2000\n\n"); err != nil {
-		return
-	}
+	hurry := func() { _ = out.SetWriteDeadline(time.Now().Add(writePatience)) } // not every writer has one
+	defer hurry()
 	for {
 		select {
 		case fr, ok := <-v:
 			if !ok {
 				return
 			}
-			out.SetWriteDeadline(time.Now().Add(writePatience)) //nolint:errcheck // not every writer can
+			hurry()
 			if _, err := w.Write(fr); err != nil {
 				return
 			}

@@ -91,9 +91,12 @@ class Rows {
   // belongs, and fill writes it into its row.
   update(items, name, place, fill) {
     const gone = new Set(this.rows.keys());
+    const seen = new Set();
     const last = new Map();
     for (const item of items) {
-      const key = name(item);
+      let key = name(item);
+      while (seen.has(key)) key += "+";
+      seen.add(key);
       gone.delete(key);
       let entry = this.rows.get(key);
       if (!entry) this.rows.set(key, (entry = this.make()));
@@ -174,7 +177,7 @@ function show() {
   $("failed").classList.toggle("alarm", state.failed > 0);
 
   const queueBody = $("queues").tBodies[0];
-  queues.update(state.queues, (q) => JSON.stringify([q.payer, q.upstream, q.endpoint, q.models[0], q.opened]), () => queueBody, fillQueue);
+  queues.update(state.queues, (q) => JSON.stringify([q.payer, q.upstream, q.endpoint, q.opened]), () => queueBody, fillQueue);
   $("queues").hidden = !state.queues.length;
   $("no-queues").hidden = state.queues.length > 0;
   setText($("queues-note"), state.hidden ? `and ${count(state.hidden, "queue")} more` : "");

@@ -30,7 +30,7 @@ function samples(history, state, now) {
 
 // columns are what uPlot draws. It joins points over an undefined, and leaves
 // a gap at a null: there the process was asleep.
-function columns(all, step, bar) {
+function columns(all, step, bar, from) {
   const rows = new Map();
   const at = (time) => {
     if (!rows.has(time)) rows.set(time, { waiting: undefined, answered: undefined });
@@ -40,8 +40,8 @@ function columns(all, step, bar) {
     const before = all[i - 1];
     if (before && s.time - before.time > 3 * step) at(before.time + step).waiting = null;
     at(s.time).waiting = s.waiting;
-    const start = at(Math.floor((s.time - 1) / bar) * bar);
-    start.answered = (start.answered ?? 0) + s.answered;
+    const start = Math.floor((s.time - 1) / bar) * bar;
+    if (start >= from) at(start).answered = (at(start).answered ?? 0) + s.answered;
   });
   const times = [...rows.keys()].sort((a, b) => a - b);
   return [
@@ -73,7 +73,7 @@ export class Chart {
     this.window = window;
     this.bar = window <= SHORT ? this.history.step : this.history.step * PER_BAR;
     this.range = [(now - window) / 1000, now / 1000];
-    this.data = columns(all, this.history.step, this.bar);
+    this.data = columns(all, this.history.step, this.bar, now - window);
     if (this.plot) this.plot.setData(this.data);
     else this.rebuild();
     this.describe();
