@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"runtime/debug"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/pace"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -41,25 +45,33 @@ type batch struct {
 	inputs  int              // embedding inputs so far
 	sealed  bool             // takes no more calls
 	open    map[string]*call // once claimed: by custom id, those without an answer
+	again   []*call          // taken out of open to ride again in another batch
 	waiting int              // how many of the open ones have a caller
 	lonely  *time.Timer      // runs while none has
+	doomed  bool             // being cancelled: nobody takes over its lines
 
 	full      chan struct{} // closed when sealed
 	abandoned chan struct{} // told when the batch was lonely for too long
 	submitted chan struct{} // closed when the batch was created, or never will be
 	submitErr error         // why it never will be; read after submitted
 
+	// Set when the batch is opened.
+	rides   int           // how often its calls rode before because a file was refused
+	delay   time.Duration // before it is sent
+	guesses *int          // how many more batches may be halved to find a bad line
+
 	// Owned by run, and by Close once run has ended.
 	api        *batchapi.Client
-	id         string // "" until created
+	id         string // "" until created; written under Transport.mu
 	state      batchapi.Batch
 	models     []string
 	size       int    // how many lines were sent
 	suffix     string // of the first line's endpoint
 	path       string // the same as the line names it
+	tokens     int64  // estimate of what it enqueues
+	entered    *pace.Gate
 	created    time.Time
 	seen       bool      // told of at least once
-	asked      bool      // for cancellation
 	cancelling time.Time // since when the provider says so
 	output     resultFile
 	errors     resultFile
@@ -75,6 +87,14 @@ func (t *Transport) enter(c *call) (*waiter, error) {
 	if t.closed {
 		return nil, fmt.Errorf("%w; it takes no new calls", ErrClosed)
 	}
+	t.callers(+1)
+	t.queue(c)
+	return w, nil
+}
+
+// queue adds a call to the batch that collects calls like it. The caller holds
+// t.mu.
+func (t *Transport) queue(c *call) {
 	b := t.queues[c.key]
 	if b != nil && !b.fits(c) {
 		b.seal()
@@ -86,7 +106,6 @@ func (t *Transport) enter(c *call) (*waiter, error) {
 		t.work.Go(b.run)
 	}
 	b.add(c)
-	return w, nil
 }
 
 // newBatch opens a batch for c and calls like it. The caller holds t.mu.
@@ -118,14 +137,19 @@ func (b *batch) fits(c *call) bool {
 
 // add queues c, and seals the batch that is full by now. The caller holds t.mu.
 func (b *batch) add(c *call) {
+	b.place(c)
+	if b.queued >= b.maxCalls() || b.bytes >= b.maxBytes() {
+		b.seal()
+	}
+}
+
+// place puts c at the end of the queue. The caller holds t.mu.
+func (b *batch) place(c *call) {
 	c.batch, c.place, c.key = b, len(b.calls), b.key // its strings are kept once
 	b.calls = append(b.calls, c)
 	b.queued++
 	b.bytes += int64(c.Size()) + 1
 	b.inputs += c.inputs
-	if b.queued >= b.maxCalls() || b.bytes >= b.maxBytes() {
-		b.seal()
-	}
 }
 
 // remove takes a call off the queue that nobody waits for any more. With the
@@ -149,15 +173,33 @@ func (b *batch) maxCalls() int {
 }
 
 func (b *batch) maxBytes() int64 {
-	limit := b.profile.MaxBytes
-	if limit == 0 {
-		limit = maxBody
-	}
+	limit := lineLimit(&provider.Profile{MaxBytes: b.profile.MaxBytes}) + lineOverhead
 	if wanted := b.t.opts.BatchBytes; wanted > 0 {
 		limit = min(limit, wanted)
 	}
+	if tokens := b.gate().Limit(); tokens > 0 {
+		limit = min(limit, tokens*bytesPerToken)
+	}
 	return limit
 }
+
+// bytesPerToken is what a token is reckoned at. A gate that was told otherwise
+// by a refusal learns a lower limit.
+const bytesPerToken = 4
+
+// gate holds back batches of this credential and model that the provider
+// would refuse for too many enqueued tokens.
+func (b *batch) gate() *pace.Gate {
+	return b.t.gates.Of(b.account()+"\x00"+b.key.group, pace.NewGate)
+}
+
+// creations paces how many batches are created within an hour.
+func (b *batch) creations() *pace.Hourly {
+	return b.t.creations.Of(b.account(), func() *pace.Hourly { return pace.NewHourly(b.profile.CreationsPerHour) })
+}
+
+// account is whose limits a batch counts against.
+func (b *batch) account() string { return b.key.base + "\x00" + b.key.payer }
 
 // seal ends the collecting. The caller holds t.mu.
 func (b *batch) seal() {
@@ -192,12 +234,16 @@ func (b *batch) run() {
 	if !b.claim() {
 		return
 	}
+	defer b.leaveGate()
 	if err := b.submit(); err != nil {
 		b.refused(err)
 		return
 	}
 	if err := b.watch(); err != nil {
 		b.lost(err)
+		return
+	}
+	if b.rejected() {
 		return
 	}
 	b.harvest()
@@ -217,7 +263,7 @@ func (b *batch) finish() {
 	default:
 		close(b.submitted)
 	}
-	if b.t.ctx.Err() != nil && b.unanswered() > 0 {
+	if b.t.ctx.Err() != nil && b.awaited() > 0 {
 		return // Close has a word for each caller yet
 	}
 	if b.lonely != nil {
@@ -226,12 +272,12 @@ func (b *batch) finish() {
 	delete(b.t.batches, b)
 }
 
-// unanswered counts the calls that wait for an answer. The caller holds t.mu.
-func (b *batch) unanswered() int {
+// awaited counts the calls that wait for an answer. The caller holds t.mu.
+func (b *batch) awaited() int {
 	if b.open == nil {
 		return b.queued
 	}
-	return len(b.open)
+	return len(b.open) + len(b.again)
 }
 
 // abandon ends all that is left of a batch, in whichever state run left it.
@@ -247,6 +293,10 @@ func (b *batch) abandon(a *answer) {
 		}
 		b.waiting = len(b.open)
 	}
+	for _, c := range b.again {
+		b.open[c.ID] = c
+	}
+	b.again = nil
 	b.t.mu.Unlock()
 	b.settleRest(a)
 }
@@ -259,6 +309,9 @@ func (b *batch) collect() {
 	case <-b.full:
 	case <-window.C:
 	case <-b.t.ctx.Done():
+	}
+	if b.delay > 0 {
+		_ = batchapi.Sleep(b.t.ctx, b.delay) // claim sees if ctx has ended
 	}
 }
 
@@ -305,21 +358,43 @@ func (b *batch) uploadAndCreate() error {
 		return err
 	}
 	lines := b.calls
-	fileID, err := b.upload(line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i].Line }})
+	file := line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i].Line }}
+	if err := b.enterGate(file.Size() / bytesPerToken); err != nil {
+		return err
+	}
+	expiry := b.t.opts.fileExpiry()
+	upload := batchapi.Upload{Name: "batch-" + uuid.NewString() + ".jsonl", Model: b.models[0], Expiry: expiry}
+	fileID, err := b.api.UploadPatiently(b.t.ctx, upload, file, b.t.log)
 	if err != nil {
 		return err
 	}
-	b.state, err = b.create(fileID)
+	b.state.InputFileID = fileID
+	if err := b.creations().Wait(b.t.ctx); err != nil {
+		return err
+	}
+	// Close must not tear a create apart, or nobody would know of the batch.
+	ctx, cancel := lingering(b.t.ctx, createLinger)
+	defer cancel()
+	made, err := b.api.CreateOnce(ctx, batchapi.CreateParams{
+		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
+		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata, OutputExpiry: expiry,
+	}, b.t.log)
 	if err != nil {
 		return err
 	}
-	b.created = time.Now()
+	b.begin(made)
+	return nil
+}
+
+// begin notes that the batch runs.
+func (b *batch) begin(made batchapi.Batch) {
+	made.InputFileID = b.state.InputFileID
+	b.state, b.created = made, time.Now()
 	b.t.mu.Lock()
-	b.id, b.calls = b.state.ID, nil // from here on a settled call can be freed
+	b.id = made.ID
 	b.t.mu.Unlock()
 	b.t.log.Info("batch submitted", "batch", b.id, "calls", b.size, "endpoint", b.path)
 	b.emit(BatchSubmitted)
-	return nil
 }
 
 // client speaks with the provider in the name of whoever pays for the batch.
@@ -339,81 +414,22 @@ func (b *batch) client() (*batchapi.Client, error) {
 	return batchapi.New(base, payerHeader(b.key.payer), b.t.opts.Base, *b.profile), nil
 }
 
-// upload uploads the input file. Repeating it costs a stray file at the most.
-func (b *batch) upload(file line.File) (id string, err error) {
-	name := "batch-" + uuid.NewString() + ".jsonl"
-	r := batchapi.Retries{Patience: submitPatience}
-	for {
-		id, err = b.api.Upload(b.t.ctx, name, file)
-		wait, again := r.Next(err)
-		if !again {
-			return id, err
-		}
-		b.t.log.Warn("upload failed, trying again", "error", err, "in", wait)
-		if err := sleep(b.t.ctx, wait); err != nil {
-			return "", err
-		}
+// enterGate waits until the provider will have room for the batch, as far as
+// was learned.
+func (b *batch) enterGate(tokens int64) error {
+	gate := b.gate()
+	if err := gate.Enter(b.t.ctx, tokens); err != nil {
+		return err
 	}
+	b.entered, b.tokens = gate, tokens
+	return nil
 }
 
-// create creates the batch, once: after a failure that may have created it all
-// the same, it looks for it before it tries again.
-func (b *batch) create(fileID string) (batchapi.Batch, error) {
-	// Close must not tear a create apart, or nobody would know of the batch.
-	ctx, cancel := lingering(b.t.ctx, createLinger)
-	defer cancel()
-	r := batchapi.Retries{Patience: submitPatience, Unseen: unseenPatience}
-	params := batchapi.CreateParams{
-		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
-		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata,
+func (b *batch) leaveGate() {
+	if b.entered != nil {
+		b.entered.Leave(b.tokens)
+		b.entered = nil
 	}
-	for {
-		began := time.Now()
-		made, err := b.api.Create(ctx, params)
-		if ambiguous(err) {
-			var found bool
-			if made, found = b.adopt(ctx, fileID, began); found {
-				return made, nil
-			}
-		}
-		wait, again := r.Next(err)
-		if !again {
-			return made, err
-		}
-		b.t.log.Warn("create failed, trying again", "error", err, "in", wait)
-		if err := sleep(ctx, wait); err != nil {
-			return batchapi.Batch{}, err
-		}
-	}
-}
-
-// adoptDelays are how long after a lost answer the list is searched: a list may
-// lag behind what was created.
-var adoptDelays = []time.Duration{3 * time.Second, 10 * time.Second}
-
-// clockSkew is how far the provider's clock may be off.
-const clockSkew = 5 * time.Minute
-
-// adopt looks for a batch whose create was not answered, by its input file.
-func (b *batch) adopt(ctx context.Context, fileID string, began time.Time) (batchapi.Batch, bool) {
-	r := batchapi.Retries{Patience: submitPatience}
-	for _, delay := range adoptDelays {
-		for {
-			if sleep(ctx, delay) != nil {
-				return batchapi.Batch{}, false
-			}
-			made, found, err := b.api.Find(ctx, fileID, began.Add(-clockSkew))
-			if found {
-				b.t.log.Warn("adopted a batch whose create was not answered", "batch", made.ID)
-				return made, true
-			}
-			var again bool
-			if delay, again = r.Next(err); !again {
-				break
-			}
-		}
-	}
-	return batchapi.Batch{}, false
 }
 
 // refused ends a batch that could not be submitted.
@@ -423,7 +439,170 @@ func (b *batch) refused(err error) {
 	}
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)
 	b.emitError(BatchSubmissionFailed, err)
+	b.discardInput(err)
+	var failed *batchapi.Error
+	if errors.As(err, &failed) && failed.Line() > 0 {
+		b.blame([]batchapi.Problem{{Line: failed.Line(), Code: failed.Code(), Message: failed.Message()}})
+	}
 	b.settleRest(submissionAnswer(err))
+}
+
+// discardInput deletes the file of a batch that surely was not created.
+func (b *batch) discardInput(err error) {
+	if b.state.InputFileID != "" && !errors.Is(err, batchapi.ErrUnsure) {
+		if err := b.api.Delete(b.t.ctx, b.state.InputFileID); err != nil {
+			b.t.log.Debug("input file not deleted", "file", b.state.InputFileID, "error", err)
+		}
+	}
+}
+
+// The limits on riding again because a file was refused. Nothing was executed
+// then and nothing paid, but every ride is an upload.
+const (
+	maxRides   = 50
+	maxGuesses = 64
+)
+
+// rejected deals with a batch that the provider failed without running a line,
+// and reports whether it was one whose calls could be sorted out: a bad line
+// costs its caller, too many enqueued tokens cost time, and everybody else
+// rides again.
+func (b *batch) rejected() bool {
+	if b.state.Status != "failed" || b.state.OutputFileID != "" || b.state.ErrorFileID != "" || b.rides >= maxRides {
+		return false
+	}
+	if p, ok := b.problem("token_limit_exceeded"); ok {
+		b.emit(BatchTerminal)
+		b.holdBack(p)
+		return true
+	}
+	if !b.blame(b.state.Problems) && !b.halve() {
+		return false
+	}
+	b.emit(BatchTerminal)
+	return true
+}
+
+func (b *batch) problem(code string) (batchapi.Problem, bool) {
+	for _, p := range b.state.Problems {
+		if p.Code == code {
+			return p, true
+		}
+	}
+	return batchapi.Problem{}, false
+}
+
+// blame answers the callers of the lines that the provider named, and lets the
+// others ride again. It reports whether any was named.
+func (b *batch) blame(problems []batchapi.Problem) bool {
+	if b.rides >= maxRides {
+		return false
+	}
+	guilty := make(map[*call]bool)
+	for _, p := range problems {
+		if p.Line >= 1 && p.Line <= len(b.calls) {
+			c := b.calls[p.Line-1]
+			guilty[c] = true
+			b.t.settle(c, lineRefused(b.id, p))
+		}
+	}
+	if len(guilty) == 0 {
+		return false
+	}
+	b.respawn(slices.DeleteFunc(slices.Clone(b.calls), func(c *call) bool { return guilty[c] }), 0)
+	return true
+}
+
+// lineCodes are OpenAI's and Azure's codes for what may be wrong with one line.
+var lineCodes = []string{"invalid_json_line", "duplicate_custom_id", "url_mismatch", "model_mismatch", "mismatched_model", "invalid_request", "invalid_url", "invalid_method"}
+
+// halve lets the two halves of a batch ride apart when one of its lines is bad
+// and the provider did not say which. A batch of one has found it.
+func (b *batch) halve() bool {
+	i := slices.IndexFunc(b.state.Problems, func(p batchapi.Problem) bool { return slices.Contains(lineCodes, p.Code) })
+	if i < 0 {
+		return false
+	}
+	if len(b.calls) == 1 {
+		b.t.settle(b.calls[0], lineRefused(b.id, b.state.Problems[i]))
+		return true
+	}
+	if b.guesses == nil {
+		b.guesses = new(int)
+		*b.guesses = maxGuesses
+	}
+	b.t.mu.Lock()
+	*b.guesses--
+	spent := *b.guesses < 0
+	b.t.mu.Unlock()
+	if spent {
+		return false
+	}
+	half := len(b.calls) / 2
+	b.respawn(b.calls[:half], 0)
+	b.respawn(b.calls[half:], 0)
+	return true
+}
+
+// told reads the limit out of the provider's words: "Limit: 90,000 enqueued
+// tokens".
+var told = regexp.MustCompile(`(?i)limit:?\s*([\d,]+)`)
+
+// holdBack learns from a batch that was too much for the provider's queue, and
+// lets its calls ride again when there is room: in halves, if they could not
+// fit even alone.
+func (b *batch) holdBack(p batchapi.Problem) {
+	var limit int64
+	if m := told.FindStringSubmatch(p.Message); m != nil {
+		limit, _ = strconv.ParseInt(strings.ReplaceAll(m[1], ",", ""), 10, 64)
+	}
+	gate := b.entered
+	gate.Refused(b.tokens, limit)
+	b.t.log.Warn("too many tokens enqueued, the batch will go again", "batch", b.id, "tokens", b.tokens, "limit", gate.Limit())
+	tooMuch := b.tokens > gate.Limit()
+	b.leaveGate()
+	delay := min(time.Minute<<min(b.rides, 4), 15*time.Minute)
+	if half := len(b.calls) / 2; tooMuch && half > 0 {
+		b.respawn(b.calls[:half], delay)
+		b.respawn(b.calls[half:], delay)
+		return
+	}
+	b.respawn(b.calls, delay)
+}
+
+// respawn lets calls of a batch that has ended ride again in a batch of their
+// own. Those that nobody waits for are dropped.
+func (b *batch) respawn(calls []*call, delay time.Duration) {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	calls = slices.DeleteFunc(slices.Clone(calls), func(c *call) bool { return !b.release(c) })
+	if len(calls) == 0 {
+		return
+	}
+	next := b.t.newBatch(calls[0])
+	next.rides, next.delay, next.guesses = b.rides+1, delay, b.guesses
+	for _, c := range calls {
+		next.place(c)
+	}
+	next.seal()
+	b.t.work.Go(next.run)
+}
+
+// release takes a call out of a batch that will not answer it, and reports
+// whether it is to ride again: somebody waits for it. The caller holds t.mu.
+func (b *batch) release(c *call) bool {
+	if c.ended {
+		return false
+	}
+	delete(b.open, c.ID)
+	if c.waiter == nil {
+		c.ended, c.Body = true, nil
+		b.t.forget(c)
+		return false
+	}
+	b.waiting--
+	b.watchLonely()
+	return true
 }
 
 // createLinger is how long Close waits for a create that is under way.
@@ -439,28 +618,4 @@ func lingering(parent context.Context, linger time.Duration) (context.Context, c
 		stop()
 		cancel(nil)
 	}
-}
-
-// sleep waits, or returns why ctx ended first.
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// submitPatience is how long uploading or creating is tried. The callers wait
-// for hours anyway; a rate limit of the provider's passes within minutes.
-const submitPatience = 30 * time.Minute
-
-// unseenPatience is how long a file that was just uploaded may be unknown.
-const unseenPatience = time.Minute
-
-func ambiguous(err error) bool {
-	var failed *batchapi.Error
-	return errors.As(err, &failed) && failed.Ambiguous()
 }

@@ -30,6 +30,9 @@ const (
 	// minutes, and a Doubleword batch can stay so for ever.
 	cancelPatienceUpstream = 20 * time.Minute
 
+	// cancelRetries is how long cancelling is tried.
+	cancelRetries = 10 * time.Minute
+
 	// maxPollWait bounds the wait after a failed look at a batch.
 	maxPollWait = time.Minute
 )
@@ -42,13 +45,14 @@ var errOverdue = errors.New("it ran a day past its completion window")
 // is why the batch was given up.
 func (b *batch) watch() error {
 	var trouble troubles
+	defer b.lookout().Watch()()
 	wait := b.pollInterval()
 	limit := b.created.Add(windowLength(b.key.window) + overduePatience)
 	for {
 		if err := b.pause(wait); err != nil {
 			return err
 		}
-		state, err := b.api.Retrieve(b.t.ctx, b.id)
+		state, err := b.lookout().Look(b.t.ctx, b.api, b.id, b.pollInterval())
 		if wait, err = trouble.next(err, b.pollInterval()); err != nil {
 			return err
 		}
@@ -65,9 +69,20 @@ func (b *batch) watch() error {
 	}
 }
 
+// A long batch is looked at less often: every 60th of its age, but at least
+// once in maxPollWait.
+const pollShare = 60
+
 // pollInterval is how long to wait between two looks.
 func (b *batch) pollInterval() time.Duration {
-	return max(b.t.opts.PollInterval, b.profile.MinPoll)
+	slower := min(time.Since(b.created)/pollShare, maxPollWait)
+	return max(b.t.opts.PollInterval, b.profile.MinPoll, slower)
+}
+
+// lookout is shared by the batches of one account, so that many of them are
+// looked at with one listing.
+func (b *batch) lookout() *batchapi.Lookout {
+	return b.t.lookouts.Of(b.account(), batchapi.NewLookout)
 }
 
 // pause waits until the next look at the batch is due, and cancels the batch
@@ -98,6 +113,7 @@ func (b *batch) observe(state batchapi.Batch) {
 	b.errors.named(state.ErrorFileID)
 	if state.Status == "cancelling" && b.cancelling.IsZero() {
 		b.cancelling = time.Now()
+		b.doom()
 	}
 	if !b.seen || before.Status != state.Status || before.Counts != state.Counts {
 		b.seen = true
@@ -166,22 +182,40 @@ func (b *batch) lost(err error) {
 	if errors.Is(err, errOverdue) {
 		code = "batch_overdue"
 	}
-	b.settleRest(failure(http.StatusFailedDependency, code, "batch "+b.id+" was given up: "+err.Error()))
+	b.giveUpRest(failure(http.StatusFailedDependency, code, "batch "+b.id+" was given up: "+err.Error()))
 }
 
-// cancelUpstream asks the provider to cancel the batch, and tells how it went.
+// cancelUpstream asks the provider to cancel the batch, again where that may
+// help, and tells how it went. From then on nobody takes over its lines.
 func (b *batch) cancelUpstream(ctx context.Context) {
-	if b.asked {
-		return
+	if b.doom() {
+		return // it was asked before
 	}
-	b.asked = true
 	b.emit(BatchCancelRequested)
-	if err := b.api.Cancel(ctx, b.id); err != nil {
-		b.t.log.Warn("batch could not be cancelled", "batch", b.id, "error", err)
-		b.emitError(BatchCancelFailed, err)
-		return
+	r := batchapi.Retries{Patience: cancelRetries}
+	for {
+		err := b.api.Cancel(ctx, b.id)
+		if err == nil {
+			b.emit(BatchCancelledUpstream)
+			return
+		}
+		wait, again := r.Next(err)
+		if !again || batchapi.Sleep(ctx, wait) != nil {
+			b.t.log.Warn("batch could not be cancelled", "batch", b.id, "error", err)
+			b.emitError(BatchCancelFailed, err)
+			return
+		}
 	}
-	b.emit(BatchCancelledUpstream)
+}
+
+// doom marks the batch as one that will be cancelled, and reports whether it
+// was marked before.
+func (b *batch) doom() (before bool) {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	before = b.doomed
+	b.doomed = true
+	return before
 }
 
 // EventName says what happened.
@@ -198,6 +232,7 @@ const (
 	BatchCancelledUpstream EventName = "batch_cancelled_upstream"
 	BatchCancelFailed      EventName = "batch_cancel_failed"
 	ClientClosing          EventName = "client_closing"
+	CallEscalated          EventName = "call_escalated" // sent in real time; Error says why
 )
 
 // An Event tells what happened to a batch. It marshals to the JSON object that
@@ -217,6 +252,7 @@ type Event struct {
 	Status                                 string
 	Elapsed                                time.Duration // since the batch was created
 	Error                                  string
+	CustomID                               string // of CallEscalated
 
 	// Of ClientClosing.
 	PendingRequests int      // calls not sent yet
@@ -239,6 +275,7 @@ var fields = map[EventName][]string{
 	BatchCancelRequested:   slices.Concat(identity, []string{"models", "completion_window", "metadata"}),
 	BatchCancelledUpstream: {"batch_id", "endpoint"},
 	BatchCancelFailed:      {"batch_id", "endpoint", "error"},
+	CallEscalated:          {"batch_id", "endpoint", "custom_id", "models", "error"},
 	ClientClosing:          {"pending_request_count", "active_batch_ids", "cancel_active_batches_on_close"},
 }
 
@@ -257,6 +294,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 		"counts": batchapi.Counts(e.Counts), "status": e.Status,
 		"elapsed_seconds": math.Round(e.Elapsed.Seconds()*1000) / 1000,
 		"error":           e.Error,
+		"custom_id":       e.CustomID,
 
 		"pending_request_count": e.PendingRequests, "active_batch_ids": orEmpty(e.ActiveBatchIDs),
 		"cancel_active_batches_on_close": e.CancelOnClose,

@@ -2,6 +2,7 @@ package autobatcher
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -81,7 +82,7 @@ func (b *batch) harvest() {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
-		if sleep(b.t.ctx, wait) != nil {
+		if batchapi.Sleep(b.t.ctx, wait) != nil {
 			return
 		}
 		b.refresh()
@@ -186,20 +187,96 @@ func (b *batch) deliver(text []byte) {
 	b.t.mu.Lock()
 	c := b.open[result.ID]
 	b.t.mu.Unlock()
-	if c != nil {
+	switch {
+	case c == nil: // answered already, or none of ours
+	case result.Answered():
 		b.t.settle(c, answerOf(&result))
+	default:
+		b.unanswered(c, b.lineFailure(&result))
 	}
 }
 
-// conclude ends a harvested batch: calls that got no line learn why.
+// unanswered decides what becomes of a call that its batch did not answer: it
+// rides again, or goes in real time, or fails.
+func (b *batch) unanswered(c *call, a *answer) {
+	b.t.mu.Lock()
+	again := c.tries < b.t.opts.Resubmits && c.waiter != nil && !c.ended
+	if again {
+		c.tries++
+		delete(b.open, c.ID)
+		b.again = append(b.again, c)
+	}
+	b.t.mu.Unlock()
+	if !again {
+		b.giveUp(c, a)
+	}
+}
+
+// giveUp ends a call that no batch will answer: in real time, or with a.
+func (b *batch) giveUp(c *call, a *answer) {
+	b.t.mu.Lock()
+	alone := c.waiter == nil
+	b.t.mu.Unlock()
+	if !alone && b.t.escalates(c, a.reason()) {
+		a = &answer{realtime: true}
+	}
+	b.t.settle(c, a)
+}
+
+// giveUpRest gives up the calls that are still open.
+func (b *batch) giveUpRest(a *answer) { b.eachOpen(a, b.giveUp) }
+
+// eachOpen calls f for the calls that are still open, each with a copy of a.
+func (b *batch) eachOpen(a *answer, f func(*call, *answer)) {
+	b.t.mu.Lock()
+	rest := slices.Collect(maps.Values(b.open))
+	b.t.mu.Unlock()
+	for _, c := range rest {
+		own := *a
+		f(c, &own)
+	}
+}
+
+// conclude ends a harvested batch: calls that got no line ride again, or learn
+// why there is none.
 func (b *batch) conclude() {
-	b.settleRest(b.verdict())
+	if b.state.Status == "failed" && len(b.state.Problems) > 0 {
+		b.giveUpRest(b.verdict()) // refused whole: it would be again
+	} else {
+		b.eachOpen(b.verdict(), b.unanswered)
+	}
+	b.respawn(b.takeAgain(), 0)
 	if b.state.Status == "completed" {
 		b.emit(BatchCompleted)
 	} else {
 		b.emit(BatchTerminal)
 	}
 	b.t.log.Info("batch ended", "batch", b.id, "status", b.state.Status, "completed", b.state.Counts.Completed, "failed", b.state.Counts.Failed)
+	b.tidy()
+}
+
+func (b *batch) takeAgain() []*call {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	calls := b.again
+	b.again = nil
+	return calls
+}
+
+// tidy deletes the files of a batch that has ended, if that is wanted. At
+// Doubleword, deleting an input file deletes its batch, so never before.
+func (b *batch) tidy() {
+	if b.t.opts.Files != FilesDelete || !b.state.Terminal() {
+		return
+	}
+	for _, id := range []string{b.state.InputFileID, b.output.id, b.errors.id} {
+		if id == "" || strings.Contains(id, "/") { // a URL is not ours to delete
+			continue
+		}
+		if err := b.api.Delete(b.t.ctx, id); err != nil {
+			b.t.log.Warn("file not deleted", "batch", b.id, "file", id, "error", err)
+		}
+	}
 }
 
 // verdict is the answer for a call whose batch ended without a line for it.
@@ -236,6 +313,7 @@ func problemText(p batchapi.Problem) string {
 // RoundTrip returns.
 type answer struct {
 	err       error
+	realtime  bool // the caller is to send its call in real time
 	status    int
 	body      []byte
 	text      bool // the body is no JSON
@@ -286,42 +364,49 @@ func errorBody(kind, code, param, message string) []byte {
 
 // answerOf makes an answer of a result line.
 func answerOf(r *line.Result) *answer {
-	if r.Status == 0 || r.Status < 300 && len(r.Body) == 0 {
-		return lineFailure(r)
-	}
 	a := &answer{status: r.Status, body: r.Body, text: r.Text, requestID: r.RequestID}
 	if r.Status >= 400 && !gjson.GetBytes(r.Body, "error").IsObject() {
-		message := strings.TrimSpace(string(r.Body))
-		if message == "" {
-			message = http.StatusText(r.Status)
-		}
-		a.body, a.text = errorBody(errorType(r.Status), "", "", message), false
+		message := cmp.Or(strings.TrimSpace(string(r.Body)), r.Message, http.StatusText(r.Status))
+		a.body, a.text = errorBody(errorType(r.Status), r.Code, "", message), false
 	}
+	return a
+}
+
+// reason is what an answer of ours says.
+func (a *answer) reason() string { return gjson.GetBytes(a.body, "error.message").String() }
+
+// lineRefused is the answer for the caller of a line that the provider refused
+// the file for, in the provider's words.
+func lineRefused(batchID string, p batchapi.Problem) *answer {
+	code := p.Code
+	if code == "" {
+		code = "invalid_batch_line"
+	}
+	a := failure(http.StatusBadRequest, code, "the provider refused this request's line of the batch: "+problemText(batchapi.Problem{Message: p.Message, Code: p.Code}))
+	a.batchID = batchID
 	return a
 }
 
 // lineFailure is the answer for a line that got no HTTP answer. SDKs do not
 // retry 424, which is right: a retry would be another line, and paid for.
-func lineFailure(r *line.Result) *answer {
-	code := r.Code
-	if code == "" {
-		code = "batch_line_failed"
+func (b *batch) lineFailure(r *line.Result) *answer {
+	message := "batch " + b.id + " could not answer this request"
+	if why := cmp.Or(r.Message, r.Code); why != "" {
+		message += ": " + why
 	}
-	message := "the batch could not answer this request"
-	if r.Message != "" {
-		message += ": " + r.Message
-	}
-	return failure(http.StatusFailedDependency, code, message)
+	return failure(http.StatusFailedDependency, cmp.Or(r.Code, "batch_line_failed"), message)
 }
 
 // submissionAnswer tells the callers why their batch could not be submitted.
 // A refusal of the provider's is passed on as it is; nothing was submitted
 // where the provider could not be reached, so that a retry is safe.
 func submissionAnswer(err error) *answer {
+	if errors.Is(err, batchapi.ErrUnsure) {
+		return failure(http.StatusFailedDependency, "batch_create_unknown", "the batch could not be submitted: "+err.Error())
+	}
 	var failed *batchapi.Error
 	if !errors.As(err, &failed) || failed.Transient() || failed.RateLimited() {
-		a := failure(http.StatusServiceUnavailable, "batch_not_submitted", "the batch could not be submitted: "+err.Error())
-		return a
+		return failure(http.StatusServiceUnavailable, "batch_not_submitted", "the batch could not be submitted: "+err.Error())
 	}
 	a := &answer{status: failed.Status, body: failed.Body, ours: true}
 	if !gjson.GetBytes(failed.Body, "error").IsObject() || !gjson.ValidBytes(failed.Body) {
@@ -346,27 +431,22 @@ func (t *Transport) settle(c *call, a *answer) {
 		t.keep(c, a)
 		return
 	}
-	if a.ours || a.err != nil {
+	if a.realtime {
+		// Neither answered nor failed by its batch.
+	} else if a.ours || a.err != nil {
 		t.stats.Failed++
 	} else {
 		t.stats.Answered++
 	}
 	c.waiter.answer <- a
 	c.waiter = nil
+	t.callers(-1)
 	c.batch.waiting--
 	c.batch.watchLonely()
 }
 
-// settleRest ends the calls that are still open, each with a copy of a.
-func (b *batch) settleRest(a *answer) {
-	b.t.mu.Lock()
-	rest := slices.Collect(maps.Values(b.open))
-	b.t.mu.Unlock()
-	for _, c := range rest {
-		own := *a
-		b.t.settle(c, &own)
-	}
-}
+// settleRest ends the calls that are still open.
+func (b *batch) settleRest(a *answer) { b.eachOpen(a, b.t.settle) }
 
 // keptBytes bounds the answers kept for callers that have gone.
 const keptBytes = 64 << 20
@@ -375,7 +455,7 @@ const keptBytes = 64 << 20
 // it. Failures are not kept, since a new try may fare better. The caller holds
 // t.mu.
 func (t *Transport) keep(c *call, a *answer) {
-	if t.opts.KeepFor < 0 || a.err != nil || a.ours || a.status >= 500 ||
+	if t.opts.KeepFor < 0 || c.unwanted || a.err != nil || a.ours || a.realtime || a.status >= 500 ||
 		a.status == http.StatusTooManyRequests || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
 		return
 	}
@@ -418,15 +498,17 @@ func (t *Transport) forget(c *call) {
 // call left behind, and reports whether there was one. The caller holds t.mu.
 func (t *Transport) takeOver(c *call) bool {
 	t.prune()
-	if len(t.left[c.print]) == 0 {
+	i := slices.IndexFunc(t.left[c.print], func(left *call) bool { return left.answer != nil || !left.batch.doomed })
+	if i < 0 {
 		return false
 	}
-	first := t.left[c.print][0]
+	first := t.left[c.print][i]
 	t.forget(first)
 	w := c.waiter
 	c.waiter, c.ended = nil, true
 	if first.answer != nil {
 		w.answer <- first.answer
+		t.callers(-1)
 		t.keptSize -= int64(len(first.answer.body))
 		first.answer = nil // prune drops it from kept
 		return true
@@ -456,6 +538,7 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 		return ""
 	}
 	t.stats.Left++
+	t.callers(-1)
 	c.waiter = nil
 	if c.batch.open == nil {
 		c.batch.remove(c)
@@ -466,6 +549,19 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 	c.batch.waiting--
 	c.batch.watchLonely()
 	return c.batch.id
+}
+
+// quit is leave for a caller that has got its answer elsewhere: nobody will
+// come back for the line.
+func (t *Transport) quit(w *waiter) {
+	t.mu.Lock()
+	w.call.unwanted = true
+	c := w.call
+	t.mu.Unlock()
+	t.leave(w)
+	t.mu.Lock()
+	t.forget(c)
+	t.mu.Unlock()
 }
 
 // watchLonely starts the time after which a batch without callers is
@@ -500,8 +596,11 @@ func (b *batch) openLines() int {
 
 // respond makes the caller's response of an answer.
 func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Response, error) {
-	if a.err != nil {
+	switch {
+	case a.err != nil:
 		return nil, a.err
+	case a.realtime:
+		return t.realtime(req, c)
 	}
 	res := a.respondTo(req)
 	if c.stream && a.status < 300 {

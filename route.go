@@ -35,18 +35,21 @@ type call struct {
 	print    fingerprint
 	suffix   string // "/chat/completions"
 	model    string
+	raw      []byte        // the body as it came, where it may yet be sent so
 	inputs   int           // embedding inputs; 0 for other calls
+	tries    int           // how often it rode again for want of an answer
 	deadline time.Duration // 0: none
 	stream   bool          // answered as a stream of events
 	usage    bool          // whose last one says the usage
 
 	// These are guarded by Transport.mu.
-	batch  *batch
-	place  int     // in the batch's calls, while it collects
-	waiter *waiter // nil: the caller has gone
-	ended  bool    // settled, never to be settled again
-	answer *answer // came without a caller, and is kept
-	keptAt time.Time
+	batch    *batch
+	place    int     // in the batch's calls, while it collects
+	waiter   *waiter // nil: the caller has gone
+	ended    bool    // settled, never to be settled again
+	unwanted bool    // the caller has got its answer elsewhere
+	answer   *answer // came without a caller, and is kept
+	keptAt   time.Time
 }
 
 // A key says who may share a batch: calls with equal keys, and nobody else. It
@@ -109,6 +112,15 @@ func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
 	case background:
 		t.log.Debug("call passes through", "reason", "background: true answers at once by itself")
 		return nil, withBody(passThrough(req), raw), nil
+	}
+	if profile.MaxInputs > 0 && c.inputs > profile.MaxInputs {
+		return nil, nil, badBody("input", fmt.Sprintf("input has %d items; a batch file may hold %d", c.inputs, profile.MaxInputs))
+	}
+	if err := profile.CheckMetadata(t.opts.Metadata); err != nil {
+		return nil, nil, &refusal{http.StatusBadRequest, "invalid_metadata", "", err.Error()}
+	}
+	if t.opts.Escalate != EscalateNever {
+		c.raw = raw
 	}
 	if c.key.window, err = t.windowFor(profile, wishes.window); err != nil {
 		return nil, nil, err
@@ -370,7 +382,9 @@ func (c *call) rewrite(body []byte) (background bool, err error) {
 	gjson.Parse(view(body)).ForEach(func(name, value gjson.Result) bool {
 		switch name.String() {
 		case "model":
-			c.model = strings.Clone(value.String())
+			if value.Type == gjson.String {
+				c.model = strings.Clone(value.Str)
+			}
 		case "stream":
 			c.stream, streams = value.Bool(), true
 		case "stream_options":
@@ -383,10 +397,10 @@ func (c *call) rewrite(body []byte) (background bool, err error) {
 		return true
 	})
 	if c.model == "" {
-		return false, badBody("model", "you must provide a model parameter")
+		return false, badBody("model", "you must provide a model parameter, and it must be a string")
 	}
 	if c.suffix == "/embeddings" {
-		c.inputs = countInputs(input)
+		c.inputs, c.stream = countInputs(input), false // there is no such stream
 	}
 	c.URL = c.profile.LineURL(c.suffix)
 	c.Body = line.OneLine(body)

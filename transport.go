@@ -79,6 +79,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/pace"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -132,6 +134,28 @@ type Options struct {
 	// the oldest go first. Default: 24 h. Negative: none is kept.
 	KeepFor time.Duration
 
+	// Resubmits is how often a call rides again that its batch ended without
+	// answering: expired, cancelled, missing from the results. Default: 1.
+	// Negative: never, the call fails.
+	Resubmits int
+
+	// Escalate says when a call is sent in real time, once and at full price,
+	// instead of failing or being late. Default: EscalateNever.
+	Escalate Escalation
+
+	// EscalateMargin is how long before its deadline (its context's, or that of
+	// the header Autobatcher-Deadline) a call is escalated by EscalateDeadline.
+	// Default: 1 min.
+	EscalateMargin time.Duration
+
+	// EscalateLimit is how many calls may be escalated in any hour; beyond it a
+	// call fails or is late after all. Default: 100. Negative: no limit.
+	EscalateLimit int
+
+	// Files says what becomes of a batch's files at the provider. Default:
+	// FilesKeep.
+	Files FilePolicy
+
 	// OnEvent is told what happens to batches. It is called by the goroutine
 	// of the batch, in order for one batch and concurrently for several, and
 	// holds that batch up while it runs. It must not call Close or Shutdown.
@@ -147,12 +171,43 @@ type Options struct {
 	Provider *provider.Profile
 }
 
+// Escalation says when a call is sent in real time after all.
+type Escalation string
+
 const (
-	defaultBatchSize    = 1000
-	defaultBatchWindow  = 10 * time.Second
-	defaultPollInterval = 5 * time.Second
-	defaultAbandonAfter = 2 * time.Minute
-	defaultKeepFor      = 24 * time.Hour
+	EscalateNever    Escalation = "never"    // a batch's failure is the call's
+	EscalateFailed   Escalation = "failed"   // a call that its batch could not answer
+	EscalateDeadline Escalation = "deadline" // such a call, and one whose deadline comes before its batch's end
+)
+
+// FilePolicy says what becomes of a batch's files at the provider.
+type FilePolicy string
+
+const (
+	FilesKeep   FilePolicy = "keep"   // the provider's own rule holds: at OpenAI results live for 30 days
+	FilesExpire FilePolicy = "expire" // the provider is asked to delete them after three days, where it can
+	FilesDelete FilePolicy = "delete" // input and results are deleted once the batch has ended and every line was delivered
+)
+
+// fileExpiry is longer than a batch takes, with a weekend to come back to it.
+const fileExpiry = 72 * time.Hour
+
+func (o *Options) fileExpiry() time.Duration {
+	if o.Files == FilesExpire {
+		return fileExpiry
+	}
+	return 0
+}
+
+const (
+	defaultResubmits      = 1
+	defaultEscalateMargin = time.Minute
+	defaultEscalateLimit  = 100
+	defaultBatchSize      = 1000
+	defaultBatchWindow    = 10 * time.Second
+	defaultPollInterval   = 5 * time.Second
+	defaultAbandonAfter   = 2 * time.Minute
+	defaultKeepFor        = 24 * time.Hour
 )
 
 func (o Options) withDefaults() Options {
@@ -167,6 +222,11 @@ func (o Options) withDefaults() Options {
 	setDefault(&o.PollInterval, defaultPollInterval)
 	setDefault(&o.AbandonAfter, defaultAbandonAfter)
 	setDefault(&o.KeepFor, defaultKeepFor)
+	setDefault(&o.Resubmits, defaultResubmits)
+	setDefault(&o.Escalate, EscalateNever)
+	setDefault(&o.EscalateMargin, defaultEscalateMargin)
+	setDefault(&o.EscalateLimit, defaultEscalateLimit)
+	setDefault(&o.Files, FilesKeep)
 	o.Metadata = maps.Clone(o.Metadata)
 	return o
 }
@@ -188,6 +248,12 @@ func (o *Options) validate() error {
 		return fmt.Errorf("autobatcher: Options.BatchBytes is %d; it must not be negative; 0 means the provider's limit", o.BatchBytes)
 	case o.PollInterval < 0:
 		return fmt.Errorf("autobatcher: Options.PollInterval is %v; it must not be negative; 0 means %v", o.PollInterval, defaultPollInterval)
+	case o.EscalateMargin < 0:
+		return fmt.Errorf("autobatcher: Options.EscalateMargin is %v; it must not be negative; 0 means %v", o.EscalateMargin, defaultEscalateMargin)
+	case !slices.Contains([]Escalation{EscalateNever, EscalateFailed, EscalateDeadline}, o.Escalate):
+		return fmt.Errorf("autobatcher: Options.Escalate is %q; it must be never, failed or deadline", o.Escalate)
+	case !slices.Contains([]FilePolicy{FilesKeep, FilesExpire, FilesDelete}, o.Files):
+		return fmt.Errorf("autobatcher: Options.Files is %q; it must be keep, expire or delete", o.Files)
 	case o.Provider != nil:
 		return o.validateProvider()
 	}
@@ -200,6 +266,9 @@ func (o *Options) validateProvider() error {
 	}
 	if err := o.Provider.Validate(); err != nil {
 		return fmt.Errorf("autobatcher: Options.Provider: %w", err)
+	}
+	if err := o.Provider.CheckMetadata(o.Metadata); err != nil {
+		return fmt.Errorf("autobatcher: Options.Metadata: %w", err)
 	}
 	if o.CompletionWindow != "" {
 		if err := o.Provider.CheckWindow(o.CompletionWindow); err != nil {
@@ -220,8 +289,12 @@ type Transport struct {
 	work sync.WaitGroup // every goroutine of the Transport
 	end  sync.Once      // Close does its work once
 
-	mu       sync.Mutex // never held across the network or a callback
-	closed   bool
+	drained chan struct{} // closed when no caller is left after Shutdown began
+
+	mu       sync.Mutex              // never held across the network or a callback
+	closed   bool                    // takes no new calls
+	waiting  int                     // callers inside RoundTrip
+	empty    bool                    // drained was closed
 	seq      int                     // how many batches there were
 	queues   map[key]*batch          // the batches that still collect
 	batches  map[*batch]struct{}     // every batch that has not ended
@@ -231,6 +304,11 @@ type Transport struct {
 	stats    Stats // its counters
 	secret   [32]byte
 	profiles map[string]*provider.Profile // by scheme, host and path of a base URL
+
+	gates     pace.Set[*pace.Gate]        // by account and what may share a file
+	creations pace.Set[*pace.Hourly]      // by account
+	lookouts  pace.Set[*batchapi.Lookout] // by account
+	escalated *pace.Hourly
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -242,12 +320,14 @@ func New(o Options) (*Transport, error) {
 	t := &Transport{
 		opts:     o,
 		log:      o.Logger,
+		drained:  make(chan struct{}),
 		queues:   make(map[key]*batch),
 		batches:  make(map[*batch]struct{}),
 		left:     make(map[fingerprint][]*call),
 		profiles: make(map[string]*provider.Profile),
 	}
 	rand.Read(t.secret[:])
+	t.escalated = pace.NewHourly(o.EscalateLimit)
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	return t, nil
 }
@@ -274,32 +354,101 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // await holds the caller until its call ends, one way or another.
 func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response, error) {
-	var deadline <-chan time.Time
-	if c.deadline > 0 {
-		timer := time.NewTimer(c.deadline)
-		defer timer.Stop()
-		deadline = timer.C
+	deadline, stop := after(c.deadline)
+	defer stop()
+	urgent, stop := after(t.untilUrgent(req, c))
+	defer stop()
+	for {
+		select {
+		case a := <-w.answer:
+			return t.respond(req, c, a)
+		case <-urgent:
+			if reason := "its deadline is near"; t.escalates(c, reason) {
+				t.quit(w)
+				return t.realtime(req, c)
+			}
+			urgent = nil
+		case <-deadline:
+			return c.late(t.leave(w)).respondTo(req), nil
+		case <-req.Context().Done():
+			t.leave(w)
+			return nil, contextError(req.Context())
+		case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
+			t.leave(w)
+			return nil, context.Canceled
+		}
 	}
-	select {
-	case a := <-w.answer:
-		return t.respond(req, c, a)
-	case <-deadline:
-		return c.late(t.leave(w)).respondTo(req), nil
-	case <-req.Context().Done():
-		t.leave(w)
-		return nil, contextError(req.Context())
-	case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
-		t.leave(w)
-		return nil, context.Canceled
+}
+
+// after is a channel that receives once d has passed; none if d is not positive.
+func after(d time.Duration) (<-chan time.Time, func() bool) {
+	if d <= 0 {
+		return nil, func() bool { return true }
 	}
+	timer := time.NewTimer(d)
+	return timer.C, timer.Stop
+}
+
+// untilUrgent is how long a call can wait for its batch before it has to be
+// sent in real time to meet its deadline; 0 if it never has to.
+func (t *Transport) untilUrgent(req *http.Request, c *call) time.Duration {
+	if t.opts.Escalate != EscalateDeadline {
+		return 0
+	}
+	left := c.deadline
+	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
+		left = time.Until(at)
+	}
+	if left == 0 {
+		return 0
+	}
+	return max(left-t.opts.EscalateMargin, 1)
 }
 
 // late is the answer for a call whose deadline has come.
 func (c *call) late(batchID string) *answer {
-	a := failure(http.StatusFailedDependency, "batch_deadline_exceeded", fmt.Sprintf(
-		"batch %s did not answer within the call's deadline of %v; the same call again takes over its line", batchID, c.deadline))
+	what := fmt.Sprintf("the call's deadline of %v came before it was sent", c.deadline)
+	if batchID != "" {
+		what = fmt.Sprintf("batch %s did not answer within the call's deadline of %v; the same call again takes over its line", batchID, c.deadline)
+	}
+	a := failure(http.StatusFailedDependency, "batch_deadline_exceeded", what)
 	a.batchID = batchID
 	return a
+}
+
+// escalates reports whether a call is to be sent in real time for that reason,
+// which the budget must allow.
+func (t *Transport) escalates(c *call, reason string) bool {
+	if t.opts.Escalate == EscalateNever || t.ctx.Err() != nil {
+		return false
+	}
+	if wait, ok := t.escalated.Take(); !ok {
+		t.log.Warn("call not escalated: the hour's budget is spent", "reason", reason, "again in", wait)
+		return false
+	}
+	t.mu.Lock()
+	batchID := ""
+	if c.batch != nil {
+		batchID = c.batch.id
+	}
+	t.mu.Unlock()
+	t.log.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", c.ID)
+	t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: c.ID, Models: []string{c.model}, Error: reason})
+	return true
+}
+
+// realtime sends the call as its caller made it, once.
+func (t *Transport) realtime(req *http.Request, c *call) (*http.Response, error) {
+	res, err := t.opts.Base.RoundTrip(withBody(passThrough(req), c.raw))
+	if err != nil {
+		if req.Context().Err() != nil {
+			return nil, contextError(req.Context())
+		}
+		return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).respondTo(req), nil
+	}
+	res.Header.Set(headerMode, "realtime")
+	res.Request = req
+	return res, nil
 }
 
 // contextError is the cause of ctx's end, and matches ctx.Err() too.
@@ -341,20 +490,26 @@ func (t *Transport) Flush(ctx context.Context) error {
 func (t *Transport) Shutdown(ctx context.Context) error {
 	t.mu.Lock()
 	t.closed = true
+	t.callers(0)
 	t.mu.Unlock()
 	t.dispatchAll()
-	idle := make(chan struct{})
-	go func() {
-		t.work.Wait()
-		close(idle)
-	}()
 	var err error
 	select {
-	case <-idle:
+	case <-t.drained:
 	case <-ctx.Done():
 		err = contextError(ctx)
 	}
 	return errors.Join(err, t.Close())
+}
+
+// callers counts callers in and out, and notes when a Transport that takes no
+// new calls has none left. The caller holds t.mu.
+func (t *Transport) callers(change int) {
+	t.waiting += change
+	if t.closed && t.waiting == 0 && !t.empty {
+		t.empty = true
+		close(t.drained)
+	}
 }
 
 // cancelPatience bounds all the cancelling that Close does. Kubernetes gives a
@@ -475,7 +630,7 @@ func (t *Transport) Stats() Stats {
 			s.Running += b.waiting
 			continue
 		}
-		s.Queued += b.unanswered()
+		s.Queued += b.awaited()
 		s.Queues = append(s.Queues, b.queueStats())
 	}
 	return s
@@ -486,7 +641,7 @@ func (b *batch) queueStats() QueueStats {
 	upstream, _, _ := strings.Cut(b.key.base, "?")
 	q := QueueStats{
 		Payer: b.t.payerName(b.key.payer), Upstream: upstream, Endpoint: b.path,
-		Calls: b.unanswered(), Bytes: b.bytes, Opened: b.opened,
+		Calls: b.awaited(), Bytes: b.bytes, Opened: b.opened,
 	}
 	for _, c := range b.calls {
 		if c != nil && !slices.Contains(q.Models, c.model) {

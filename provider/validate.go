@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 // Validate returns nil for a usable profile; otherwise the error names the first
@@ -123,6 +124,23 @@ func (p Profile) checkPairs() error {
 func (p Profile) checkDefaultWindow() error {
 	if err := p.CheckWindow(p.DefaultWindow); err != nil {
 		return fmt.Errorf("DefaultWindow: %w", err)
+	}
+	return nil
+}
+
+// CheckMetadata returns nil for metadata that a batch may carry; otherwise the
+// error names the pair and the bound it breaks.
+func (p Profile) CheckMetadata(metadata map[string]string) error {
+	if p.MaxMetadata > 0 && len(metadata) > p.MaxMetadata {
+		return fmt.Errorf("there are %d pairs of metadata; %s takes %d", len(metadata), p.Name, p.MaxMetadata)
+	}
+	for key, value := range metadata {
+		switch {
+		case p.MaxMetadataKey > 0 && utf8.RuneCountInString(key) > p.MaxMetadataKey:
+			return fmt.Errorf("metadata key %.80q has over %d characters, which is all that %s takes", key, p.MaxMetadataKey, p.Name)
+		case p.MaxMetadataValue > 0 && utf8.RuneCountInString(value) > p.MaxMetadataValue:
+			return fmt.Errorf("the metadata value of %q has over %d characters, which is all that %s takes", key, p.MaxMetadataValue, p.Name)
+		}
 	}
 	return nil
 }

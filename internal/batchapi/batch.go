@@ -15,6 +15,7 @@ type CreateParams struct {
 	Endpoint         string
 	CompletionWindow string
 	Metadata         map[string]string
+	OutputExpiry     time.Duration // after which the results are deleted; 0: the provider's default
 }
 
 // A Batch is what the provider says of a batch. Everything but ID may be
@@ -98,8 +99,6 @@ func canonicalStatus(s string) string {
 	}
 	return s
 }
-
-func created(o gjson.Result) time.Time { return moment(o.Get("created_at")) }
 
 // moment reads a time as Unix seconds (OpenAI) or RFC 3339 (Azure, Together).
 func moment(v gjson.Result) time.Time {

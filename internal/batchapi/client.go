@@ -5,6 +5,7 @@ package batchapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"github.com/openai/openai-go/v3/option"
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -37,6 +39,7 @@ const (
 type Client struct {
 	api     openai.Client
 	profile provider.Profile
+	via     http.RoundTripper
 }
 
 // New returns a Client that sends header (who pays) with each request to base,
@@ -63,7 +66,7 @@ func New(base *url.URL, header http.Header, via http.RoundTripper, p provider.Pr
 	}
 	// Not openai.NewClient: that would add the environment's key to calls that
 	// brought another credential, or none.
-	return &Client{api: openai.Client{Options: opts}, profile: p}
+	return &Client{api: openai.Client{Options: opts}, profile: p, via: via}
 }
 
 // shortErrors cuts the bodies of error answers short: the SDK reads them whole.
@@ -104,7 +107,7 @@ func (c *Client) do(ctx context.Context, method, path string, body any, opts ...
 	return res, nil
 }
 
-// object sends one request that answers with a JSON object.
+// object sends one request that answers with a JSON object (or a list).
 func (c *Client) object(ctx context.Context, method, path string, body any, opts ...option.RequestOption) (gjson.Result, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, callTimeout, errStalled)
 	defer cancel()
@@ -118,10 +121,10 @@ func (c *Client) object(ctx context.Context, method, path string, body any, opts
 		return gjson.Result{}, &Error{Op: method + " /" + path, Err: err}
 	}
 	answer := gjson.ParseBytes(text)
-	if !gjson.ValidBytes(text) || !answer.IsObject() {
+	if !line.Valid(text) || !answer.IsObject() && !answer.IsArray() {
 		return gjson.Result{}, &Error{
 			Op: method + " /" + path, Status: res.StatusCode, Body: clip(text),
-			Err: fmt.Errorf("the answer is no JSON object: %.80q", text),
+			Err: fmt.Errorf("the answer is no JSON: %.80q", text),
 		}
 	}
 	return answer, nil
@@ -136,6 +139,9 @@ func (c *Client) Create(ctx context.Context, p CreateParams) (Batch, error) {
 	}
 	if len(p.Metadata) > 0 {
 		body["metadata"] = p.Metadata
+	}
+	if p.OutputExpiry > 0 && c.profile.OutputExpiry {
+		body["output_expires_after"] = map[string]any{"anchor": "created_at", "seconds": c.expiry(p.OutputExpiry)}
 	}
 	answer, err := c.object(ctx, http.MethodPost, "batches", body)
 	if err != nil {
@@ -168,31 +174,24 @@ const findPages = 20
 
 // Find looks for the batch made from an input file, which no other batch has,
 // among those created since a moment before the create was sent.
-func (c *Client) Find(ctx context.Context, inputFileID string, since time.Time) (Batch, bool, error) {
-	after := ""
-	for range findPages {
-		opts := []option.RequestOption{option.WithQuery("limit", "100")}
-		if after != "" {
-			opts = append(opts, option.WithQuery("after", after))
+func (c *Client) Find(ctx context.Context, inputFileID string, since time.Time) (found Batch, ok bool, err error) {
+	err = c.list(ctx, findPages, func(item gjson.Result) bool {
+		if item.Get("input_file_id").String() == inputFileID {
+			b, err := parseBatch(item)
+			found, ok = b, err == nil
 		}
-		list, err := c.object(ctx, http.MethodGet, "batches", nil, opts...)
-		if err != nil {
-			return Batch{}, false, err
-		}
-		page := list.Get("data").Array()
-		for _, item := range page {
-			if item.Get("input_file_id").String() == inputFileID {
-				b, err := parseBatch(item)
-				return b, err == nil, err
-			}
-		}
-		last := len(page) - 1
-		if last < 0 || !list.Get("has_more").Bool() || created(page[last]).Before(since) || page[last].Get("id").String() == after {
-			break
-		}
-		after = page[last].Get("id").String()
+		at := moment(item.Get("created_at"))
+		return !ok && (at.IsZero() || !at.Before(since))
+	})
+	return found, ok, err
+}
+
+// nextPage is the "after" of the next page of a list.
+func (c *Client) nextPage(lastID string, seen int) string {
+	if c.profile.ListByOffset {
+		return strconv.Itoa(seen)
 	}
-	return Batch{}, false, nil
+	return lastID
 }
 
 // Content opens an output or error file behind its first skip lines. Body
@@ -208,7 +207,14 @@ func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content
 	path := "files/" + url.PathEscape(fileID) + "/content"
 	ctx, watch := watchStall(ctx)
 	opts = append(opts, option.WithHeader("Accept", "*/*"))
-	res, err := c.do(ctx, http.MethodGet, path, nil, opts...)
+	var res *http.Response
+	var err error
+	if c.profile.ResultURLs && strings.HasPrefix(fileID, "https://") {
+		path = "result file"
+		res, err = c.fetch(ctx, fileID)
+	} else {
+		res, err = c.do(ctx, http.MethodGet, path, nil, opts...)
+	}
 	if err != nil {
 		watch.stop()
 		return nil, stalled(err, http.MethodGet, path)
@@ -220,6 +226,26 @@ func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content
 	}
 	content.Partial = content.LastLine >= 0 || res.Header.Get("X-Incomplete") != ""
 	return content, nil
+}
+
+// fetch gets a result file that the provider names by URL (SiliconFlow), without
+// the credential: the URL carries its own, and its host is another.
+func (c *Client) fetch(ctx context.Context, address string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return nil, &Error{Op: "GET result file", Err: err}
+	}
+	res, err := (&http.Client{Transport: shortErrors{c.via}}).Do(req)
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil: // its text would hold the URL, and so the credential in it
+		return nil, &Error{Op: "GET result file", Err: errors.Unwrap(err)}
+	case res.StatusCode >= 300:
+		defer res.Body.Close()
+		return nil, newError(http.MethodGet, "result file", res)
+	}
+	return res, nil
 }
 
 // Delete deletes a file.

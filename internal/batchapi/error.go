@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +48,22 @@ func (e *Error) Code() string {
 		return ""
 	}
 	return gjson.GetBytes(e.Body, "error.code").String()
+}
+
+var lineNumber = regexp.MustCompile(`(?i)\bline (\d{1,7})\b`)
+
+// Line is the line of the input file, from 1, that the provider refused the
+// whole file for, or 0: "Line N: …" or "Invalid JSON on line N: …".
+func (e *Error) Line() int {
+	if e.Status < 400 || e.Status >= 500 || e.Status == http.StatusTooManyRequests {
+		return 0
+	}
+	m := lineNumber.FindStringSubmatch(e.Message())
+	if m == nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
 }
 
 // RateLimited reports a 429 that passes with time. An exhausted quota or an

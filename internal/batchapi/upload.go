@@ -8,7 +8,9 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/textproto"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/openai/openai-go/v3/option"
 	"github.com/tidwall/gjson"
@@ -16,11 +18,18 @@ import (
 	"github.com/autobatcher/autobatcher/internal/line"
 )
 
+// An Upload says what goes with an input file.
+type Upload struct {
+	Name   string        // "batch-….jsonl"
+	Model  string        // of the lines, where a file holds one
+	Expiry time.Duration // after which the provider deletes the file; 0: its default
+}
+
 // Upload uploads an input file and returns its id. The file is streamed: what
 // it takes of memory does not depend on its size. It fails when nothing moves
 // for five minutes.
-func (c *Client) Upload(ctx context.Context, name string, file line.File) (string, error) {
-	head, tail, contentType, err := c.form(name)
+func (c *Client) Upload(ctx context.Context, u Upload, file line.File) (string, error) {
+	head, tail, contentType, err := c.form(u)
 	if err != nil {
 		return "", err
 	}
@@ -50,16 +59,41 @@ func (c *Client) Upload(ctx context.Context, name string, file line.File) (strin
 	return id, nil
 }
 
+// fields are what the form says beside the file.
+func (c *Client) fields(u Upload) [][2]string {
+	fields := [][2]string{{"purpose", c.profile.Purpose}}
+	if name := c.profile.UploadNameField; name != "" {
+		fields = append(fields, [2]string{name, u.Name})
+	}
+	if name := c.profile.UploadModelField; name != "" && u.Model != "" {
+		fields = append(fields, [2]string{name, u.Model})
+	}
+	if u.Expiry > 0 && c.profile.FileExpiryMax > 0 {
+		fields = append(fields,
+			[2]string{"expires_after[anchor]", "created_at"},
+			[2]string{"expires_after[seconds]", strconv.Itoa(c.expiry(u.Expiry))})
+	}
+	return fields
+}
+
+// expiry is d in seconds, as near as the provider takes it.
+func (c *Client) expiry(d time.Duration) int {
+	d = min(max(d, c.profile.FileExpiryMin), c.profile.FileExpiryMax)
+	return int(d / time.Second)
+}
+
 // form is what stands before and behind the file in the upload's body. The
 // fields come first: some servers need the purpose before the file.
-func (c *Client) form(name string) (head, tail []byte, contentType string, err error) {
+func (c *Client) form(u Upload) (head, tail []byte, contentType string, err error) {
 	var body bytes.Buffer
 	w := multipart.NewWriter(&body)
-	if err := w.WriteField("purpose", c.profile.Purpose); err != nil {
-		return nil, nil, "", err
+	for _, field := range c.fields(u) {
+		if err := w.WriteField(field[0], field[1]); err != nil {
+			return nil, nil, "", err
+		}
 	}
 	part := textproto.MIMEHeader{}
-	part.Set("Content-Disposition", multipart.FileContentDisposition("file", name))
+	part.Set("Content-Disposition", multipart.FileContentDisposition("file", u.Name))
 	part.Set("Content-Type", "application/jsonl")
 	if _, err := w.CreatePart(part); err != nil {
 		return nil, nil, "", err

@@ -147,7 +147,12 @@ func TestParse(t *testing.T) {
 		{
 			"a serialized reason without details",
 			serialized(`{"type":"BatchTerminated"}`),
-			line.Result{ID: "a", Code: "BatchTerminated", Message: `{"type":"BatchTerminated"}`},
+			line.Result{ID: "a", Code: "BatchTerminated"},
+		},
+		{
+			"an error without a body",
+			`{"custom_id":"a","response":{"status_code":400},"error":{"code":"bad","message":"no such parameter"}}`,
+			line.Result{ID: "a", Status: 400, Code: "bad", Message: "no such parameter"},
 		},
 		{
 			"a status that is none",

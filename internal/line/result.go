@@ -22,6 +22,12 @@ type Result struct {
 	Message   string
 }
 
+// Answered reports whether the line holds an HTTP answer that can be passed on.
+// A success without a body is none.
+func (r *Result) Answered() bool {
+	return r.Status >= 300 || r.Status > 0 && len(r.Body) > 0
+}
+
 // ErrMalformed is what Parse returns for a line that is no JSON object with a
 // custom_id. Such a line costs nobody but itself.
 var ErrMalformed = errors.New("not a result line")
@@ -53,7 +59,7 @@ func Parse(b []byte) (Result, error) {
 	if response.IsObject() {
 		r.readResponse(response)
 	}
-	if r.Status == 0 {
+	if r.Status == 0 || len(r.Body) == 0 {
 		r.readError(failure)
 	}
 	return r, nil
@@ -120,10 +126,7 @@ func (r *Result) readSerialized() {
 		r.Text = r.Text && !Valid(r.Body)
 		return
 	}
-	r.Code = kind.String()
-	if text := details.Get("error"); text.Exists() {
-		r.Message = text.String()
-	}
+	r.Code, r.Message = kind.String(), details.Get("error").String()
 }
 
 // httpStatus is the final HTTP status that v holds as a number or in digits,

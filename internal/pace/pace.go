@@ -1,0 +1,154 @@
+// Package pace holds back what a provider would refuse for coming too fast or
+// being too much: batches created within an hour, tokens enqueued at a time.
+// Nothing in it knows what it counts, or touches the network.
+package pace
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// An Hourly allows a number of events in any hour. It is safe for concurrent
+// use.
+type Hourly struct {
+	mu    sync.Mutex
+	limit int
+	times []time.Time // of the last events, oldest first; at most limit
+}
+
+// NewHourly returns an Hourly of limit events; zero or less means no limit.
+func NewHourly(limit int) *Hourly { return &Hourly{limit: limit} }
+
+// Take counts an event that happens now and returns true, or returns false and
+// how long to wait where there were too many within the last hour.
+func (h *Hourly) Take() (wait time.Duration, ok bool) {
+	if h.limit <= 0 {
+		return 0, true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now := time.Now()
+	for len(h.times) > 0 && now.Sub(h.times[0]) >= time.Hour {
+		h.times = h.times[1:]
+	}
+	if len(h.times) >= h.limit {
+		return time.Hour - now.Sub(h.times[0]), false
+	}
+	h.times = append(h.times, now)
+	return 0, true
+}
+
+// Wait waits until an event may happen, and counts it. It returns the cause of
+// ctx's end if that comes first.
+func (h *Hourly) Wait(ctx context.Context) error {
+	for {
+		wait, ok := h.Take()
+		if ok {
+			return nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// A Gate lets batches in as long as their tokens together stay within a limit
+// that the provider does not tell in advance, so it is learned: the gate is
+// wide open until the first refusal. It is safe for concurrent use.
+type Gate struct {
+	mu      sync.Mutex
+	limit   int64 // 0: none learned
+	used    int64
+	changed chan struct{} // closed and replaced when something left or was learned
+}
+
+// NewGate returns a Gate without a limit.
+func NewGate() *Gate { return &Gate{changed: make(chan struct{})} }
+
+// Enter waits until there is room for tokens, and takes it. A lone batch is
+// always let in, for who else could tell whether the limit still holds. It
+// returns the cause of ctx's end if that comes first.
+func (g *Gate) Enter(ctx context.Context, tokens int64) error {
+	for {
+		g.mu.Lock()
+		if g.limit == 0 || g.used == 0 || g.used+tokens <= g.limit {
+			g.used += tokens
+			g.mu.Unlock()
+			return nil
+		}
+		changed := g.changed
+		g.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Leave gives back the room that tokens took.
+func (g *Gate) Leave(tokens int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.used -= tokens
+	g.wake()
+}
+
+// Refused tells the gate that a batch of tokens, which is in, was too much.
+// told is the limit the provider named, 0 where it named none. A batch that was
+// alone, or whose tokens are fewer than the limit it broke, shows that tokens
+// are counted too low here, and so the limit is lowered instead.
+func (g *Gate) Refused(tokens, told int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	learned := g.used - 1
+	if g.used <= tokens { // it was alone
+		learned = tokens * 3 / 4
+	}
+	if told > 0 {
+		learned = min(learned, told)
+	}
+	g.limit = max(learned, 1)
+	g.wake()
+}
+
+// Limit is what was learned, 0 without any.
+func (g *Gate) Limit() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.limit
+}
+
+func (g *Gate) wake() {
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// A Set is one value per name. It is safe for concurrent use, and bounded:
+// beyond a thousand names it forgets all of them.
+type Set[T any] struct {
+	mu     sync.Mutex
+	values map[string]T
+}
+
+const maxNames = 1000
+
+// Of returns the value of that name, which is made when first asked for.
+func (s *Set[T]) Of(name string, make func() T) T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, ok := s.values[name]
+	if !ok {
+		if s.values == nil || len(s.values) >= maxNames {
+			s.values = map[string]T{}
+		}
+		v = make()
+		s.values[name] = v
+	}
+	return v
+}
