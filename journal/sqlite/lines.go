@@ -16,21 +16,22 @@ type print [16]byte
 
 func printOf(h journal.Hash) print { return print(h[:16]) }
 
-// insertLines steps one prepared statement for each line, which is the fastest
-// that SQLite has.
+// insertLines steps one prepared statement for each line, which is faster than
+// statements that insert many.
 func insertLines(ctx context.Context, tx *sql.Tx, batch, owner int64, lines []journal.Line) error {
 	insert, err := tx.PrepareContext(ctx, `insert into lines (batch, n, owner, print, custom_id) values (?, ?, ?, ?, ?)`)
 	if err != nil {
 		return err
 	}
 	defer insert.Close()
+	uncancelled := context.WithoutCancel(ctx) // or the driver would start a goroutine for each line
 	for n := range lines {
 		l := &lines[n]
-		if _, err := insert.ExecContext(ctx, batch, n, owner, l.Print[:16], l.CustomID); err != nil {
+		if _, err := insert.ExecContext(uncancelled, batch, n, owner, l.Print[:16], l.CustomID); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 // TakeOver implements journal.Store.

@@ -1,0 +1,12 @@
+package postgres
+
+import (
+	"testing"
+
+	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/journal/journaltest"
+)
+
+func BenchmarkStore(b *testing.B) {
+	journaltest.Bench(b, func(b *testing.B) journal.Store { return mustOpen(b, newDatabase(b)) })
+}

@@ -1,0 +1,76 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// advice is what to do about each trouble.
+var advice = map[error]string{
+	journal.ErrNewer:    "run the newer version, or give this one a database of its own",
+	journal.ErrDamaged:  "restore the database, or drop its schema autobatcher; batches that run upstream are then unknown here, and their calls would be paid for again",
+	journal.ErrFull:     "make room on the server's disk",
+	journal.ErrReadOnly: "use the primary server, and a role that owns the schema autobatcher or may create it",
+	journal.ErrBusy:     "see in pg_stat_activity who holds the lock",
+}
+
+// explain says which journal is in trouble, what the trouble is, and what to do.
+// What package journal says a Store refuses is passed on as it is.
+func (s *Store) explain(err error) error {
+	switch {
+	case err == nil, refused(err):
+		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	kind := kindOf(err)
+	if kind == nil {
+		return fmt.Errorf("journal %s: %w", s.name, err)
+	}
+	if errors.Is(err, kind) {
+		return fmt.Errorf("journal %s: %w (%s)", s.name, err, advice[kind])
+	}
+	return fmt.Errorf("journal %s: %w: %w (%s)", s.name, kind, err, advice[kind])
+}
+
+func refused(err error) bool {
+	return errors.Is(err, journal.ErrLapsed) || errors.Is(err, journal.ErrNotOwner) ||
+		errors.Is(err, journal.ErrNoBatch) || errors.Is(err, journal.ErrExists)
+}
+
+// kindOf tells which of package journal's troubles an error is.
+func kindOf(err error) error {
+	for kind := range advice {
+		if errors.Is(err, kind) {
+			return kind
+		}
+	}
+	var failed *pgconn.PgError
+	if !errors.As(err, &failed) {
+		return nil
+	}
+	switch failed.Code {
+	case "53100": // disk_full
+		return journal.ErrFull
+	case "25006", "42501": // read_only_sql_transaction, insufficient_privilege
+		return journal.ErrReadOnly
+	case "55P03", "40P01": // lock_not_available, deadlock_detected
+		return journal.ErrBusy
+	case "XX001", "XX002", "42P01", "42703": // data or index corrupted, table or column missing
+		return journal.ErrDamaged
+	}
+	return nil
+}
+
+// nameOf says which database it is, without its password.
+func nameOf(c *pgx.ConnConfig) string {
+	return "postgres://" + net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))) + "/" + c.Database
+}

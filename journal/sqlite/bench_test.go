@@ -1,0 +1,15 @@
+package sqlite
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/journal/journaltest"
+)
+
+func BenchmarkStore(b *testing.B) {
+	journaltest.Bench(b, func(b *testing.B) journal.Store {
+		return mustOpen(b, filepath.Join(b.TempDir(), "journal"))
+	})
+}
