@@ -18,7 +18,8 @@ type footer struct {
 	bytes.Buffer // what is to be shown
 	out          io.Writer
 	size         func() (width, height int, err error)
-	height       int // of the terminal as it is divided now; 0: not divided
+	height       int    // of the terminal as it is divided now; 0: not divided
+	shown        string // in its last line
 }
 
 var _ mpb.ConsoleWriter = (*footer)(nil)
@@ -51,11 +52,14 @@ func (f *footer) Flush(int) error {
 	if err != nil || height < leastHeight {
 		return err
 	}
+	if line == f.shown && height == f.height {
+		return nil
+	}
 	var text string
 	if height != f.height {
 		text = divide(height)
-		f.height = height
 	}
+	f.height, f.shown = height, line
 	// Save the cursor, go to the last line, do not wrap at its end, go back.
 	text += fmt.Sprintf("\x1b7\x1b[?7l\x1b[%d;1H\x1b[2K%s\x1b[?7h\x1b8", height, line)
 	_, err = io.WriteString(f.out, text)

@@ -76,8 +76,10 @@ func (s *settings) run(ctx context.Context, p process, program []string) error {
 	began := time.Now()
 	look := func() status { return b.status(batches.Load(), time.Since(began)) }
 	show := showProgress(p.stderr, look)
-	code, err := s.beside(ctx, p, log, b.proxy, key, program, b.close)
-	show.stop()
+	code, err := s.beside(ctx, p, log, b.proxy, key, program, func() {
+		show.stop() // before anything can end the process at once: it borrows the terminal
+		b.close()
+	})
 	if err == nil {
 		fmt.Fprintln(p.stderr, look().summary())
 	}

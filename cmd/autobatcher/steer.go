@@ -46,13 +46,13 @@ func obey(l batchtest.Line) batchtest.Outcome {
 			return batchtest.Outcome{Delay: d}
 		}
 	case "call":
-		return batchtest.Outcome{Body: callTool(l, object, arguments)}
+		return batchtest.Outcome{Body: callTool(l, object, arguments)} // nil for an embedding: Echo's
 	}
 	return batchtest.Echo(l)
 }
 
 // prompt is the last thing that the caller said: in a chat, in a response's
-// input, or as the first text to embed.
+// input, or as the last text to embed.
 func prompt(body []byte) string {
 	messages := gjson.GetBytes(body, "messages")
 	if !messages.Exists() {
@@ -66,7 +66,7 @@ func prompt(body []byte) string {
 		last = content
 	}
 	if parts := last.Array(); last.IsArray() && len(parts) > 0 {
-		last = parts[0].Get("text")
+		last = parts[len(parts)-1].Get("text")
 	}
 	return last.String()
 }
@@ -77,7 +77,10 @@ func callTool(l batchtest.Line, name, arguments string) []byte {
 		arguments = "{}"
 	}
 	body := batchtest.Echo(l).Body
-	if strings.HasSuffix(l.URL, "/responses") {
+	switch {
+	case strings.HasSuffix(l.URL, "/embeddings"):
+		return nil
+	case strings.HasSuffix(l.URL, "/responses"):
 		return set(body, "output.0", map[string]any{
 			"id": "fc_sandbox", "type": "function_call", "status": "completed",
 			"call_id": "call_sandbox", "name": name, "arguments": arguments,

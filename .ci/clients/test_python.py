@@ -1,0 +1,198 @@
+"""The official Python package against `autobatcher serve --sandbox`.
+
+run.sh starts the proxy and sets OPENAI_BASE_URL, OPENAI_API_KEY and
+AUTOBATCHER_EVENTS, the file of its lifecycle events.
+"""
+
+import asyncio
+import json
+import os
+
+import openai
+import pytest
+
+MODEL = "gpt-4o-mini"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+
+
+@pytest.fixture
+def client():
+    with openai.OpenAI() as client:
+        yield client
+
+
+def said(text):
+    return [{"role": "user", "content": text}]
+
+
+def events(name):
+    with open(os.environ["AUTOBATCHER_EVENTS"], encoding="utf-8") as lines:
+        return [e for e in map(json.loads, lines) if e["event"] == name]
+
+
+def test_chat(client):
+    answer = client.chat.completions.create(model=MODEL, messages=said("Hello there"))
+    assert answer.choices[0].message.content == "You said: Hello there"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens > 0
+
+
+def test_chat_says_where_it_came_from(client):
+    raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=said("Hello"))
+    assert raw.headers["autobatcher-batch-id"].startswith("batch_")
+    assert raw.headers["x-request-id"]
+    assert raw.parse().choices[0].message.content == "You said: Hello"
+
+
+def test_embeddings(client):
+    answer = client.embeddings.create(model=MODEL, input=["one", "two"], dimensions=16)
+    assert [e.index for e in answer.data] == [0, 1]
+    assert len(answer.data[0].embedding) == 16
+    assert all(isinstance(x, float) for x in answer.data[0].embedding)  # sent as base64
+    assert answer.data[0].embedding != answer.data[1].embedding
+
+
+def test_responses(client):
+    answer = client.responses.create(model=MODEL, input="Hello there")
+    assert answer.status == "completed"
+    assert answer.output_text == "You said: Hello there"
+
+
+def test_chat_stream(client):
+    stream = client.chat.completions.create(
+        model=MODEL, messages=said("Hello there"), stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "You said: Hello there"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert [c.usage.total_tokens > 0 for c in chunks if c.usage] == [True]
+
+
+def test_chat_stream_without_usage(client):
+    chunks = list(client.chat.completions.create(model=MODEL, messages=said("Hello"), stream=True))
+    assert not any(c.usage for c in chunks)
+
+
+def test_chat_stream_helper(client):
+    with client.chat.completions.stream(model=MODEL, messages=said("Hello there")) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.content == "You said: Hello there"
+
+
+def test_responses_stream(client):
+    stream = list(client.responses.create(model=MODEL, input="Hello there", stream=True))
+    assert stream[0].type == "response.created"
+    assert stream[-1].type == "response.completed"
+    assert [e.sequence_number for e in stream] == list(range(len(stream)))
+    assert "".join(e.delta for e in stream if e.type == "response.output_text.delta") == "You said: Hello there"
+
+
+def test_responses_stream_helper(client):
+    with client.responses.stream(model=MODEL, input="Hello there") as stream:
+        assert stream.get_final_response().output_text == "You said: Hello there"
+
+
+def test_structured_output(client):
+    answer = client.chat.completions.create(
+        model=MODEL, messages=said("Hello there"), response_format={"type": "json_object"}
+    )
+    assert json.loads(answer.choices[0].message.content) == {"echo": "Hello there"}
+
+
+CALL = 'sandbox: call get_weather {"city":"Oslo"}'
+
+
+def test_tool_call(client):
+    answer = client.chat.completions.create(model=MODEL, messages=said(CALL), tools=TOOLS)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+
+
+def test_tool_call_stream(client):
+    with client.chat.completions.stream(model=MODEL, messages=said(CALL), tools=TOOLS) as stream:
+        answer = stream.get_final_completion()
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.id, call.function.name) == ("call_sandbox", "get_weather")
+    assert json.loads(call.function.arguments) == {"city": "Oslo"}
+
+
+def test_tool_call_responses_stream(client):
+    with client.responses.stream(model=MODEL, input=CALL) as stream:
+        (call,) = stream.get_final_response().output
+    assert (call.type, call.name, json.loads(call.arguments)) == ("function_call", "get_weather", {"city": "Oslo"})
+
+
+@pytest.mark.parametrize(
+    "status, error",
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (404, openai.NotFoundError),
+        (422, openai.UnprocessableEntityError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_failing_line_is_its_exception(client, status, error, stream):
+    prompt = f"sandbox: status {status} {'streamed' if stream else ''}"
+    before = len(events("batch_submitted"))
+    with pytest.raises(error) as caught:
+        client.chat.completions.create(model=MODEL, messages=said(prompt), stream=stream)
+    assert caught.value.status_code == status
+    assert caught.value.body["message"]
+    assert len(events("batch_submitted")) == before + 1, "a retry has paid again"
+
+
+def test_line_without_an_answer(client):
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.embeddings.create(model=MODEL, input="sandbox: error request_timeout")
+    assert caught.value.status_code == 424
+
+
+def test_bad_calls(client):
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="", messages=said("Hello"))
+    with openai.OpenAI(api_key="sk-wrong") as stranger, pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(model=MODEL, messages=said("Hello"))
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve("file-nowhere")
+
+
+def test_pass_through(client):
+    assert list(client.models.list()) == []
+
+
+def test_kept_alive_beyond_the_timeout(client):
+    """An answer after 3 s, to a client that bears 2 s of silence."""
+    patient = client.with_options(timeout=2, max_retries=0)
+    answer = patient.chat.completions.create(model=MODEL, messages=said("sandbox: delay 3s"))
+    assert answer.choices[0].message.content.startswith("You said")
+    stream = patient.chat.completions.create(model=MODEL, messages=said("sandbox: delay 3.1s"), stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices).startswith("You said")
+
+
+def test_fifty_at_once_ride_together():
+    before = len(events("batch_submitted"))
+
+    async def ask_all():
+        async with openai.AsyncOpenAI() as client:
+            calls = [client.chat.completions.create(model=MODEL, messages=said(f"call {i}")) for i in range(50)]
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(ask_all())
+    assert [a.choices[0].message.content for a in answers] == [f"You said: call {i}" for i in range(50)]
+    batches = events("batch_submitted")[before:]
+    assert sum(b["request_count"] for b in batches) == 50
+    assert len(batches) <= 3
