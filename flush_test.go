@@ -25,7 +25,7 @@ func TestCollecting(t *testing.T) {
 		call := s.chat("Hello")
 		s.until(10*time.Second - 1)
 		if n := len(s.srv.Uploads()); n != 0 {
-			t.Errorf("%d uploads before the window ended", n)
+			s.Errorf("%d uploads before the window ended", n)
 		}
 		s.until(10 * time.Second)
 		s.sent(1)
@@ -35,7 +35,7 @@ func TestCollecting(t *testing.T) {
 		calls := s.chats(3)
 		s.upload()
 		if queued := s.tr.Stats().Queued; queued != 0 {
-			t.Errorf("%d calls are queued", queued)
+			s.Errorf("%d calls are queued", queued)
 		}
 		for _, c := range calls {
 			c.want(200, 5*time.Second)
@@ -54,7 +54,7 @@ func TestCollecting(t *testing.T) {
 			c.want(200, 15*time.Second).says(fmt.Sprintf("call %d", i))
 		}
 		if n := len(lines(s.upload())); n != 10 {
-			t.Errorf("%d lines, want 10", n)
+			s.Errorf("%d lines, want 10", n)
 		}
 	})
 	setup{}.run(t, "the window starts with its first call", func(s *scene) {
@@ -78,13 +78,13 @@ func TestCollecting(t *testing.T) {
 	})
 	setup{}.run(t, "empty_pending_is_noop", func(s *scene) {
 		if err := s.tr.Flush(s.Context()); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 		call := s.chat("a")
 		call.leave()
 		s.until(time.Minute)
 		if n := len(s.srv.Requests()); n != 0 {
-			t.Errorf("%d requests for nobody", n)
+			s.Errorf("%d requests for nobody", n)
 		}
 	})
 }
@@ -97,7 +97,7 @@ func TestBytesTriggerABatch(t *testing.T) {
 			calls = append(calls, s.chat(fmt.Sprintf("%d%s", i, text)))
 		}
 		if n := len(s.srv.Uploads()); n != 3 {
-			t.Errorf("%d files at once, want three full ones", n)
+			s.Errorf("%d files at once, want three full ones", n)
 		}
 		for i, c := range calls {
 			at := 5 * time.Second
@@ -108,7 +108,7 @@ func TestBytesTriggerABatch(t *testing.T) {
 		}
 		for _, u := range s.srv.Uploads() {
 			if len(u.Content) > 1000 {
-				t.Errorf("a file of %d bytes", len(u.Content))
+				s.Errorf("a file of %d bytes", len(u.Content))
 			}
 		}
 		s.sent(2, 2, 2, 1)
@@ -126,7 +126,7 @@ func TestProviderLimitsSplitAWindow(t *testing.T) {
 	u.run(t, "lines", func(s *scene) {
 		for _, c := range s.chats(9) {
 			if r := c.wait(); r.status != 200 {
-				t.Errorf("status %d: %s", r.status, r.body)
+				s.Errorf("status %d: %s", r.status, r.body)
 			}
 		}
 		s.sent(4, 4, 1)
@@ -148,7 +148,7 @@ func TestProviderLimitsSplitAWindow(t *testing.T) {
 	u.run(t, "a line that no file can hold", func(s *scene) {
 		s.chat(strings.Repeat("x", 2000)).want(413, 0).fails("request_too_large")
 		if n := len(s.srv.Requests()); n != 0 {
-			t.Errorf("%d requests for a call that cannot be batched", n)
+			s.Errorf("%d requests for a call that cannot be batched", n)
 		}
 	})
 }
@@ -158,7 +158,7 @@ func TestFlush(t *testing.T) {
 		s.srv.Control(batchtest.OpCreate, batchtest.Delay(2*time.Second))
 		call := s.chat("a")
 		if err := s.tr.Flush(s.Context()); err != nil || s.elapsed() != 2*time.Second {
-			t.Errorf("Flush = %v at %v, want nil at 2s", err, s.elapsed())
+			s.Errorf("Flush = %v at %v, want nil at 2s", err, s.elapsed())
 		}
 		s.sent(1)
 		call.want(200, 7*time.Second)
@@ -167,7 +167,7 @@ func TestFlush(t *testing.T) {
 		s.srv.Control(batchtest.OpUpload, batchtest.Status(403, nil, `{"error":{"message":"no","type":"x","param":null,"code":"nope"}}`))
 		call := s.chat("a")
 		if err := s.tr.Flush(s.Context()); err == nil || !strings.Contains(err.Error(), "403") {
-			t.Errorf("Flush = %v, want the 403", err)
+			s.Errorf("Flush = %v, want the 403", err)
 		}
 		call.want(403, 0)
 	})
@@ -177,7 +177,7 @@ func TestFlush(t *testing.T) {
 		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
 		defer cancel()
 		if err := s.tr.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || s.elapsed() != time.Second {
-			t.Errorf("Flush = %v at %v, want the deadline at 1s", err, s.elapsed())
+			s.Errorf("Flush = %v at %v, want the deadline at 1s", err, s.elapsed())
 		}
 		call.want(200, 65*time.Second)
 	})
@@ -194,12 +194,12 @@ func TestTheQueueNeverWaitsForTheNetwork(t *testing.T) {
 		same, other := s.chat("same"), s.send("/embeddings", embeddingBody("other"))
 		s.until(20 * time.Second)
 		if queued := s.tr.Stats().Queued; queued != 3 {
-			t.Errorf("%d calls queued, want 3", queued)
+			s.Errorf("%d calls queued, want 3", queued)
 		}
 		rs := []reply{same.wait(), other.wait()}
 		slices.SortFunc(rs, func(a, b reply) int { return int(a.at - b.at) })
 		if rs[0].at != 26*time.Second || rs[0].status != 200 || rs[1].status != 200 {
-			t.Errorf("answers at %v and %v; want one at 26s and the rate-limited one later", rs[0].at, rs[1].at)
+			s.Errorf("answers at %v and %v; want one at 26s and the rate-limited one later", rs[0].at, rs[1].at)
 		}
 		slow.want(200, 75*time.Second)
 	})
@@ -223,10 +223,10 @@ func TestWhoSharesABatch(t *testing.T) {
 		}
 		want := []string{"/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/chat/completions"}
 		if diff := cmp.Diff(want, urls); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 		if got := s.batch().Endpoint; got != "/v1/chat/completions" {
-			t.Errorf("endpoint = %s, want the first line's", got)
+			s.Errorf("endpoint = %s, want the first line's", got)
 		}
 	})
 	// All endpoints and models went into one file, which OpenAI refuses.
@@ -261,7 +261,7 @@ func TestCredentialsNeverShareABatch(t *testing.T) {
 			got := []string{s.srv.Uploads()[0].Header.Get(name), s.srv.Uploads()[1].Header.Get(name)}
 			slices.Sort(got)
 			if diff := cmp.Diff([]string{"Bearer alice", "Bearer bob"}, got); diff != "" {
-				t.Error(diff)
+				s.Error(diff)
 			}
 		})
 	}
@@ -284,11 +284,11 @@ func TestEveryRequestCarriesTheCallersCredentialAlone(t *testing.T) {
 		s.chat("a", key("alice"), with("OpenAI-Organization", "org-alice")).want(200, 15*time.Second)
 		for _, r := range s.srv.Requests() {
 			if a, o := r.Header.Values("Authorization"), r.Header.Values("OpenAI-Organization"); !slices.Equal(a, []string{"Bearer alice"}) || !slices.Equal(o, []string{"org-alice"}) {
-				t.Errorf("%s %s has the credentials %q and %q", r.Method, r.Path, a, o)
+				s.Errorf("%s %s has the credentials %q and %q", r.Method, r.Path, a, o)
 			}
 			for name := range r.Header {
 				if strings.HasPrefix(name, "Autobatcher-") {
-					t.Errorf("%s %s has the header %s", r.Method, r.Path, name)
+					s.Errorf("%s %s has the header %s", r.Method, r.Path, name)
 				}
 			}
 		}
@@ -311,14 +311,14 @@ func TestSubmitting(t *testing.T) {
 			for i, text := range lines(u) {
 				m := pattern.FindStringSubmatch(text)
 				if m == nil {
-					t.Fatalf("line %d = %s", i+1, text)
+					s.Fatalf("line %d = %s", i+1, text)
 				}
 				// seed: test_enqueue/custom_id_is_valid_uuid
 				if id, err := uuid.Parse(m[1]); err != nil || id.Version() != 4 {
-					t.Errorf("custom_id = %q: %v", m[1], err)
+					s.Errorf("custom_id = %q: %v", m[1], err)
 				}
 				if want := chatBody(fmt.Sprintf("call %d", i)); m[2] != want {
-					t.Errorf("body = %s, want %s", m[2], want)
+					s.Errorf("body = %s, want %s", m[2], want)
 				}
 			}
 		})
@@ -327,14 +327,14 @@ func TestSubmitting(t *testing.T) {
 		s.chat("a").want(200, 15*time.Second)
 		u := s.upload()
 		if u.Purpose != "batch" || !regexp.MustCompile(`^batch-[0-9a-f-]{36}\.jsonl$`).MatchString(u.Filename) {
-			t.Errorf("purpose %q, file name %q", u.Purpose, u.Filename)
+			s.Errorf("purpose %q, file name %q", u.Purpose, u.Filename)
 		}
 	})
 	setup{}.run(t, "batches_create_called_correctly", func(s *scene) {
 		s.chat("a").want(200, 15*time.Second)
 		b := s.batch()
 		if b.InputFileID != s.upload().ID || b.Endpoint != "/v1/chat/completions" || b.Window != "24h" || len(b.Metadata) != 0 {
-			t.Errorf("batch = %+v", b)
+			s.Errorf("batch = %+v", b)
 		}
 	})
 	anyWindow := batchtest.OpenAI()
@@ -344,20 +344,20 @@ func TestSubmitting(t *testing.T) {
 	}.run(t, "batches_create_passes_through_arbitrary_completion_window", func(s *scene) {
 		s.chat("a").want(200, 15*time.Second)
 		if w := s.batch().Window; w != "72h" {
-			t.Errorf("window = %q", w)
+			s.Errorf("window = %q", w)
 		}
 	})
 	setup{options: autobatcher.Options{Metadata: map[string]string{"team": "a", "job": "b"}}}.run(t, "batches_create_passes_metadata", func(s *scene) {
 		s.chat("a").want(200, 15*time.Second)
 		if diff := cmp.Diff(map[string]string{"team": "a", "job": "b"}, s.batch().Metadata); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 	doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, "Doubleword's window is an hour unless told otherwise", func(s *scene) {
 		s.chat("a").want(200, 15*time.Second)
 		s.chat("b", with("Autobatcher-Completion-Window", "24h")).want(200, 30*time.Second)
 		if a, b := s.srv.Batches()[0].Window, s.srv.Batches()[1].Window; a != "1h" || b != "24h" {
-			t.Errorf("windows %q and %q", a, b)
+			s.Errorf("windows %q and %q", a, b)
 		}
 	})
 	// seed: test_embeddings/jsonl_has_embeddings_url, test_embeddings/batches_create_uses_embeddings_endpoint,
@@ -367,7 +367,7 @@ func TestSubmitting(t *testing.T) {
 		s.send("/embeddings", body).want(200, 15*time.Second)
 		l := s.upload().Lines[0]
 		if l.URL != "/v1/embeddings" || l.Method != "POST" || string(l.Body) != body || s.batch().Endpoint != "/v1/embeddings" {
-			t.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
+			s.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
 		}
 	})
 	// seed: test_responses/jsonl_has_responses_url, test_responses/batches_create_uses_responses_endpoint,
@@ -378,10 +378,10 @@ func TestSubmitting(t *testing.T) {
 		s.send("/responses", body).want(200, 15*time.Second)
 		l := s.upload().Lines[0]
 		if l.URL != "/v1/responses" || l.Method != "POST" || string(l.Body) != body || s.batch().Endpoint != "/v1/responses" {
-			t.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
+			s.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
 		}
 		if n := s.count("POST", "/responses"); n != 0 {
-			t.Errorf("%d calls at full price", n)
+			s.Errorf("%d calls at full price", n)
 		}
 	})
 	// seed: test_submit_batch/active_batches_populated, test_submit_batch/poller_task_started
@@ -389,15 +389,15 @@ func TestSubmitting(t *testing.T) {
 		call := s.chat("a")
 		s.until(11 * time.Second)
 		if st := s.tr.Stats(); st.Running != 1 || st.Queued != 0 || len(st.Queues) != 0 {
-			t.Errorf("stats = %+v", st)
+			s.Errorf("stats = %+v", st)
 		}
 		s.until(15 * time.Second)
 		if n := s.count("GET", "/batches/"); n != 1 {
-			t.Errorf("%d polls after five seconds, want 1", n)
+			s.Errorf("%d polls after five seconds, want 1", n)
 		}
 		call.want(200, 70*time.Second)
 		if st := s.tr.Stats(); st.Running != 0 || st.Answered != 1 {
-			t.Errorf("stats = %+v", st)
+			s.Errorf("stats = %+v", st)
 		}
 	})
 }
@@ -429,7 +429,7 @@ func TestTheBodyIsSentTokenForToken(t *testing.T) {
 				test.want = test.sent
 			}
 			if got := string(s.upload().Lines[0].Body); got != test.want {
-				t.Errorf("sent %s\n got %s\nwant %s", test.sent, got, test.want)
+				s.Errorf("sent %s\n got %s\nwant %s", test.sent, got, test.want)
 			}
 		})
 	}
@@ -441,7 +441,7 @@ func TestRequestParamsPassedCorrectly(t *testing.T) {
 		body := `{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}],"temperature":0.7,"max_tokens":50}`
 		s.send("/chat/completions", body).want(200, 15*time.Second)
 		if got := string(s.upload().Lines[0].Body); got != body {
-			t.Errorf("body = %s", got)
+			s.Errorf("body = %s", got)
 		}
 	})
 }
@@ -472,7 +472,7 @@ func TestRateLimitedSubmission(t *testing.T) {
 			r := s.chat("a").wait()
 			least := 15*time.Second + test.wait
 			if r.status != 200 || r.at < least || r.at > least+test.wait/10 {
-				t.Errorf("status %d at %v, want 200 at %v or up to a tenth of the wait later", r.status, r.at, least)
+				s.Errorf("status %d at %v, want 200 at %v or up to a tenth of the wait later", r.status, r.at, least)
 			}
 			s.sent(1)
 		})
@@ -509,18 +509,18 @@ func TestRefusedSubmission(t *testing.T) {
 				r := c.want(test.status, 10*time.Second)
 				r.fails(test.code)
 				if test.body != "" && r.body != test.body {
-					t.Errorf("body = %s, want the provider's", r.body)
+					s.Errorf("body = %s, want the provider's", r.body)
 				}
 				if got := r.header.Get("X-Should-Retry"); got != "false" {
-					t.Errorf("X-Should-Retry = %q", got)
+					s.Errorf("X-Should-Retry = %q", got)
 				}
 			}
 			e := s.event(autobatcher.BatchSubmissionFailed)
 			if e.RequestCount != 3 || e.Error == "" || e.Endpoint != "/v1/chat/completions" {
-				t.Errorf("event = %+v", e)
+				s.Errorf("event = %+v", e)
 			}
 			if n := len(s.srv.Batches()); n != 0 {
-				t.Errorf("%d batches", n)
+				s.Errorf("%d batches", n)
 			}
 		})
 	}
@@ -536,7 +536,7 @@ func TestTransientSubmissionFailures(t *testing.T) {
 			s.srv.Control(batchtest.OpUpload, fault)
 			r := s.chat("a").wait()
 			if r.status != 200 || r.at <= 15*time.Second || r.at > 16*time.Second {
-				t.Errorf("status %d at %v, want 200 up to a second late: %s", r.status, r.at, r.body)
+				s.Errorf("status %d at %v, want 200 up to a second late: %s", r.status, r.at, r.body)
 			}
 			s.sent(1)
 		})
@@ -544,20 +544,20 @@ func TestTransientSubmissionFailures(t *testing.T) {
 	setup{}.run(t, "upload that hangs", func(s *scene) {
 		s.srv.Control(batchtest.OpUpload, batchtest.Hang())
 		if r := s.chat("a").wait(); r.status != 200 || r.at < 5*time.Minute || r.at > 6*time.Minute {
-			t.Errorf("status %d at %v", r.status, r.at)
+			s.Errorf("status %d at %v", r.status, r.at)
 		}
 	})
 	setup{}.run(t, "in vain", func(s *scene) {
 		s.srv.Control(batchtest.OpUpload, every(1000, batchtest.Status(500, nil, "{}"))...)
 		r := s.chat("a").wait()
 		if r.status != 503 || r.at < 29*time.Minute || r.at > 31*time.Minute || r.header.Get("Retry-After") != "5" {
-			t.Errorf("status %d at %v, header %v; want 503 after half an hour", r.status, r.at, r.header)
+			s.Errorf("status %d at %v, header %v; want 503 after half an hour", r.status, r.at, r.header)
 		}
 		if r.fails("batch_not_submitted"); r.header.Get("X-Should-Retry") == "false" {
-			t.Error("a retry would be safe, but is forbidden")
+			s.Error("a retry would be safe, but is forbidden")
 		}
 		if s.event(autobatcher.BatchSubmissionFailed).RequestCount != 1 {
-			t.Error("the event miscounts")
+			s.Error("the event miscounts")
 		}
 	})
 }
@@ -577,7 +577,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 			s.chat("a").want(200, 18*time.Second).says("a") // window, 3 s until the list is searched, poll
 			s.sent(1)
 			if s.event(autobatcher.BatchSubmitted).BatchID != s.batch().ID {
-				t.Error("the event names another batch")
+				s.Error("the event names another batch")
 			}
 		})
 	}
@@ -594,7 +594,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
 		s.srv.Control(batchtest.OpList, batchtest.HTML(502), batchtest.Reset(), batchtest.RateLimit(time.Second))
 		if r := s.chat("a").wait(); r.status != 200 {
-			t.Errorf("status %d: %s", r.status, r.body)
+			s.Errorf("status %d: %s", r.status, r.body)
 		}
 		s.sent(1)
 	})
@@ -610,7 +610,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 	setup{}.run(t, "not created after all", func(s *scene) {
 		s.srv.Control(batchtest.OpCreate, batchtest.Reset())
 		if r := s.chat("a").wait(); r.status != 200 || r.at > 40*time.Second {
-			t.Errorf("status %d at %v", r.status, r.at)
+			s.Errorf("status %d at %v", r.status, r.at)
 		}
 		s.sent(1)
 	})
@@ -623,7 +623,7 @@ func TestLaggingReplica(t *testing.T) {
 	u := setup{server: batchtest.Options{Manners: manners}}
 	u.run(t, "the file is not found yet by create", func(s *scene) {
 		if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
-			t.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
 		}
 		s.sent(1)
 	})
@@ -631,14 +631,14 @@ func TestLaggingReplica(t *testing.T) {
 	setup{}.run(t, "the batch is not found yet by retrieve", func(s *scene) {
 		s.srv.Control(batchtest.OpRetrieve, every(6, batchtest.Status(404, nil, `{"error":{"message":"no such batch","type":"x","param":null,"code":null}}`))...)
 		if r := s.chat("a").wait(); r.status != 200 || r.at > 2*time.Minute {
-			t.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
 		}
 	})
 	setup{}.run(t, "the batch is not listed yet when it is looked for", func(s *scene) {
 		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
 		s.srv.Control(batchtest.OpList, batchtest.Status(200, nil, `{"object":"list","data":[],"has_more":false}`))
 		if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
-			t.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
 		}
 		s.sent(1)
 	})
@@ -653,7 +653,7 @@ func TestTheCallerThatFillsTheBatchMayLeave(t *testing.T) {
 		s.until(time.Second)
 		leaves.leave()
 		if r := leaves.wait(); !errors.Is(r.err, context.Canceled) || r.at != time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		stays.want(200, 65*time.Second).says("stays")
 	})
@@ -665,7 +665,7 @@ func TestOneBadCallerHurtsNobodyElse(t *testing.T) {
 		good := s.chat("good")
 		broken := s.chat("x", func(r *http.Request) { r.Body = &body{err: errors.New("pipe burst")} })
 		if r := broken.wait(); r.err == nil || !strings.Contains(r.err.Error(), "pipe burst") || r.at != 0 {
-			t.Errorf("status %d, error %v at %v; want the body's own error at once", r.status, r.err, r.at)
+			s.Errorf("status %d, error %v at %v; want the body's own error at once", r.status, r.err, r.at)
 		}
 		s.send("/chat/completions", "nonsense").want(400, 0)
 		good.want(200, 15*time.Second)
@@ -682,11 +682,11 @@ func TestCallerLeavesWhileItsBodyIsRead(t *testing.T) {
 		s.until(time.Second)
 		call.leave()
 		if r := call.wait(); !errors.Is(r.err, context.Canceled) || r.at != time.Second {
-			t.Errorf("error %v at %v, want the context's at 1s", r.err, r.at)
+			s.Errorf("error %v at %v, want the context's at 1s", r.err, r.at)
 		}
 		synctest.Wait()
 		if !stuck.closed.Load() {
-			t.Error("the body was not closed")
+			s.Error("the body was not closed")
 		}
 	})
 }

@@ -47,7 +47,6 @@ func (u setup) play(t *testing.T, script func(s *scene)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &scene{T: t, srv: batchtest.New(u.server), begin: time.Now()}
 		o := u.options
-		o.Resubmits = cmp.Or(o.Resubmits, -1) // a test that wants a call to ride again says so
 		o.Base = s.srv.Transport()
 		if u.base != nil {
 			o.Base = u.base(o.Base)

@@ -29,18 +29,18 @@ func TestWatching(t *testing.T) {
 			autobatcher.BatchSubmitted, autobatcher.BatchProgress, autobatcher.BatchProgress, autobatcher.BatchCompleted,
 		}
 		if diff := cmp.Diff(want, s.told()); diff != "" {
-			t.Fatal(diff)
+			s.Fatal(diff)
 		}
 		counts := []autobatcher.Counts{s.events[1].Counts, s.events[2].Counts, s.events[3].Counts}
 		if diff := cmp.Diff([]autobatcher.Counts{{1, 0, 2}, {2, 0, 2}, {2, 0, 2}}, counts); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 	setup{server: batchtest.Options{Turnaround: time.Hour}, options: autobatcher.Options{PollInterval: time.Minute}}.run(t, "progress is told when it changes only", func(s *scene) {
 		s.chat("a").want(200, 3610*time.Second)
 		synctest.Wait()
 		if n := len(s.told()); n != 4 { // submitted, in progress, completed twice
-			t.Errorf("events %v", s.told())
+			s.Errorf("events %v", s.told())
 		}
 	})
 	setup{}.run(t, "completed_batch_resolves_futures", func(s *scene) {
@@ -57,7 +57,7 @@ func TestWatching(t *testing.T) {
 		s.srv.Control(batchtest.OpRetrieve, field("output_file_id", "null"))
 		r := s.chat("a").wait()
 		if r.status != 200 || r.at <= 15*time.Second || r.at > 17*time.Second {
-			t.Errorf("status %d at %v, want 200 soon after 15s", r.status, r.at)
+			s.Errorf("status %d at %v, want 200 soon after 15s", r.status, r.at)
 		}
 	})
 	setup{}.run(t, "poller_exits_when_no_active_batches", func(s *scene) {
@@ -65,7 +65,7 @@ func TestWatching(t *testing.T) {
 		n := len(s.srv.Requests())
 		s.until(24 * time.Hour)
 		if got := len(s.srv.Requests()); got != n {
-			t.Errorf("%d requests after the batch had ended", got-n)
+			s.Errorf("%d requests after the batch had ended", got-n)
 		}
 	})
 	// seed: test_poll_batches/poll_error_does_not_crash_loop
@@ -79,14 +79,14 @@ func TestWatching(t *testing.T) {
 		setup{}.run(t, "poll_error_does_not_crash_loop/"+name, func(s *scene) {
 			s.srv.Control(batchtest.OpRetrieve, every(3, f)...)
 			if r := s.chat("a").wait(); r.status != 200 || r.at < 30*time.Second || r.at > 40*time.Second {
-				t.Errorf("status %d at %v, want 200 after four polls", r.status, r.at)
+				s.Errorf("status %d at %v, want 200 after four polls", r.status, r.at)
 			}
 		})
 	}
 	setup{}.run(t, "a poll without an answer", func(s *scene) {
 		s.srv.Control(batchtest.OpRetrieve, batchtest.Hang())
 		if r := s.chat("a").wait(); r.status != 200 || r.at < 75*time.Second || r.at > 90*time.Second {
-			t.Errorf("status %d at %v, want 200 after a minute's patience", r.status, r.at)
+			s.Errorf("status %d at %v, want 200 after a minute's patience", r.status, r.at)
 		}
 	})
 }
@@ -118,10 +118,10 @@ func TestABatchThatIsLost(t *testing.T) {
 			s.srv.Control(batchtest.OpRetrieve, every(100, batchtest.Status(status, nil, `{"error":{"message":"no","type":"x","param":null,"code":null}}`))...)
 			r := s.chat("a").wait()
 			if r.status != 424 || r.at < 10*time.Minute || r.at > 12*time.Minute {
-				t.Errorf("status %d at %v, want 424 after ten minutes", r.status, r.at)
+				s.Errorf("status %d at %v, want 424 after ten minutes", r.status, r.at)
 			}
 			if m := r.fails("batch_lost"); !strings.Contains(m, s.batch().ID) {
-				t.Errorf("message %q does not name the batch", m)
+				s.Errorf("message %q does not name the batch", m)
 			}
 		})
 	}
@@ -129,7 +129,7 @@ func TestABatchThatIsLost(t *testing.T) {
 	doubleword(batchtest.Options{Answer: never}, autobatcher.Options{PollInterval: time.Hour}).run(t, "never ends", func(s *scene) {
 		r := s.chat("a").wait()
 		if r.status != 424 || r.at < 25*time.Hour || r.at > 27*time.Hour {
-			t.Errorf("status %d at %v, want 424 a day past the window", r.status, r.at)
+			s.Errorf("status %d at %v, want 424 a day past the window", r.status, r.at)
 		}
 		r.fails("batch_overdue")
 	})
@@ -140,7 +140,7 @@ func TestABatchThatIsLost(t *testing.T) {
 		s.cancel(s.batch().ID)
 		r := call.wait()
 		if r.status != 424 || r.at < 20*time.Minute || r.at > 25*time.Minute {
-			t.Errorf("status %d at %v, want 424 after twenty minutes", r.status, r.at)
+			s.Errorf("status %d at %v, want 424 after twenty minutes", r.status, r.at)
 		}
 		r.fails("batch_cancelled")
 	})
@@ -164,7 +164,7 @@ func TestBatchesDoNotWaitForEachOther(t *testing.T) {
 		a, b := s.chat("a"), s.chat("b", key("other"))
 		first, second := a.wait(), b.wait()
 		if min(first.at, second.at) != 15*time.Second || max(first.at, second.at) != 135*time.Second {
-			t.Errorf("answers at %v and %v, want 15s and 2m15s", first.at, second.at)
+			s.Errorf("answers at %v and %v, want 15s and 2m15s", first.at, second.at)
 		}
 	})
 }
@@ -185,7 +185,7 @@ func TestPartialResults(t *testing.T) {
 		s.until(time.Minute)
 		want := []string{"", "offset=1&skip=1", "offset=2&skip=2", "offset=3&skip=3"}
 		if diff := cmp.Diff(want, asked); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 	u.run(t, "x_last_line_updates_offset", func(s *scene) {
@@ -199,10 +199,10 @@ func TestPartialResults(t *testing.T) {
 		synctest.Wait()
 		watchContent(s, &asked)
 		if r := calls[1].wait(); r.status != 200 {
-			t.Errorf("status %d: a line was lost behind a wrong promise", r.status)
+			s.Errorf("status %d: a line was lost behind a wrong promise", r.status)
 		}
 		if len(asked) == 0 || asked[0] != "offset=42&skip=42" {
-			t.Errorf("asked for %q, want to go on at 42", asked)
+			s.Errorf("asked for %q, want to go on at 42", asked)
 		}
 	})
 	u.run(t, "http_404_returns_true", func(s *scene) {
@@ -221,7 +221,7 @@ func TestPartialResults(t *testing.T) {
 			for i, c := range calls {
 				r := c.wait().says(fmt.Sprintf("call %d", i))
 				if r.status != 200 || r.at > 40*time.Second {
-					t.Errorf("call %d: status %d at %v", i, r.status, r.at)
+					s.Errorf("call %d: status %d at %v", i, r.status, r.at)
 				}
 			}
 		})
@@ -243,7 +243,7 @@ func TestPartialResults(t *testing.T) {
 		calls[0].want(200, 15*time.Second)
 		for _, c := range calls[1:] {
 			if r := c.wait(); r.status != 200 || r.at > 30*time.Second {
-				t.Errorf("status %d at %v", r.status, r.at)
+				s.Errorf("status %d at %v", r.status, r.at)
 			}
 		}
 	})
@@ -255,7 +255,7 @@ func TestPartialResults(t *testing.T) {
 		}))
 		calls := s.chats(4)
 		if r := calls[0].wait().says("call 0"); r.status != 200 || r.at > 40*time.Second {
-			t.Errorf("the late line: status %d at %v", r.status, r.at)
+			s.Errorf("the late line: status %d at %v", r.status, r.at)
 		}
 	})
 }
@@ -307,19 +307,19 @@ func TestAbandonedBatches(t *testing.T) {
 		calls[2].leave()
 		s.until(150*time.Second - 1)
 		if n := s.count("POST", "/cancel"); n != 0 {
-			t.Errorf("%d cancels before the time", n)
+			s.Errorf("%d cancels before the time", n)
 		}
 		s.until(150 * time.Second)
 		if n := s.count("POST", "/cancel"); n != 1 {
-			t.Errorf("%d cancels, want one", n)
+			s.Errorf("%d cancels, want one", n)
 		}
 		s.until(10 * time.Minute)
 		want := []autobatcher.EventName{autobatcher.BatchCancelRequested, autobatcher.BatchCancelledUpstream, autobatcher.BatchProgress, autobatcher.BatchTerminal}
 		if diff := cmp.Diff(want, s.told()[2:]); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 		if st := s.tr.Stats(); st.Left != 3 || st.Running != 0 {
-			t.Errorf("stats = %+v", st)
+			s.Errorf("stats = %+v", st)
 		}
 	})
 	setup{server: slow, options: autobatcher.Options{PollInterval: time.Minute}}.run(t, "not while one caller is left", func(s *scene) {
@@ -335,7 +335,7 @@ func TestAbandonedBatches(t *testing.T) {
 		call.leave()
 		s.until(2 * time.Hour)
 		if b := s.batch(); b.CancelRequested || b.Status != "completed" {
-			t.Errorf("batch is %s, cancel requested: %v", b.Status, b.CancelRequested)
+			s.Errorf("batch is %s, cancel requested: %v", b.Status, b.CancelRequested)
 		}
 	})
 	setup{server: slow, options: autobatcher.Options{PollInterval: time.Minute}}.run(t, "not if the caller comes back in time", func(s *scene) {
@@ -353,7 +353,7 @@ func TestAbandonedBatches(t *testing.T) {
 		call.leave()
 		s.until(8 * time.Minute)
 		if b := s.batch(); !b.CancelRequested {
-			t.Error("the batch runs on, and will be paid for")
+			s.Error("the batch runs on, and will be paid for")
 		}
 	})
 	setup{server: slow}.run(t, "while it is uploaded", func(s *scene) {
@@ -363,7 +363,7 @@ func TestAbandonedBatches(t *testing.T) {
 		call.leave()
 		s.until(10 * time.Minute)
 		if b := s.srv.Batches(); len(b) > 0 && !b[0].CancelRequested {
-			t.Error("the batch runs on")
+			s.Error("the batch runs on")
 		}
 	})
 	setup{server: slow}.run(t, "1000 callers vanish", func(s *scene) {
@@ -378,12 +378,12 @@ func TestAbandonedBatches(t *testing.T) {
 		leave()
 		for range 1000 {
 			if r := <-ends; !errors.Is(r.err, context.Canceled) || r.at != 7*time.Second {
-				t.Fatalf("error %v at %v", r.err, r.at)
+				s.Fatalf("error %v at %v", r.err, r.at)
 			}
 		}
 		s.until(127 * time.Second)
 		if b := s.batch(); !b.CancelRequested {
-			t.Error("the batch was not cancelled")
+			s.Error("the batch was not cancelled")
 		}
 	})
 }
@@ -456,7 +456,7 @@ func TestEvents(t *testing.T) {
 		s.tr.Flush(s.Context())
 		synctest.Wait()
 		if got := s.event(autobatcher.BatchSubmitted).Models; !slices.Equal(got, []string{"a", "b"}) {
-			t.Errorf("models %v", got)
+			s.Errorf("models %v", got)
 		}
 	})
 }
@@ -498,7 +498,7 @@ func TestAPanickingHandlerHurtsNobody(t *testing.T) {
 		s.chat("a").want(200, 15*time.Second)
 		s.tr.Close()
 		if calls != 4 { // submitted, progress, completed, closing
-			t.Errorf("%d events, want 4", calls)
+			s.Errorf("%d events, want 4", calls)
 		}
 	})
 }

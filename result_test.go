@@ -50,7 +50,7 @@ func TestAnAnswerIsItsLine(t *testing.T) {
 	u.run(t, "byte for byte", func(s *scene) {
 		r := s.chat("odd").want(200, 15*time.Second)
 		if r.body != odd {
-			t.Errorf("body = %s\n  want %s", r.body, odd)
+			s.Errorf("body = %s\n  want %s", r.body, odd)
 		}
 		b := s.batch()
 		want := http.Header{
@@ -59,7 +59,7 @@ func TestAnAnswerIsItsLine(t *testing.T) {
 			"Autobatcher-Batch-Id": {b.ID}, "Autobatcher-Custom-Id": {b.Lines[0].CustomID},
 		}
 		if diff := cmp.Diff(want, r.header); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 	u.run(t, "as net/http would have read it", func(s *scene) {
@@ -67,12 +67,12 @@ func TestAnAnswerIsItsLine(t *testing.T) {
 		r := s.do(req).want(200, 15*time.Second)
 		if r.res.Request != req || r.res.Status != "200 OK" || r.res.Proto != "HTTP/1.1" || r.res.ProtoMajor != 1 || r.res.ProtoMinor != 1 ||
 			r.res.ContentLength != int64(len(odd)) || r.res.Uncompressed || r.res.TransferEncoding != nil {
-			t.Errorf("response = %+v", r.res)
+			s.Errorf("response = %+v", r.res)
 		}
 	})
 	u.run(t, "its own status", func(s *scene) {
 		if r := s.chat("created").want(201, 15*time.Second); r.body != "[]" {
-			t.Errorf("body = %s", r.body)
+			s.Errorf("body = %s", r.body)
 		}
 	})
 }
@@ -100,11 +100,11 @@ func TestMixedSuccessAndError(t *testing.T) {
 			also.want(200, 15*time.Second).says("also good")
 			b := bad.want(400, 15*time.Second)
 			if b.body != string(outcomes["bad"].Body) {
-				t.Errorf("body = %s", b.body)
+				s.Errorf("body = %s", b.body)
 			}
 			for _, r := range []reply{b, limited.want(429, 15*time.Second), broken.want(500, 15*time.Second), timeout.want(424, 15*time.Second)} {
 				if r.header.Get("X-Should-Retry") != "false" || r.header.Get("Retry-After") != "" {
-					t.Errorf("headers of a %d let SDKs retry: %v", r.status, r.header)
+					s.Errorf("headers of a %d let SDKs retry: %v", r.status, r.header)
 				}
 			}
 		})
@@ -131,10 +131,10 @@ func TestEveryTerminalState(t *testing.T) {
 			refused.want(400, 15*time.Second)
 			r := late.want(424, 15*time.Second)
 			if m := r.fails("batch_" + status); !strings.Contains(m, s.batch().ID) {
-				t.Errorf("message %q does not name the batch", m)
+				s.Errorf("message %q does not name the batch", m)
 			}
 			if r.header.Get("X-Should-Retry") != "false" || r.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
-				t.Errorf("header = %v", r.header)
+				s.Errorf("header = %v", r.header)
 			}
 		})
 	}
@@ -145,7 +145,7 @@ func TestEveryTerminalState(t *testing.T) {
 		m := call.want(424, 15*time.Second).fails("batch_failed")
 		for _, part := range []string{s.batch().ID, "failed", "model_not_found", "no such model", "line 7"} {
 			if !strings.Contains(m, part) {
-				t.Errorf("message %q does not say %q", m, part)
+				s.Errorf("message %q does not say %q", m, part)
 			}
 		}
 	})
@@ -156,10 +156,10 @@ func TestEveryTerminalState(t *testing.T) {
 		done.want(200, 15*time.Second)
 		r := late.wait()
 		if r.status != 424 || r.at > 3*time.Minute {
-			t.Errorf("status %d at %v", r.status, r.at)
+			s.Errorf("status %d at %v", r.status, r.at)
 		}
 		if m := r.fails("batch_cancelled"); !strings.Contains(m, s.batch().ID) {
-			t.Errorf("message %q does not name the batch", m)
+			s.Errorf("message %q does not name the batch", m)
 		}
 	})
 	// With all lines failed there is no output file: "completed but no output
@@ -186,7 +186,7 @@ func TestFinalDownload(t *testing.T) {
 			for i, c := range s.chats(3) {
 				r := c.wait().says(fmt.Sprintf("call %d", i))
 				if r.status != 200 || r.at > time.Minute {
-					t.Errorf("status %d at %v", r.status, r.at)
+					s.Errorf("status %d at %v", r.status, r.at)
 				}
 			}
 			s.sent(3)
@@ -195,7 +195,7 @@ func TestFinalDownload(t *testing.T) {
 	setup{}.run(t, "broken for half an hour", func(s *scene) {
 		s.srv.Control(batchtest.OpContent, every(65, batchtest.HTML(503))...)
 		if r := s.chat("a").wait(); r.status != 200 || r.at < 25*time.Minute {
-			t.Errorf("status %d at %v", r.status, r.at)
+			s.Errorf("status %d at %v", r.status, r.at)
 		}
 	})
 	doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, "incomplete after completion", func(s *scene) {
@@ -208,7 +208,7 @@ func TestFinalDownload(t *testing.T) {
 		for i, c := range s.chats(3) {
 			r := c.wait().says(fmt.Sprintf("call %d", i))
 			if r.status != 200 || r.at > 17*time.Second {
-				t.Errorf("status %d at %v", r.status, r.at)
+				s.Errorf("status %d at %v", r.status, r.at)
 			}
 		}
 	})
@@ -216,7 +216,7 @@ func TestFinalDownload(t *testing.T) {
 		s.srv.Control(batchtest.OpContent, every(1000, batchtest.Tear(10))...)
 		r := s.chat("a").wait()
 		if r.status != 424 || r.at > 2*time.Hour {
-			t.Errorf("status %d at %v", r.status, r.at)
+			s.Errorf("status %d at %v", r.status, r.at)
 		}
 		r.fails("batch_line_missing")
 	})
@@ -231,10 +231,10 @@ func TestMissingLines(t *testing.T) {
 			good.want(200, 15*time.Second)
 			r := gone.wait()
 			if r.status != 424 || r.at > 3*time.Minute {
-				t.Errorf("status %d at %v", r.status, r.at)
+				s.Errorf("status %d at %v", r.status, r.at)
 			}
 			if m := r.fails("batch_line_missing"); !strings.Contains(m, s.batch().ID) {
-				t.Errorf("message %q does not name the batch", m)
+				s.Errorf("message %q does not name the batch", m)
 			}
 		})
 	}
@@ -268,16 +268,16 @@ func TestOddResultLines(t *testing.T) {
 			r := s.chat("x").want(test.status, 15*time.Second)
 			if test.body != "" {
 				if r.body != test.body {
-					t.Errorf("body = %.200s", r.body)
+					s.Errorf("body = %.200s", r.body)
 				}
 				return
 			}
 			m := r.fails(test.code)
 			if !strings.Contains(m, test.says) {
-				t.Errorf("message %q does not say %q", m, test.says)
+				s.Errorf("message %q does not say %q", m, test.says)
 			}
 			if test.status == 424 && !strings.Contains(m, s.batch().ID) {
-				t.Errorf("message %q does not name the batch", m)
+				s.Errorf("message %q does not name the batch", m)
 			}
 		})
 	}
@@ -286,7 +286,7 @@ func TestOddResultLines(t *testing.T) {
 	}}}.run(t, "an answer that is no JSON", func(s *scene) {
 		r := s.chat("x").want(200, 15*time.Second)
 		if r.body != "plain text" || r.header.Get("Content-Type") != "text/plain; charset=utf-8" {
-			t.Errorf("%s: %s", r.header.Get("Content-Type"), r.body)
+			s.Errorf("%s: %s", r.header.Get("Content-Type"), r.body)
 		}
 	})
 }
@@ -303,7 +303,7 @@ func TestEachCallGetsItsOwnKindOfAnswer(t *testing.T) {
 			chat: `"object":"chat.completion"`, embedding: `"object":"embedding"`, response: `"object":"response"`,
 		} {
 			if r := p.want(200, 15*time.Second); !strings.Contains(r.body, want) {
-				t.Errorf("body = %s, want %s", r.body, want)
+				s.Errorf("body = %s, want %s", r.body, want)
 			}
 		}
 		badEmbedding.want(400, 15*time.Second)
@@ -334,19 +334,19 @@ func TestStreamedAnswers(t *testing.T) {
 	setup{server: batchtest.Options{FailRate: 1}}.run(t, "a failed line is no stream", func(s *scene) {
 		r := s.post("/chat/completions", `{"model":"m","stream":true,"messages":[]}`).want(500, 15*time.Second)
 		if kind := r.header.Get("Content-Type"); kind != "application/json" {
-			t.Errorf("Content-Type = %q", kind)
+			s.Errorf("Content-Type = %q", kind)
 		}
 	})
 	setup{}.run(t, "stream false is no stream", func(s *scene) {
 		r := s.post("/chat/completions", `{"model":"m","stream":false,"messages":[]}`).want(200, 15*time.Second)
 		if kind := r.header.Get("Content-Type"); kind != "application/json" {
-			t.Errorf("Content-Type = %q", kind)
+			s.Errorf("Content-Type = %q", kind)
 		}
 	})
 	setup{}.run(t, "embeddings do not stream", func(s *scene) {
 		r := s.post("/embeddings", `{"model":"m","stream":true,"input":"a"}`).want(200, 15*time.Second)
 		if !strings.Contains(r.body, `"object":"embedding"`) {
-			t.Errorf("the paid answer is lost: %s", r.body)
+			s.Errorf("the paid answer is lost: %s", r.body)
 		}
 	})
 	setup{server: batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome {
@@ -354,7 +354,7 @@ func TestStreamedAnswers(t *testing.T) {
 	}}}.run(t, "what cannot be streamed", func(s *scene) {
 		r := s.post("/chat/completions", `{"model":"m","stream":true,"messages":[]}`).want(424, 15*time.Second)
 		if m := r.fails("batch_line_unreadable"); !strings.Contains(m, s.batch().ID) {
-			t.Errorf("message %q does not name the batch", m)
+			s.Errorf("message %q does not name the batch", m)
 		}
 	})
 }
@@ -375,11 +375,11 @@ func TestReconnecting(t *testing.T) {
 		r := s.chat("a").want(200, 70*time.Second)
 		s.sent(1)
 		if id := s.batch().Lines[0].CustomID; r.header.Get("Autobatcher-Custom-Id") != id || r.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
-			t.Errorf("header = %v, want line %s", r.header, id)
+			s.Errorf("header = %v, want line %s", r.header, id)
 		}
 		for work, n := range s.srv.Paid() {
 			if n != 1 {
-				t.Errorf("%s was paid for %d times", work, n)
+				s.Errorf("%s was paid for %d times", work, n)
 			}
 		}
 	})
@@ -404,7 +404,7 @@ func TestReconnecting(t *testing.T) {
 		one, two := s.chat("a"), s.chat("a")
 		a, b := one.wait(), two.wait()
 		if min(a.at, b.at) != 110*time.Second || max(a.at, b.at) != 170*time.Second {
-			t.Errorf("answers at %v and %v; want one kept and one new", a.at, b.at)
+			s.Errorf("answers at %v and %v; want one kept and one new", a.at, b.at)
 		}
 		s.sent(1, 1)
 	})
@@ -464,7 +464,7 @@ func TestReconnecting(t *testing.T) {
 		ctx, leave := context.WithCancel(s.Context())
 		res, err := s.tr.RoundTrip(s.request(ctx, "/chat/completions", chatBody("a")))
 		if err != nil {
-			t.Fatal(err)
+			s.Fatal(err)
 		}
 		leave()
 		res.Body.Close()
@@ -477,7 +477,7 @@ func TestReconnecting(t *testing.T) {
 		orphan(s)
 		s.until(141 * time.Second) // cancelled upstream a second ago
 		if r := s.chat("a").wait(); r.status != 200 {
-			t.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
 		}
 	})
 	u.run(t, "a retry's stream is its own", func(s *scene) {
@@ -487,7 +487,7 @@ func TestReconnecting(t *testing.T) {
 		s.until(100 * time.Second)
 		r := s.post("/chat/completions", `{"model":"m","stream":true,"messages":[]}`).want(200, 110*time.Second)
 		if !strings.HasPrefix(r.body, "data: ") {
-			t.Errorf("body = %.100s", r.body)
+			s.Errorf("body = %.100s", r.body)
 		}
 		s.sent(1)
 	})
@@ -498,7 +498,7 @@ func TestABodyIsReadByOneCaller(t *testing.T) {
 	setup{}.play(t, func(s *scene) {
 		a, b := s.chat("a"), s.chat("a")
 		if x, y := a.wait(), b.wait(); x.body != y.body || x.body == "" {
-			t.Errorf("bodies %q and %q", x.body, y.body)
+			s.Errorf("bodies %q and %q", x.body, y.body)
 		}
 		synctest.Wait()
 	})
@@ -524,7 +524,7 @@ func TestRidingAgain(t *testing.T) {
 			lucky.want(200, 15*time.Second)
 			r := unlucky.wait().says("unlucky")
 			if r.status != 200 || r.at > 5*time.Minute {
-				t.Errorf("status %d at %v", r.status, r.at)
+				s.Errorf("status %d at %v", r.status, r.at)
 			}
 			s.sent(2, 1)
 		})
@@ -540,7 +540,10 @@ func TestRidingAgain(t *testing.T) {
 		call := s.chat("a")
 		s.until(12 * time.Second)
 		s.srv.Expire(s.batch().ID)
-		s.until(20 * time.Second)
+		s.until(17 * time.Second)
+		if n := len(s.srv.Batches()); n != 2 {
+			s.Fatalf("%d batches, want a second one; events %v", n, s.told())
+		}
 		s.srv.Finish(s.srv.Batches()[1].ID)
 		call.want(200, 20*time.Second)
 	})
@@ -560,7 +563,7 @@ func TestRidingAgain(t *testing.T) {
 	}}, autobatcher.Options{Resubmits: 1, PollInterval: time.Minute}).run(t, "without waiting for the slowest of its batch", func(s *scene) {
 		slow, failed := s.chat("slow"), s.chat("a")
 		if r := failed.wait(); r.status != 424 || r.at > 10*time.Minute {
-			t.Errorf("status %d at %v, want the end of a second ride within minutes", r.status, r.at)
+			s.Errorf("status %d at %v, want the end of a second ride within minutes", r.status, r.at)
 		}
 		slow.leave()
 	})
@@ -578,11 +581,11 @@ func TestRidingAgain(t *testing.T) {
 			good, also := s.chat("a"), s.chat("b")
 			bad := s.send("/chat/completions", `{"model":"nonesuch","messages":[]}`)
 			if r := bad.wait(); r.status < 400 || r.status > 404 || !strings.Contains(r.body, "nonesuch") {
-				t.Errorf("status %d: %s", r.status, r.body)
+				s.Errorf("status %d: %s", r.status, r.body)
 			}
 			for _, c := range []*pending{good, also} {
 				if r := c.wait(); r.status != 200 {
-					t.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+					s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
 				}
 			}
 		})

@@ -51,7 +51,7 @@ func TestOpenAIGo(t *testing.T) {
 		client := s.official()
 		got, err := client.Chat.Completions.New(s.Context(), chatParams("Hello"))
 		if err != nil || got.Choices[0].Message.Content != "You said: Hello" || got.Usage.TotalTokens == 0 {
-			t.Errorf("%+v, %v", got, err)
+			s.Errorf("%+v, %v", got, err)
 		}
 		s.at(15 * time.Second)
 	})
@@ -62,7 +62,7 @@ func TestOpenAIGo(t *testing.T) {
 			Model: "m", Input: openai.EmbeddingNewParamsInputUnion{OfArrayOfStrings: []string{"a", "b"}},
 		})
 		if err != nil || len(got.Data) != 2 || len(got.Data[1].Embedding) == 0 {
-			t.Errorf("%+v, %v", got, err)
+			s.Errorf("%+v, %v", got, err)
 		}
 		s.at(15 * time.Second)
 	})
@@ -73,7 +73,7 @@ func TestOpenAIGo(t *testing.T) {
 			Model: "m", Input: responses.ResponseNewParamsInputUnion{OfString: openai.String("Hello")},
 		})
 		if err != nil || got.OutputText() != "You said: Hello" {
-			t.Errorf("%+v, %v", got, err)
+			s.Errorf("%+v, %v", got, err)
 		}
 		s.at(15 * time.Second)
 	})
@@ -82,15 +82,15 @@ func TestOpenAIGo(t *testing.T) {
 		client := s.official()
 		models, err := client.Models.List(s.Context())
 		if err != nil || len(models.Data) != 1 {
-			t.Errorf("models: %+v, %v", models, err)
+			s.Errorf("models: %+v, %v", models, err)
 		}
 		batches, err := client.Batches.List(s.Context(), openai.BatchListParams{})
 		if err != nil || len(batches.Data) != 0 {
-			t.Errorf("batches: %+v, %v", batches, err)
+			s.Errorf("batches: %+v, %v", batches, err)
 		}
 		file, err := client.Files.New(s.Context(), openai.FileNewParams{Purpose: "batch", File: strings.NewReader("{}")})
 		if err != nil || file.ID == "" {
-			t.Errorf("file: %+v, %v", file, err)
+			s.Errorf("file: %+v, %v", file, err)
 		}
 		s.at(0)
 	})
@@ -99,7 +99,7 @@ func TestOpenAIGo(t *testing.T) {
 		client := s.official()
 		_, err := client.Chat.Completions.New(s.Context(), chatParams("a"), option.WithJSONSet("vendor", map[string]any{"x": 1}))
 		if err != nil || !strings.Contains(string(s.upload().Lines[0].Body), `"vendor":{"x":1}`) {
-			t.Errorf("%v: %s", err, s.upload().Content)
+			s.Errorf("%v: %s", err, s.upload().Content)
 		}
 	})
 }
@@ -127,13 +127,13 @@ func TestTypedErrors(t *testing.T) {
 			_, err := client.Chat.Completions.New(s.Context(), chatParams("a"))
 			var got *openai.Error
 			if !errors.As(err, &got) {
-				t.Fatalf("error %v, want an *openai.Error", err)
+				s.Fatalf("error %v, want an *openai.Error", err)
 			}
 			if test.want.Message == "" {
 				test.want.Message = got.Message
 			}
 			if got.StatusCode != test.want.StatusCode || got.Code != test.want.Code || got.Param != test.want.Param || got.Type != test.want.Type || got.Message != test.want.Message {
-				t.Errorf("got %d %q %q %q %q, want %+v", got.StatusCode, got.Code, got.Param, got.Type, got.Message, test.want)
+				s.Errorf("got %d %q %q %q %q, want %+v", got.StatusCode, got.Code, got.Param, got.Type, got.Message, test.want)
 			}
 			s.at(15 * time.Second)
 			s.sent(1) // exactly one call, though the client may make three
@@ -142,7 +142,7 @@ func TestTypedErrors(t *testing.T) {
 			_, err := s.community().CreateChatCompletion(s.Context(), goopenai.ChatCompletionRequest{Model: "m"})
 			var got *goopenai.APIError
 			if !errors.As(err, &got) || got.HTTPStatusCode != test.want.StatusCode {
-				t.Errorf("error %v, want an APIError of %d", err, test.want.StatusCode)
+				s.Errorf("error %v, want an APIError of %d", err, test.want.StatusCode)
 			}
 			s.sent(1)
 		})
@@ -151,7 +151,7 @@ func TestTypedErrors(t *testing.T) {
 		s.srv.Control(batchtest.OpUpload, every(70, batchtest.Status(500, nil, "{}"))...)
 		client := s.official()
 		if _, err := client.Chat.Completions.New(s.Context(), chatParams("a")); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 		s.sent(1)
 	})
@@ -159,7 +159,7 @@ func TestTypedErrors(t *testing.T) {
 		s.tr.Close()
 		client := s.official()
 		if _, err := client.Chat.Completions.New(s.Context(), chatParams("a")); !errors.Is(err, autobatcher.ErrClosed) || s.elapsed() > 2*time.Second {
-			t.Errorf("error %v after %v", err, s.elapsed())
+			s.Errorf("error %v after %v", err, s.elapsed())
 		}
 	})
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.run(t, "the caller's end", func(s *scene) {
@@ -167,7 +167,7 @@ func TestTypedErrors(t *testing.T) {
 		defer cancel()
 		client := s.official()
 		if _, err := client.Chat.Completions.New(ctx, chatParams("a")); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("error %v", err)
+			s.Errorf("error %v", err)
 		}
 		s.at(30 * time.Second)
 	})
@@ -180,11 +180,11 @@ func TestAnSDKsRetriesArePaidOnce(t *testing.T) {
 		client := s.official(option.WithHTTPClient(impatient))
 		got, err := client.Chat.Completions.New(s.Context(), chatParams("a"))
 		if err != nil || got.Choices[0].Message.Content != "You said: a" {
-			t.Errorf("%+v, %v at %v", got, err, s.elapsed())
+			s.Errorf("%+v, %v at %v", got, err, s.elapsed())
 		}
 		for work, n := range s.srv.Paid() {
 			if n != 1 {
-				t.Errorf("%s was paid for %d times", work, n)
+				s.Errorf("%s was paid for %d times", work, n)
 			}
 		}
 		s.sent(1)
@@ -213,16 +213,16 @@ func TestRawResponses(t *testing.T) {
 			var res *http.Response
 			parsed, err := call(s.Context(), s.official(), option.WithResponseInto(&res))
 			if err != nil {
-				t.Fatal(err)
+				s.Fatal(err)
 			}
 			b := s.batch()
 			got := []any{res.StatusCode, res.Header.Get("X-Request-Id"), res.Header.Get("Autobatcher-Batch-Id"), res.Header.Get("Autobatcher-Custom-Id"), parsed}
 			want := []any{200, "req_" + b.ID + "-0", b.ID, b.Lines[0].CustomID, string(batchtest.Echo(b.Lines[0].Line).Body)}
 			if diff := cmp.Diff(want, got); diff != "" {
-				t.Error(diff)
+				s.Error(diff)
 			}
 			if res.Request == nil || !strings.HasPrefix(res.Request.URL.String(), s.srv.URL) {
-				t.Errorf("request %+v", res.Request)
+				s.Errorf("request %+v", res.Request)
 			}
 		})
 	}
@@ -240,15 +240,15 @@ func TestStreamingClients(t *testing.T) {
 		var sum openai.ChatCompletionAccumulator
 		for stream.Next() {
 			if !sum.AddChunk(stream.Current()) {
-				t.Errorf("the accumulator refuses %s", stream.Current().RawJSON())
+				s.Errorf("the accumulator refuses %s", stream.Current().RawJSON())
 			}
 		}
 		if stream.Err() != nil || len(sum.Choices) != 1 || sum.Choices[0].Message.Content != "You said: Hello" || sum.Choices[0].FinishReason != "stop" || sum.Usage.TotalTokens == 0 {
-			t.Errorf("%+v, %v", sum.ChatCompletion, stream.Err())
+			s.Errorf("%+v, %v", sum.ChatCompletion, stream.Err())
 		}
 		s.at(15 * time.Second)
 		if body := string(s.upload().Content); strings.Contains(body, "stream") {
-			t.Errorf("the line says %s", body)
+			s.Errorf("the line says %s", body)
 		}
 	})
 	setup{}.run(t, "openai-go responses", func(s *scene) {
@@ -262,11 +262,11 @@ func TestStreamingClients(t *testing.T) {
 			last = stream.Current()
 			text += last.Delta
 			if last.SequenceNumber != n {
-				t.Errorf("event %d has number %d", n, last.SequenceNumber)
+				s.Errorf("event %d has number %d", n, last.SequenceNumber)
 			}
 		}
 		if stream.Err() != nil || text != "You said: Hello" || last.Type != "response.completed" || last.Response.OutputText() != text {
-			t.Errorf("%q, last %s, %v", text, last.Type, stream.Err())
+			s.Errorf("%q, last %s, %v", text, last.Type, stream.Err())
 		}
 	})
 	setup{server: batchtest.Options{FailRate: 1}}.run(t, "openai-go, a failed line", func(s *scene) {
@@ -274,7 +274,7 @@ func TestStreamingClients(t *testing.T) {
 		stream := client.Chat.Completions.NewStreaming(s.Context(), chatParams("Hello"))
 		var failed *openai.Error
 		if stream.Next() || !errors.As(stream.Err(), &failed) || failed.StatusCode != 500 {
-			t.Errorf("error %v", stream.Err())
+			s.Errorf("error %v", stream.Err())
 		}
 		s.sent(1)
 	})
@@ -284,7 +284,7 @@ func TestStreamingClients(t *testing.T) {
 			StreamOptions: &goopenai.StreamOptions{IncludeUsage: true},
 		})
 		if err != nil {
-			t.Fatal(err)
+			s.Fatal(err)
 		}
 		defer stream.Close()
 		text, usage := "", 0
@@ -292,7 +292,7 @@ func TestStreamingClients(t *testing.T) {
 			chunk, err := stream.Recv()
 			if err != nil {
 				if !errors.Is(err, io.EOF) {
-					t.Error(err)
+					s.Error(err)
 				}
 				break
 			}
@@ -304,7 +304,7 @@ func TestStreamingClients(t *testing.T) {
 			}
 		}
 		if text != "You said: Hello" || usage == 0 {
-			t.Errorf("text %q, %d tokens", text, usage)
+			s.Errorf("text %q, %d tokens", text, usage)
 		}
 	})
 }
@@ -315,12 +315,12 @@ func TestGoOpenAI(t *testing.T) {
 			Model: "m", Messages: []goopenai.ChatCompletionMessage{{Role: "user", Content: "Hello"}},
 		})
 		if err != nil || chat.Choices[0].Message.Content != "You said: Hello" || chat.Header().Get("X-Request-Id") == "" {
-			t.Errorf("%+v, %v", chat, err)
+			s.Errorf("%+v, %v", chat, err)
 		}
 		s.at(15 * time.Second)
 		embedding, err := s.community().CreateEmbeddings(s.Context(), goopenai.EmbeddingRequest{Model: "m", Input: []string{"a"}})
 		if err != nil || len(embedding.Data) != 1 {
-			t.Errorf("%+v, %v", embedding, err)
+			s.Errorf("%+v, %v", embedding, err)
 		}
 		s.at(30 * time.Second)
 	})
@@ -333,7 +333,7 @@ func TestConcurrentSDKCalls(t *testing.T) {
 		for range 50 {
 			go func() {
 				if _, err := client.Chat.Completions.New(s.Context(), chatParams("the same prompt, sampled")); err != nil {
-					t.Error(err)
+					s.Error(err)
 				}
 			}()
 		}

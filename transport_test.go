@@ -124,21 +124,21 @@ func TestAnyClientTakesTheTransport(t *testing.T) {
 	setup{}.run(t, "Client", func(s *scene) {
 		res, err := s.tr.Client().Do(s.request(s.Context(), "/chat/completions", chatBody("a")))
 		if err != nil {
-			t.Fatal(err)
+			s.Fatal(err)
 		}
 		defer res.Body.Close()
 		if text, _ := io.ReadAll(res.Body); res.StatusCode != 200 || !strings.Contains(string(text), "You said: a") {
-			t.Errorf("%s: %s", res.Status, text)
+			s.Errorf("%s: %s", res.Status, text)
 		}
 		if s.tr.Client().Timeout != 0 {
-			t.Error("the client has a timeout")
+			s.Error("the client has a timeout")
 		}
 	})
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.run(t, "a client with a timeout", func(s *scene) {
 		client := &http.Client{Transport: s.tr, Timeout: 30 * time.Second}
 		_, err := client.Do(s.request(s.Context(), "/chat/completions", chatBody("a"))) //nolint:bodyclose // there is none
 		if timeout := (interface{ Timeout() bool })(nil); !errors.As(err, &timeout) || !timeout.Timeout() || s.elapsed() != 30*time.Second {
-			t.Errorf("%v at %v, want a timeout at 30s", err, s.elapsed())
+			s.Errorf("%v at %v, want a timeout at 30s", err, s.elapsed())
 		}
 	})
 	// A client's timeout ends its contexts when the body is closed; a batch that
@@ -208,11 +208,11 @@ func TestPassingThrough(t *testing.T) {
 	setup{}.run(t, "on request", func(s *scene) {
 		s.chat("a", realtime).want(200, 0).says("a")
 		if n := s.count("POST", "/chat/completions"); n != 1 {
-			t.Errorf("%d calls", n)
+			s.Errorf("%d calls", n)
 		}
 		for name := range s.srv.Requests()[0].Header {
 			if strings.HasPrefix(name, "Autobatcher-") {
-				t.Errorf("header %s left the process", name)
+				s.Errorf("header %s left the process", name)
 			}
 		}
 	})
@@ -247,7 +247,7 @@ func TestPassingThrough(t *testing.T) {
 		return roundTripper(func(*http.Request) (*http.Response, error) { return nil, errors.New("unreachable") })
 	}}.run(t, "an error of the base", func(s *scene) {
 		if r := s.chat("a", realtime).wait(); r.err == nil || r.err.Error() != "unreachable" {
-			t.Errorf("error %v", r.err)
+			s.Errorf("error %v", r.err)
 		}
 	})
 }
@@ -273,7 +273,7 @@ func TestWhereCallsMayGo(t *testing.T) {
 		s.post("/deployments/d/chat/completions?api-version=2024-10-21", chatBody("a"), with("api-key", "k")).want(200, 70*time.Second)
 		for _, q := range queries {
 			if q != "api-version=2024-10-21" {
-				t.Errorf("query %q", q)
+				s.Errorf("query %q", q)
 			}
 		}
 	})
@@ -290,7 +290,7 @@ func TestWhereCallsMayGo(t *testing.T) {
 			req, _ := http.NewRequest("POST", "https://gateway.invalid:8443"+base+"/chat/completions", strings.NewReader(chatBody("a")))
 			s.do(req).want(403, 10*time.Second)
 			if diff := cmp.Diff([]string{"https://gateway.invalid:8443" + base + "/files"}, paths); diff != "" {
-				t.Error(diff)
+				s.Error(diff)
 			}
 		})
 	}
@@ -326,16 +326,16 @@ func TestBadInput(t *testing.T) {
 			r := s.post("/chat/completions", "", func(r *http.Request) { r.Body, r.ContentLength, r.GetBody = b, -1, nil })
 			r.want(400, 0).fails("invalid_request")
 			if want := `"param":"` + test.param + `"`; test.param != "" && !strings.Contains(r.body, want) {
-				t.Errorf("body = %s, want %s", r.body, want)
+				s.Errorf("body = %s, want %s", r.body, want)
 			}
 			if r.header.Get("X-Should-Retry") != "false" || r.res.Request == nil || r.res.ContentLength != int64(len(r.body)) {
-				t.Errorf("response = %+v", r.res)
+				s.Errorf("response = %+v", r.res)
 			}
 			if !b.closed.Load() {
-				t.Error("the request's body was not closed")
+				s.Error("the request's body was not closed")
 			}
 			if st := s.tr.Stats(); st.Queued != 0 || len(s.srv.Requests()) != 0 {
-				t.Errorf("stats = %+v, requests %v", st, s.srv.Requests())
+				s.Errorf("stats = %+v, requests %v", st, s.srv.Requests())
 			}
 		})
 	}
@@ -355,7 +355,7 @@ func TestTooLarge(t *testing.T) {
 			r := s.post("/chat/completions", "", func(r *http.Request) { r.Body, r.ContentLength, r.GetBody = b, length, nil })
 			r.want(413, 0).fails("request_too_large")
 			if !b.closed.Load() {
-				t.Error("the request's body was not closed")
+				s.Error("the request's body was not closed")
 			}
 		})
 		u.run(t, name+", just small enough", func(s *scene) {
@@ -388,7 +388,7 @@ func TestContentEncoding(t *testing.T) {
 		setup{}.run(t, encoding, func(s *scene) {
 			s.post("/chat/completions", string(text), with("Content-Encoding", encoding)).want(200, 15*time.Second).says("a")
 			if got := string(s.upload().Lines[0].Body); got != chatBody("a") {
-				t.Errorf("line = %q", got)
+				s.Errorf("line = %q", got)
 			}
 		})
 	}
@@ -410,7 +410,7 @@ func TestContentEncoding(t *testing.T) {
 		})
 		s.post("/responses", string(text), with("Content-Encoding", "gzip")).want(202, 0)
 		if !bytes.Equal(got, text) {
-			t.Error("the body was changed")
+			s.Error("the body was changed")
 		}
 	})
 }
@@ -435,10 +435,10 @@ func TestTheRequestIsTheCallers(t *testing.T) {
 			before := req.Clone(s.Context())
 			s.do(req)
 			if !b.closed.Load() {
-				t.Error("the body was not closed")
+				s.Error("the body was not closed")
 			}
 			if diff := cmp.Diff(before.Header, req.Header); diff != "" || req.Body != io.ReadCloser(b) || req.ContentLength != before.ContentLength || req.URL.String() != before.URL.String() {
-				t.Errorf("the request was changed: %s", diff)
+				s.Errorf("the request was changed: %s", diff)
 			}
 		})
 	}
@@ -447,7 +447,7 @@ func TestTheRequestIsTheCallers(t *testing.T) {
 		b := &body{text: chatBody("a")}
 		r := s.post("/chat/completions", "", func(r *http.Request) { r.Body = b })
 		if !errors.Is(r.err, autobatcher.ErrClosed) || r.at != 0 || !b.closed.Load() {
-			t.Errorf("error %v at %v, body closed: %v", r.err, r.at, b.closed.Load())
+			s.Errorf("error %v at %v, body closed: %v", r.err, r.at, b.closed.Load())
 		}
 	})
 }
@@ -468,20 +468,20 @@ func TestHeadersPerCall(t *testing.T) {
 		call := s.chat("a", with("Autobatcher-Deadline", "30s"))
 		r := call.want(424, 30*time.Second)
 		if m := r.fails("batch_deadline_exceeded"); !strings.Contains(m, s.batch().ID) || !strings.Contains(m, "30s") {
-			t.Errorf("message %q names neither batch nor deadline", m)
+			s.Errorf("message %q names neither batch nor deadline", m)
 		}
 		if r.header.Get("X-Should-Retry") != "false" || r.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
-			t.Errorf("header = %v", r.header)
+			s.Errorf("header = %v", r.header)
 		}
 	})
 	setup{}.run(t, "deadline before the batch is sent", func(s *scene) {
 		m := s.chat("a", with("Autobatcher-Deadline", "5s")).want(424, 5*time.Second).fails("batch_deadline_exceeded")
 		if strings.Contains(m, "batch  ") || strings.Contains(m, "takes over") {
-			t.Errorf("message %q speaks of a batch there never was", m)
+			s.Errorf("message %q speaks of a batch there never was", m)
 		}
 		s.until(time.Minute)
 		if n := len(s.srv.Requests()); n != 0 {
-			t.Errorf("%d requests for a call that is over", n)
+			s.Errorf("%d requests for a call that is over", n)
 		}
 	})
 	setup{}.run(t, "an answer in time", func(s *scene) {
@@ -497,14 +497,14 @@ func TestCallersLeave(t *testing.T) {
 		s.until(3 * time.Second)
 		leaves.leave()
 		if r := leaves.wait(); !errors.Is(r.err, context.Canceled) || r.at != 3*time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		if st := s.tr.Stats(); st.Queued != 1 || st.Left != 1 {
-			t.Errorf("stats = %+v", st)
+			s.Errorf("stats = %+v", st)
 		}
 		stays.want(200, 15*time.Second)
 		if text := string(s.upload().Content); strings.Contains(text, "leaves") || len(lines(s.upload())) != 1 {
-			t.Errorf("uploaded %s", text)
+			s.Errorf("uploaded %s", text)
 		}
 	})
 	setup{}.run(t, "after the batch is sent", func(s *scene) {
@@ -512,7 +512,7 @@ func TestCallersLeave(t *testing.T) {
 		s.until(12 * time.Second)
 		leaves.leave()
 		if r := leaves.wait(); !errors.Is(r.err, context.Canceled) || r.at != 12*time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		stays.want(200, 15*time.Second)
 	})
@@ -521,21 +521,21 @@ func TestCallersLeave(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(s.Context())
 		time.AfterFunc(time.Second, func() { cancel(cause) })
 		if r := s.do(s.request(ctx, "/chat/completions", chatBody("a"))); !errors.Is(r.err, context.Canceled) || !errors.Is(r.err, cause) {
-			t.Errorf("error %v, want both the context's and its cause", r.err)
+			s.Errorf("error %v, want both the context's and its cause", r.err)
 		}
 	})
 	setup{}.run(t, "with a deadline", func(s *scene) {
 		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
 		defer cancel()
 		if r := s.do(s.request(ctx, "/chat/completions", chatBody("a"))); !errors.Is(r.err, context.DeadlineExceeded) || r.at != time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 	})
 	setup{}.run(t, "before they come", func(s *scene) {
 		ctx, cancel := context.WithCancel(s.Context())
 		cancel()
 		if r := s.do(s.request(ctx, "/chat/completions", chatBody("a"))); !errors.Is(r.err, context.Canceled) || r.at != 0 {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		s.until(time.Minute)
 		s.sent()
@@ -549,12 +549,12 @@ func TestClose(t *testing.T) {
 		call := s.chat("a")
 		s.until(3 * time.Second)
 		if err := s.tr.Close(); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 		call.closed(3*time.Second, "autobatcher: transport closed before the request to /v1/chat/completions was submitted")
 		s.until(time.Hour)
 		if n := len(s.srv.Requests()); n != 0 {
-			t.Errorf("%d requests after Close", n)
+			s.Errorf("%d requests after Close", n)
 		}
 	})
 	// seed: test_lifecycle/close_cancels_poller_task, test_lifecycle/close_calls_http_aclose
@@ -566,7 +566,7 @@ func TestClose(t *testing.T) {
 		n := len(s.srv.Requests())
 		s.until(time.Hour)
 		if got := len(s.srv.Requests()); got != n || s.batch().CancelRequested {
-			t.Errorf("%d requests after Close, cancelled: %v", got-n, s.batch().CancelRequested)
+			s.Errorf("%d requests after Close, cancelled: %v", got-n, s.batch().CancelRequested)
 		}
 	})
 	running.run(t, "close_cancels_active_upstream_batches_when_enabled", func(s *scene) {
@@ -575,27 +575,27 @@ func TestClose(t *testing.T) {
 		s.tr.Close()
 		call.closed(11*time.Second, "autobatcher: transport closed before batch "+s.batch().ID+" completed")
 		if !s.batch().CancelRequested {
-			t.Error("the batch runs on")
+			s.Error("the batch runs on")
 		}
 		want := []autobatcher.EventName{
 			autobatcher.BatchSubmitted, autobatcher.ClientClosing, autobatcher.BatchCancelRequested, autobatcher.BatchCancelledUpstream,
 		}
 		if diff := cmp.Diff(want, s.told()); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 	setup{}.run(t, "close_safe_when_no_tasks", func(s *scene) {
 		for range 3 {
 			if err := s.tr.Close(); err != nil {
-				t.Error(err)
+				s.Error(err)
 			}
 		}
 		if diff := cmp.Diff([]autobatcher.EventName{autobatcher.ClientClosing}, s.told()); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 		r := s.chat("a").wait()
 		if !errors.Is(r.err, autobatcher.ErrClosed) || r.at != 0 {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 	})
 	// Callers hung for ever when Close came during an upload, and the batch made
@@ -615,7 +615,7 @@ func TestClose(t *testing.T) {
 		s.until(11 * time.Second)
 		s.tr.Close()
 		if r := call.wait(); !errors.Is(r.err, autobatcher.ErrClosed) || r.at > 16*time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		s.until(time.Hour)
 		s.sent()
@@ -627,7 +627,7 @@ func TestClose(t *testing.T) {
 		s.tr.Close()
 		call.closed(13*time.Second, "autobatcher: transport closed before batch "+s.batch().ID+" completed")
 		if !s.batch().CancelRequested {
-			t.Error("the batch runs on, and nobody knows of it")
+			s.Error("the batch runs on, and nobody knows of it")
 		}
 	})
 	running.run(t, "during a create that hangs", func(s *scene) {
@@ -644,7 +644,7 @@ func TestClose(t *testing.T) {
 		s.tr.Close()
 		call.closed(21*time.Second, "autobatcher: transport closed before batch "+s.batch().ID+" completed")
 		if s.event(autobatcher.BatchCancelFailed).Error == "" {
-			t.Error("the event does not say why")
+			s.Error("the event does not say why")
 		}
 	})
 	running.run(t, "while a result is downloaded", func(s *scene) {
@@ -663,7 +663,7 @@ func TestClose(t *testing.T) {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * 700 * time.Millisecond)
 				if r := s.do(s.request(s.Context(), "/chat/completions", chatBody("x"))); !errors.Is(r.err, autobatcher.ErrClosed) || r.at > 45*time.Second {
-					t.Errorf("call %d: status %d, error %v at %v", i, r.status, r.err, r.at)
+					s.Errorf("call %d: status %d, error %v at %v", i, r.status, r.err, r.at)
 				}
 			})
 		}
@@ -672,7 +672,7 @@ func TestClose(t *testing.T) {
 		wg.Wait()
 		for _, b := range s.srv.Batches() {
 			if !b.CancelRequested {
-				t.Errorf("batch %s runs on", b.ID)
+				s.Errorf("batch %s runs on", b.ID)
 			}
 		}
 	})
@@ -693,14 +693,14 @@ func TestShutdown(t *testing.T) {
 		call := s.chat("a")
 		s.until(3 * time.Second)
 		if err := s.tr.Shutdown(s.Context()); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 		if s.elapsed() != 63*time.Second {
-			t.Errorf("took until %v", s.elapsed())
+			s.Errorf("took until %v", s.elapsed())
 		}
 		call.want(200, 63*time.Second)
 		if last := s.told()[len(s.told())-1]; last != autobatcher.ClientClosing {
-			t.Errorf("last event %s", last)
+			s.Errorf("last event %s", last)
 		}
 	})
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.run(t, "takes no new calls", func(s *scene) {
@@ -711,19 +711,19 @@ func TestShutdown(t *testing.T) {
 		go func() { ended <- s.tr.Shutdown(ctx) }()
 		s.until(time.Second)
 		if r := s.chat("b").wait(); !errors.Is(r.err, autobatcher.ErrClosed) || r.at != time.Second {
-			t.Errorf("error %v at %v", r.err, r.at)
+			s.Errorf("error %v at %v", r.err, r.at)
 		}
 		if err := <-ended; !errors.Is(err, context.DeadlineExceeded) || s.elapsed() != 30*time.Second {
-			t.Errorf("Shutdown = %v at %v", err, s.elapsed())
+			s.Errorf("Shutdown = %v at %v", err, s.elapsed())
 		}
 		old.closed(30*time.Second, "autobatcher: transport closed before batch "+s.batch().ID+" completed")
 	})
 	setup{}.run(t, "idle", func(s *scene) {
 		if err := s.tr.Shutdown(s.Context()); err != nil || s.elapsed() != 0 {
-			t.Errorf("Shutdown = %v at %v", err, s.elapsed())
+			s.Errorf("Shutdown = %v at %v", err, s.elapsed())
 		}
 		if err := s.tr.Shutdown(s.Context()); err != nil {
-			t.Error(err)
+			s.Error(err)
 		}
 	})
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.run(t, "does not wait for those who left", func(s *scene) {
@@ -732,7 +732,7 @@ func TestShutdown(t *testing.T) {
 		call.leave()
 		call.wait()
 		if err := s.tr.Shutdown(s.Context()); err != nil || s.elapsed() > 13*time.Second {
-			t.Errorf("Shutdown = %v at %v; nobody waits for an answer", err, s.elapsed())
+			s.Errorf("Shutdown = %v at %v; nobody waits for an answer", err, s.elapsed())
 		}
 	})
 }
@@ -781,7 +781,7 @@ func TestMetadataIsCopied(t *testing.T) {
 		metadata["a"] = "2"
 		s.chat("x").want(200, 15*time.Second)
 		if got := s.batch().Metadata["a"]; got != "1" {
-			t.Errorf("metadata follows the caller's map: %q", got)
+			s.Errorf("metadata follows the caller's map: %q", got)
 		}
 	})
 }
@@ -800,15 +800,15 @@ func TestLogsHoldNoSecrets(t *testing.T) {
 		s.chat("PROMPT", key("SECRET"), with("Cookie", "SECRET")).wait()
 		s.chat("PROMPT", key("SECRET"), with("Autobatcher-Mode", "realtime")).wait()
 		if s.tr.Close(); log.Len() == 0 {
-			t.Error("nothing was logged")
+			s.Error("nothing was logged")
 		}
 		for _, secret := range []string{"SECRET", "PROMPT", "ANSWER"} {
 			if strings.Contains(log.String(), secret) {
-				t.Errorf("the log tells %s:\n%s", secret, log.String())
+				s.Errorf("the log tells %s:\n%s", secret, log.String())
 			}
 		}
 		if q := fmt.Sprintf("%+v", s.tr.Stats()); strings.Contains(q, "SECRET") {
-			t.Errorf("stats tell the key: %s", q)
+			s.Errorf("stats tell the key: %s", q)
 		}
 	})
 }
@@ -819,22 +819,22 @@ func TestStats(t *testing.T) {
 		c := s.send("/embeddings", embeddingBody("c"))
 		st := s.tr.Stats()
 		if st.Queued != 3 || len(st.Queues) != 2 {
-			t.Fatalf("stats = %+v", st)
+			s.Fatalf("stats = %+v", st)
 		}
 		q := st.Queues[0]
 		if q.Endpoint != "/v1/chat/completions" || q.Calls != 2 || q.Bytes == 0 || !cmp.Equal(q.Models, []string{"m"}) ||
 			q.Upstream != s.srv.URL || !q.Opened.Equal(s.begin) || q.Payer == "" || q.Payer == st.Queues[1].Payer {
-			t.Errorf("queue = %+v", q)
+			s.Errorf("queue = %+v", q)
 		}
 		if text := fmt.Sprintf("%+v", st); strings.Contains(text, "SECRET") {
-			t.Errorf("stats tell the key: %s", text)
+			s.Errorf("stats tell the key: %s", text)
 		}
 		a.want(200, 15*time.Second)
 		b.want(200, 15*time.Second)
 		c.want(200, 15*time.Second)
 		synctest.Wait()
 		if diff := cmp.Diff(autobatcher.Stats{Answered: 3}, s.tr.Stats()); diff != "" {
-			t.Error(diff)
+			s.Error(diff)
 		}
 	})
 }
@@ -853,14 +853,14 @@ func TestManyCallsAtOnce(t *testing.T) {
 				text := fmt.Sprintf("call %d", i)
 				r := s.do(s.request(ctx, "/chat/completions", chatBody(text), key(fmt.Sprint("key ", i%3))))
 				if ctx.Err() == nil && (r.status != 200 || !strings.Contains(r.body, "You said: "+text+`"`)) {
-					t.Errorf("call %d: status %d, error %v: %s", i, r.status, r.err, r.body)
+					s.Errorf("call %d: status %d, error %v: %s", i, r.status, r.err, r.body)
 				}
 			})
 		}
 		wg.Wait()
 		for work, n := range s.srv.Paid() {
 			if n != 1 {
-				t.Errorf("%s was paid for %d times", work, n)
+				s.Errorf("%s was paid for %d times", work, n)
 			}
 		}
 	})
