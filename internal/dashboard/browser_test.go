@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/chromedp"
 
 	"github.com/autobatcher/autobatcher"
@@ -179,6 +180,32 @@ func TestPageShowsTheLifeOfABatch(t *testing.T) {
 	expect(t, ctx, `document.querySelector("#finished tr").innerText.includes("took 1 min 00 s")`)
 	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
 	expect(t, ctx, `document.getElementById("chart").getAttribute("aria-label").includes("190 were answered")`)
+}
+
+func TestChartCanBeRead(t *testing.T) {
+	w := newWorld(t)
+	w.fillAnHour()
+	server := httptest.NewServer(w)
+	defer server.Close()
+	defer w.Close()
+	ctx := newBrowser(t)
+	open(t, ctx, server.URL)
+	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
+
+	centre, err := chromedp.Run(ctx, chromedp.Evaluate[map[string]float64](
+		`(({x, y, width, height}) => ({x: x + width / 2, y: y + height / 2}))(document.querySelector("#chart .u-over").getBoundingClientRect())`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chromedp.Do(ctx, chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, centre["x"], centre["y"])); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, ctx, `/^\d\d:\d\d · \d+ waiting · \d+ answered$/.test(document.getElementById("readout").textContent)`)
+
+	if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS("summary"))); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, ctx, `document.querySelectorAll("#chart-rows tr").length === 12`)
 }
 
 func TestPageComesBackAfterTheConnectionWasLost(t *testing.T) {

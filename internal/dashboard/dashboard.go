@@ -27,8 +27,8 @@ const (
 // Options configure a Dashboard.
 type Options struct {
 	// Stats says what the Transport holds: its method of that name. It is
-	// asked at most once a second while somebody watches, and for each sample
-	// of the chart. Nil: nothing is ever queued.
+	// asked at once by New, once a second while somebody watches, and for each
+	// sample of the chart. Nil: nothing is ever queued.
 	Stats func() autobatcher.Stats
 
 	// History is how far back the chart reaches. It is sampled 360 times, at

@@ -191,8 +191,8 @@ func TestStuckConnectionIsCut(t *testing.T) {
 		listener := make(pipeListener, 1)
 		listener <- far
 		server := &http.Server{Handler: d}
-		go server.Serve(listener)
-		defer server.Close()
+		go func() { _ = server.Serve(listener) }() // ends with the listener
+		defer func() { _ = server.Close() }()
 		defer close(listener)
 
 		if _, err := io.WriteString(near, "GET /autobatcher/events HTTP/1.1\r\nHost: h\r\n\r\n"); err != nil {
@@ -236,7 +236,7 @@ func TestStreamEndsCleanly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	d.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || !strings.HasPrefix(string(body), "event: chart\ndata: {") || !strings.HasSuffix(string(body), "}\n\n") {

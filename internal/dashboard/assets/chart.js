@@ -12,6 +12,7 @@ const $ = (id) => document.getElementById(id);
 const number = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact" });
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+const exact = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function span(ms) {
@@ -131,7 +132,7 @@ export class Chart {
     const near = this.all.reduce((a, b) => (Math.abs(b.time - time) < Math.abs(a.time - time) ? b : a));
     const start = Math.floor(time / this.bar) * this.bar;
     const answered = this.data[1][this.data[0].indexOf(start / 1000)] ?? 0;
-    $("readout").textContent = `${clock.format(time)} · ${number.format(near.waiting)} waiting · ${number.format(answered)} answered`;
+    $("readout").textContent = `${(this.bar < MINUTE ? exact : clock).format(time)} · ${number.format(near.waiting)} waiting · ${number.format(answered)} answered`;
   }
 
   // describe says in words what the chart shows.
@@ -159,7 +160,7 @@ export class Chart {
       const part = this.all.filter((s) => s.time > end - length && s.time <= end);
       if (part.length === 0) continue;
       const row = document.createElement("tr");
-      const cells = [clock.format(end), number.format(Math.max(...part.map((s) => s.waiting))), number.format(part.reduce((n, s) => n + s.answered, 0))];
+      const cells = [(length < MINUTE ? exact : clock).format(end), number.format(Math.max(...part.map((s) => s.waiting))), number.format(part.reduce((n, s) => n + s.answered, 0))];
       cells.forEach((text, column) => {
         const cell = row.appendChild(document.createElement(column ? "td" : "th"));
         if (column) cell.className = "number";
