@@ -211,10 +211,10 @@ var (
 // What can be wrong with a journal. The error that wraps one of these says
 // which journal it is and what to do.
 var (
-	ErrNewer     = errors.New("journal: made by a newer version")
-	ErrDamaged   = errors.New("journal: damaged")
-	ErrFull      = errors.New("journal: no space left")
-	ErrReadOnly  = errors.New("journal: read-only")
-	ErrBusy      = errors.New("journal: locked by another process")
-	ErrNetworkFS = errors.New("journal: on a network file system")
+	ErrNewer     = errors.New("made by a newer version")
+	ErrDamaged   = errors.New("damaged")
+	ErrFull      = errors.New("no space left")
+	ErrReadOnly  = errors.New("read-only")
+	ErrBusy      = errors.New("locked by another process")
+	ErrNetworkFS = errors.New("on a network file system")
 )

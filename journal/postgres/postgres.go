@@ -48,7 +48,7 @@ func Open(ctx context.Context, url string) (*Store, error) {
 	}
 	if err := s.prepare(ctx); err != nil {
 		s.pool.Close()
-		return nil, s.explain(err)
+		return nil, err
 	}
 	return s, nil
 }

@@ -27,7 +27,7 @@ const (
 // prepare brings the schema to the newest version.
 func (s *Store) prepare(ctx context.Context) error {
 	if have, err := s.peek(ctx); err != nil || have == version {
-		return err
+		return s.explain(err)
 	}
 	return s.transact(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1)`, migrating); err != nil {

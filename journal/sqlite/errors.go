@@ -32,36 +32,19 @@ func (s *Store) explain(err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	}
-	var explained *explainedError
-	if errors.As(err, &explained) {
-		return err
-	}
 	kind := kindOf(err)
-	text := fmt.Sprintf("journal %s: %v", s.path, err)
-	if kind != nil {
-		text = fmt.Sprintf("journal %s: %v (%s)", s.path, err, advice[kind])
+	switch {
+	case kind == nil:
+		return fmt.Errorf("journal %s: %w", s.path, err)
+	case errors.Is(err, kind):
+		return fmt.Errorf("journal %s: %w (%s)", s.path, err, advice[kind])
 	}
-	return &explainedError{text: text, kind: kind, err: err}
+	return fmt.Errorf("journal %s: %w: %w (%s)", s.path, kind, err, advice[kind])
 }
 
 func refused(err error) bool {
 	return errors.Is(err, journal.ErrLapsed) || errors.Is(err, journal.ErrNotOwner) ||
 		errors.Is(err, journal.ErrNoBatch) || errors.Is(err, journal.ErrExists)
-}
-
-type explainedError struct {
-	text string
-	kind error // one of package journal's, or nil
-	err  error
-}
-
-func (e *explainedError) Error() string { return e.text }
-
-func (e *explainedError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
 }
 
 // kindOf tells which of package journal's troubles an error is.

@@ -30,7 +30,7 @@ var errForeign = errors.New("not a journal, but some other SQLite database")
 // newest version.
 func (s *Store) prepare(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
-		return err
+		return s.explain(err)
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
 		have, err := versionOf(ctx, tx)

@@ -72,7 +72,7 @@ func open(ctx context.Context, path string, patience time.Duration) (*Store, err
 	s.db.SetMaxOpenConns(1)
 	if err := s.prepare(ctx); err != nil {
 		s.db.Close()
-		return nil, s.explain(err)
+		return nil, err
 	}
 	return s, nil
 }
