@@ -496,6 +496,7 @@ func TestAPanickingHandlerHurtsNobody(t *testing.T) {
 	panicking := func(autobatcher.Event) { calls++; panic("handler") }
 	setup{options: autobatcher.Options{OnEvent: panicking}}.play(t, func(s *scene) {
 		s.chat("a").want(200, 15*time.Second)
+		synctest.Wait()
 		s.tr.Close()
 		if calls != 4 { // submitted, progress, completed, closing
 			s.Errorf("%d events, want 4", calls)
@@ -514,5 +515,68 @@ func TestASlowHandlerHoldsItsBatchOnly(t *testing.T) {
 		chat, embedding := s.chat("a"), s.send("/embeddings", embeddingBody("b"))
 		embedding.want(200, 15*time.Second)
 		chat.want(200, 75*time.Second)
+	})
+}
+
+// Every batch was polled by itself, every five seconds, for a day.
+func TestManyBatches(t *testing.T) {
+	const batches = 12
+	// slowest makes a call each for so many batches, and returns the last answer.
+	slowest := func(s *scene) (last reply) {
+		calls := make([]*pending, batches)
+		for i := range calls {
+			calls[i] = s.send("/chat/completions", fmt.Sprintf(`{"model":"m%d","messages":[]}`, i))
+		}
+		for _, c := range calls {
+			if r := c.wait(); r.status != 200 || r.at > last.at {
+				last = r
+			}
+		}
+		return last
+	}
+	u := setup{server: batchtest.Options{Turnaround: 20 * time.Second}}
+	u.run(t, "are looked at together", func(s *scene) {
+		slowest(s).want(200, 30*time.Second)
+		// An upload, a create and a download each, and four looks.
+		if n := len(s.srv.Requests()); n > 3*batches+4*2 {
+			s.Errorf("%d requests for %d batches", n, batches)
+		}
+	})
+	for name, f := range map[string]batchtest.Fault{
+		"404": batchtest.Status(404, nil, "{}"), "403": batchtest.HTML(403), "500": batchtest.HTML(500), "reset": batchtest.Reset(),
+		"empty": batchtest.Status(200, nil, `{"object":"list","data":[],"has_more":false}`), "odd": batchtest.Status(200, nil, `{"data":7}`),
+	} {
+		u.run(t, "at a provider whose list is no help/"+name, func(s *scene) {
+			s.srv.Control(batchtest.OpList, every(200, f)...)
+			if r := slowest(s); r.status != 200 || r.at > time.Minute {
+				s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			}
+		})
+	}
+	u.run(t, "while the list hangs", func(s *scene) {
+		s.srv.Control(batchtest.OpList, every(5, batchtest.Hang())...)
+		if r := slowest(s); r.status != 200 || r.at > 5*time.Minute {
+			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+		}
+	})
+}
+
+// A download that stalls is tried again; what it brought before counts.
+func TestAStalledDownload(t *testing.T) {
+	setup{}.play(t, func(s *scene) {
+		s.srv.Control(batchtest.OpContent, func(w http.ResponseWriter, r *http.Request) bool {
+			rec := &recorded{header: http.Header{}, status: 200}
+			batchtest.Proceed(rec, r)
+			first, _, _ := strings.Cut(rec.body.String(), "\n")
+			fmt.Fprintln(w, first)
+			http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			panic(http.ErrAbortHandler)
+		})
+		calls := s.chats(2)
+		calls[0].want(200, 15*time.Second)
+		if r := calls[1].wait(); r.status != 200 || r.at < 5*time.Minute || r.at > 6*time.Minute {
+			s.Errorf("status %d at %v", r.status, r.at)
+		}
 	})
 }

@@ -392,6 +392,46 @@ func TestReconnecting(t *testing.T) {
 		retry.want(200, 70*time.Second)
 		s.sent(1)
 	})
+	u.run(t, "a retry of a retry", func(s *scene) {
+		orphan(s)
+		retry := s.chat("a")
+		s.until(31 * time.Second) // it has the line since 30 s
+		retry.leave()
+		s.chat("a").want(200, 70*time.Second)
+		s.sent(1)
+		if st := s.tr.Stats(); st.Left != 2 || st.Answered != 1 || st.Running != 0 {
+			s.Errorf("stats = %+v", st)
+		}
+	})
+	u.run(t, "as many retries as there were calls", func(s *scene) {
+		var first, retries []*pending
+		for range 5 {
+			first = append(first, s.chat("a"))
+		}
+		s.until(20 * time.Second)
+		for _, c := range first {
+			c.leave()
+		}
+		for range 7 {
+			retries = append(retries, s.chat("a"))
+		}
+		ids := map[string]bool{}
+		for _, c := range retries {
+			ids[c.wait().header.Get("Autobatcher-Custom-Id")] = true
+		}
+		if len(ids) != 7 {
+			s.Errorf("%d lines for 7 calls", len(ids))
+		}
+		s.sent(5, 2)
+	})
+	u.run(t, "an answer that was read is not given again", func(s *scene) {
+		ctx, leave := context.WithCancel(s.Context())
+		r := s.do(s.request(ctx, "/chat/completions", chatBody("a"))).want(200, 70*time.Second)
+		leave()
+		r.res.Body.Close()
+		s.chat("a").want(200, 140*time.Second)
+		s.sent(1, 1)
+	})
 	u.run(t, "a retry gets the answer that came meanwhile", func(s *scene) {
 		orphan(s)
 		s.until(100 * time.Second)

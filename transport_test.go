@@ -865,3 +865,80 @@ func TestManyCallsAtOnce(t *testing.T) {
 		}
 	})
 }
+
+// Waiters were stranded when something of theirs panicked.
+func TestAPanickingBaseStrandsNobody(t *testing.T) {
+	for _, part := range []string{"/files", "/batches", "/batches/", "/content"} {
+		var panicked atomic.Bool
+		setup{base: func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				if strings.Contains(r.URL.Path, part) && !panicked.Swap(true) {
+					panic("base")
+				}
+				return next.RoundTrip(r)
+			})
+		}}.run(t, part, func(s *scene) {
+			for _, c := range s.chats(3) {
+				r := c.wait()
+				if r.status != 424 || r.at > 15*time.Second {
+					s.Errorf("status %d, error %v at %v", r.status, r.err, r.at)
+				}
+				r.fails("internal_error")
+			}
+			s.chat("b").wait().says("b")
+		})
+	}
+}
+
+// With real connections, as programs have them.
+func TestOverSockets(t *testing.T) {
+	srv := batchtest.NewServer(batchtest.Options{Turnaround: 20 * time.Millisecond})
+	defer srv.Close()
+	base := &http.Transport{}
+	defer base.CloseIdleConnections()
+	tr, err := autobatcher.New(autobatcher.Options{Base: base, BatchSize: 50, PollInterval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			text := fmt.Sprintf("call %d. %s", i, strings.Repeat("x", i*2000))
+			req, err := http.NewRequest("POST", srv.URL+"/chat/completions", strings.NewReader(chatBody(text)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			req.Header.Set("Authorization", "Bearer k")
+			res, err := tr.Client().Do(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer res.Body.Close()
+			if body, err := io.ReadAll(res.Body); err != nil || res.StatusCode != 200 || !strings.Contains(string(body), fmt.Sprintf("call %d.", i)) {
+				t.Errorf("%s, %v: %s", res.Status, err, body)
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(srv.Batches()); n != 2 {
+		t.Errorf("%d batches, want 2", n)
+	}
+}
+
+// A handler may ask the Transport how it stands.
+func TestAHandlerMayUseStats(t *testing.T) {
+	var tr *autobatcher.Transport
+	told := 0
+	setup{options: autobatcher.Options{OnEvent: func(autobatcher.Event) { tr.Stats(); told++ }}}.play(t, func(s *scene) {
+		tr = s.tr
+		s.chat("a").want(200, 15*time.Second)
+		synctest.Wait()
+		s.tr.Close()
+		if told != 4 {
+			s.Errorf("%d events", told)
+		}
+	})
+}
