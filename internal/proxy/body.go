@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -13,53 +14,86 @@ import (
 // is no second copy of it.
 type callBody struct {
 	io.ReadCloser
-	rc       *http.ResponseController
-	renewed  time.Time // when the deadline was last set; zero: there is none
-	err      error     // why it could not be read, if so
-	scan     scanner
-	closed   func() // called when it was closed
-	received *int64 // counts its bytes
+	rc    *http.ResponseController
+	scan  scanner
+	whole func() // called when it was read to its end
+
+	mu      sync.Mutex // the body may be read and closed by other goroutines
+	size    int64      // as far as it was read
+	err     error      // why it could not be read, if so
+	renewed time.Time  // when the deadline was last set; zero: there is none
+	ended   bool       // no deadline from now on
 }
 
-func newCallBody(a *answer, limit int64) *callBody {
-	return &callBody{ReadCloser: http.MaxBytesReader(a.w, a.r.Body, limit), rc: http.NewResponseController(a.w), received: &a.received}
+func newCallBody(a *answer, limit int64, whole func()) *callBody {
+	return &callBody{
+		ReadCloser: http.MaxBytesReader(a.w, a.r.Body, limit),
+		rc:         http.NewResponseController(a.w),
+		whole:      whole,
+	}
 }
 
 // Read reads on, and gives the caller a minute for each next piece.
 func (b *callBody) Read(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(b.renewed) > patience/4 {
-		_ = b.rc.SetReadDeadline(now.Add(patience))
-		b.renewed = now
-	}
+	b.hurry()
 	n, err := b.ReadCloser.Read(p)
 	b.scan.see(p[:n])
-	*b.received += int64(n)
-	switch err {
-	case nil:
-	case io.EOF:
+	b.note(n, err)
+	if err == io.EOF {
 		b.unhurry()
-	default:
-		b.err = err
+		b.whole()
 	}
 	return n, err
 }
 
-// Close closes the body. net/http reads some of what is left, so that the
-// connection can be used again; it must not wait for it.
-func (b *callBody) Close() error {
-	defer b.closed()
-	if !b.renewed.IsZero() {
-		_ = b.rc.SetReadDeadline(time.Now().Add(patience / 60))
-		defer b.unhurry()
+func (b *callBody) note(n int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.size += int64(n)
+	if err != nil && err != io.EOF {
+		b.err = err
 	}
+}
+
+// progress says how much was read, and what went wrong if something did.
+func (b *callBody) progress() (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.size, b.err
+}
+
+// hurry sets the deadline for the next piece. A deadline costs more than to
+// read a piece does, so that it is not renewed for each.
+func (b *callBody) hurry() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if now := time.Now(); !b.ended && now.Sub(b.renewed) > patience/4 {
+		_ = b.rc.SetReadDeadline(now.Add(patience)) // not every ResponseWriter can
+		b.renewed = now
+	}
+}
+
+// Close closes the body. net/http reads some of what is left, so that the
+// connection can be used again; it must not wait long for it.
+func (b *callBody) Close() error {
+	b.mu.Lock()
+	if !b.ended {
+		_ = b.rc.SetReadDeadline(time.Now().Add(time.Second))
+	}
+	b.mu.Unlock()
+	defer b.unhurry()
 	return b.ReadCloser.Close()
 }
 
 // unhurry lifts the deadline: left standing it would end the call, since
 // net/http reads on in order to notice when the caller goes away.
 func (b *callBody) unhurry() {
-	_ = b.rc.SetReadDeadline(time.Time{})
-	b.renewed = time.Time{}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ended {
+		_ = b.rc.SetReadDeadline(time.Time{})
+		b.ended = true
+	}
 }
 
 // A scanner finds the top-level "stream" and "model" of a JSON object that flows

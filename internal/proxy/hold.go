@@ -40,11 +40,12 @@ func (p *Proxy) hold(a *answer, r *http.Request) {
 		a.refuse(failTooLarge)
 		return
 	}
-	c := &heldCall{answer: a, p: p, body: newCallBody(a, p.opts.MaxBody)}
-	c.body.closed = c.startBeating
+	c := &heldCall{answer: a, p: p}
+	c.body = newCallBody(a, p.opts.MaxBody, c.startBeating)
 	defer c.stopBeating()
 	res, err := p.opts.Transport.RoundTrip(p.upstream.outgoing(r, c.body))
 	c.stopBeating()
+	c.received, _ = c.body.progress()
 	if err != nil {
 		c.fail(err)
 		return
@@ -56,11 +57,12 @@ func (p *Proxy) hold(a *answer, r *http.Request) {
 // fail ends a call that got no response.
 func (c *heldCall) fail(err error) {
 	f := failureOf(err)
+	_, unread := c.body.progress()
 	switch {
+	case unread != nil: // net/http takes any such error for the caller's end
+		f = bodyFailure(unread)
 	case gone(c.r):
 		panic(http.ErrAbortHandler) // nobody listens
-	case c.body.err != nil:
-		f = bodyFailure(c.body.err)
 	}
 	if c.form != uncommitted {
 		c.failLate(f.object())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"mime"
 	"net/http"
 	"net/http/httputil"
@@ -126,6 +127,7 @@ func (p *Proxy) newPass() *httputil.ReverseProxy {
 		Transport:      p.opts.Transport,
 		FlushInterval:  -1,
 		BufferPool:     buffers{},
+		ErrorLog:       slog.NewLogLogger(p.opts.Logger.Handler(), slog.LevelDebug),
 		ModifyResponse: wrapErrorPage,
 		Rewrite: func(pr *httputil.ProxyRequest) {
 			pr.Out.URL = p.upstream.locate(pr.In.URL)
