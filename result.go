@@ -431,11 +431,10 @@ func (t *Transport) settle(c *call, a *answer) {
 		t.keep(c, a)
 		return
 	}
-	if a.realtime {
-		// Neither answered nor failed by its batch.
-	} else if a.ours || a.err != nil {
+	switch {
+	case a.ours || a.err != nil:
 		t.stats.Failed++
-	} else {
+	case !a.realtime:
 		t.stats.Answered++
 	}
 	c.waiter.answer <- a

@@ -70,7 +70,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -656,6 +655,6 @@ func (b *batch) queueStats() QueueStats {
 // has the key it is made with.
 func (t *Transport) payerName(payer string) string {
 	mac := hmac.New(sha256.New, t.secret[:])
-	io.WriteString(mac, payer)
+	mac.Write([]byte(payer))
 	return hex.EncodeToString(mac.Sum(nil)[:4])
 }

@@ -211,9 +211,9 @@ func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content
 	var err error
 	if c.profile.ResultURLs && strings.HasPrefix(fileID, "https://") {
 		path = "result file"
-		res, err = c.fetch(ctx, fileID)
+		res, err = c.fetch(ctx, fileID) //nolint:bodyclose // Content.Body is closed by the caller
 	} else {
-		res, err = c.do(ctx, http.MethodGet, path, nil, opts...)
+		res, err = c.do(ctx, http.MethodGet, path, nil, opts...) //nolint:bodyclose // likewise
 	}
 	if err != nil {
 		watch.stop()

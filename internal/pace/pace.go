@@ -139,7 +139,7 @@ type Set[T any] struct {
 const maxNames = 1000
 
 // Of returns the value of that name, which is made when first asked for.
-func (s *Set[T]) Of(name string, make func() T) T {
+func (s *Set[T]) Of(name string, first func() T) T {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	v, ok := s.values[name]
@@ -147,7 +147,7 @@ func (s *Set[T]) Of(name string, make func() T) T {
 		if s.values == nil || len(s.values) >= maxNames {
 			s.values = map[string]T{}
 		}
-		v = make()
+		v = first()
 		s.values[name] = v
 	}
 	return v

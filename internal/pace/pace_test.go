@@ -64,7 +64,7 @@ func TestGate(t *testing.T) {
 			synctest.Wait()
 			return entered
 		}
-		if len(enter(60)) != 1 || len(enter(60)) != 1 {
+		if first, second := enter(60), enter(60); len(first) != 1 || len(second) != 1 {
 			t.Fatal("a gate that has learned nothing holds nobody back")
 		}
 		g.Refused(60, 100)
@@ -128,7 +128,8 @@ func TestSet(t *testing.T) {
 	made := 0
 	next := func() int { made++; return made }
 	var s pace.Set[int]
-	if s.Of("a", next) != s.Of("a", next) || s.Of("a", next) == s.Of("b", next) {
+	first, again, other := s.Of("a", next), s.Of("a", next), s.Of("b", next)
+	if first != again || first == other {
 		t.Error("want one value a name")
 	}
 	for i := range 5000 {

@@ -1,0 +1,35 @@
+# What the project runs, each by one word: `make test`, `make bench`, …
+
+.PHONY: help build test race lint fuzz bench examples ci
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+build: ## bin/autobatcher
+	CGO_ENABLED=0 go build -trimpath -o bin/autobatcher ./cmd/autobatcher
+
+test: ## the tests, as in the README
+	go test ./...
+
+race: ## the tests under the race detector
+	go test -race ./...
+
+lint: ## format, vet, golangci-lint
+	test -z "$$(gofmt -l .)"
+	go vet ./...
+	golangci-lint run
+
+FUZZTIME ?= 20s
+fuzz: ## every fuzz test for FUZZTIME
+	@go list ./... | while read -r pkg; do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; done; done
+
+bench: ## the benchmarks of docs/performance.md
+	go test -run '^$$' -bench . -benchtime 5x .
+
+examples: ## run each example, offline
+	@for dir in examples/*/; do case $$dir in *internal*|*yourcode*) continue;; esac; echo "== $$dir"; go run ./$$dir || exit 1; done
+
+ci: ## what CI runs
+	.ci/run

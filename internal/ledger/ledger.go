@@ -1,0 +1,363 @@
+// Package ledger is one Transport's hand on a journal: it holds the lease, and
+// decides what happens when the journal fails.
+package ledger
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+const (
+	// lease is how long lines stay held after the last sign of life. It is how
+	// long the callers of a replica that died may have to wait.
+	lease = 15 * time.Second
+
+	// beat is how often a sign of life is given.
+	beat = 3 * time.Second
+
+	// silence is how long an owner may be silent before it counts as dead.
+	silence = 2 * beat
+
+	// patience ends a request to the journal.
+	patience = 10 * time.Second
+
+	// sweep is how often old batches are forgotten.
+	sweep = time.Hour
+)
+
+// A Ledger is safe for concurrent use. The methods of a nil Ledger, that of a
+// Transport without a journal, do nothing and find nothing.
+type Ledger struct {
+	store    journal.Store
+	owner    string
+	key      journal.Hash
+	keepFor  time.Duration
+	required bool
+	log      *slog.Logger
+
+	// turn holds a token. Whoever releases or takes over lines has it, so that
+	// a call that comes back finds what its first try has just left.
+	turn chan struct{}
+}
+
+// Options configure a Ledger.
+type Options struct {
+	Required bool          // fail rather than go on without the journal
+	KeepFor  time.Duration // after which a batch that ended is forgotten
+	Logger   *slog.Logger
+}
+
+// Open takes out a lease under a new name.
+func Open(store journal.Store, o Options) (*Ledger, error) {
+	l := &Ledger{
+		store: store, owner: rand.Text(), required: o.Required, keepFor: o.KeepFor, log: o.Logger,
+		turn: make(chan struct{}, 1),
+	}
+	l.turn <- struct{}{}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var err error
+	if l.key, err = store.Key(ctx); err != nil {
+		return nil, err
+	}
+	return l, store.Heartbeat(ctx, l.owner, lease)
+}
+
+// Key keys the hashes that go into the journal.
+func (l *Ledger) Key() journal.Hash { return l.key }
+
+// Live gives signs of life, and forgets what is old, until ctx ends.
+func (l *Ledger) Live(ctx context.Context) {
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	var swept time.Time
+	for {
+		if time.Since(swept) >= sweep {
+			l.forget(ctx)
+			swept = time.Now()
+		}
+		select {
+		case <-ticker.C:
+			l.say("heartbeat", l.beat(ctx))
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (l *Ledger) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return l.store.Heartbeat(ctx, l.owner, lease)
+}
+
+func (l *Ledger) forget(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	n, err := l.store.Forget(ctx, l.keepFor)
+	if n > 0 {
+		l.log.Info("journal: forgot batches nobody came back for", "batches", n)
+	}
+	l.say("forget", err)
+}
+
+// Leave ends the lease: what this owner holds is open at once.
+func (l *Ledger) Leave() {
+	if l == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	l.say("leave", l.store.Heartbeat(ctx, l.owner, 0))
+}
+
+// Renew extends the lease for a Close that takes its time.
+func (l *Ledger) Renew() {
+	if l != nil {
+		l.say("heartbeat", l.beat(context.Background()))
+	}
+}
+
+// say logs an error, but for the end of a context.
+func (l *Ledger) say(what string, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		l.log.Error("journal: "+what+" failed", "error", err)
+	}
+}
+
+// do makes a request to the journal, again after the lease had run out.
+func (l *Ledger) do(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := f(ctx)
+	if errors.Is(err, journal.ErrLapsed) {
+		if err = l.store.Heartbeat(ctx, l.owner, lease); err == nil {
+			err = f(ctx)
+		}
+	}
+	return err
+}
+
+// Begin writes down a batch that is about to be uploaded. It reports whether
+// it did; the error is not nil only where the journal is required.
+func (l *Ledger) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) (bool, error) {
+	if l == nil {
+		return false, nil
+	}
+	b.Owner = l.owner
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Begin(ctx, b, lines) })
+	return err == nil, l.weigh("begin", err)
+}
+
+// weigh logs an error, and returns it where the journal is required.
+func (l *Ledger) weigh(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	l.say(what, err)
+	if l.required {
+		return fmt.Errorf("the journal is required, and failed to %s: %w", what, err)
+	}
+	return nil
+}
+
+// Advance writes down how far a batch got. The error is not nil only where the
+// journal is required.
+func (l *Ledger) Advance(ctx context.Context, ref string, s journal.Step) error {
+	if l == nil || ref == "" {
+		return nil
+	}
+	return l.weigh("advance", l.do(ctx, func(ctx context.Context) error { return l.store.Advance(ctx, l.owner, ref, s) }))
+}
+
+// End writes down that a batch has ended, whoever carried it on.
+func (l *Ledger) End(ctx context.Context, ref, status string) {
+	if l == nil || ref == "" {
+		return
+	}
+	if mine, _ := l.Claim(ctx, ref); mine {
+		_ = l.Advance(ctx, ref, journal.Step{State: journal.Ended, Status: status}) // said already
+	}
+}
+
+// Claim makes this owner carry the batch on if nobody does, and reports
+// whether it does now.
+func (l *Ledger) Claim(ctx context.Context, ref string) (mine bool, err error) {
+	err = l.do(ctx, func(ctx context.Context) (err error) {
+		mine, err = l.store.Claim(ctx, l.owner, ref)
+		return err
+	})
+	l.say("claim", err)
+	return mine, err
+}
+
+// Discard forgets a batch that never was created.
+func (l *Ledger) Discard(ctx context.Context, ref string) {
+	if l == nil || ref == "" {
+		return
+	}
+	l.say("discard", l.do(ctx, func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) }))
+}
+
+// Deliver notes that lines have been answered for good.
+func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
+	if l == nil || ref == "" || len(lines) == 0 {
+		return
+	}
+	l.say("deliver", l.do(ctx, func(ctx context.Context) error { return l.store.Deliver(ctx, l.owner, ref, lines) }))
+}
+
+// Release makes lines open whose callers have gone.
+func (l *Ledger) Release(ctx context.Context, ref string, lines []int) {
+	if l == nil || ref == "" || len(lines) == 0 || !l.take(ctx) {
+		return
+	}
+	defer l.give()
+	l.say("release", l.do(ctx, func(ctx context.Context) error { return l.store.Release(ctx, l.owner, ref, lines) }))
+}
+
+// Abandon marks a batch that nobody waits for, anywhere, as one to be
+// cancelled, and reports whether it is one. Without a journal it always is.
+func (l *Ledger) Abandon(ctx context.Context, ref string) bool {
+	if l == nil || ref == "" {
+		return true
+	}
+	var abandoned bool
+	err := l.do(ctx, func(ctx context.Context) (err error) {
+		abandoned, err = l.store.Abandon(ctx, l.owner, ref)
+		return err
+	})
+	if errors.Is(err, journal.ErrNotOwner) {
+		return false // its owner sees to it
+	}
+	l.say("abandon", err)
+	return abandoned
+}
+
+// Settled reports whether every line of a batch was delivered, so that its
+// files may go.
+func (l *Ledger) Settled(ctx context.Context, ref string) bool {
+	if l == nil || ref == "" {
+		return true
+	}
+	var found []journal.Batch
+	err := l.do(ctx, func(ctx context.Context) (err error) {
+		found, err = l.store.Batches(ctx, journal.Filter{Ref: ref})
+		return err
+	})
+	return err == nil && len(found) == 1 && found[0].Delivered == found[0].Lines
+}
+
+// Unfinished lists the batches of a payer's that have not ended.
+func (l *Ledger) Unfinished(ctx context.Context, payer journal.Hash) []journal.Batch {
+	var found []journal.Batch
+	l.say("list", l.do(ctx, func(ctx context.Context) (err error) {
+		found, err = l.store.Batches(ctx, journal.Filter{Payer: &payer, Unfinished: true})
+		return err
+	}))
+	return found
+}
+
+// TakeOver finds lines that earlier tries of the same calls left behind, here,
+// in a process that died or at another replica. Where an owner seems to have
+// died it waits for the lease to run out: that costs seconds, and another line
+// costs money. The error is not nil only where the journal is required.
+func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) ([]journal.Taken, error) {
+	if l == nil || len(prints) == 0 {
+		return nil, nil
+	}
+	taken, err := l.takeOver(ctx, payer, prints)
+	for err == nil && count(taken) < len(prints) {
+		wait := l.dying(ctx)
+		if wait == 0 || !sleep(ctx, wait) {
+			break
+		}
+		var more []journal.Taken
+		more, err = l.takeOver(ctx, payer, missing(prints, taken))
+		taken = append(taken, more...)
+	}
+	return taken, l.weigh("take over", err)
+}
+
+func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) (taken []journal.Taken, err error) {
+	if !l.take(ctx) {
+		return nil, context.Cause(ctx)
+	}
+	defer l.give()
+	err = l.do(ctx, func(ctx context.Context) (err error) {
+		taken, err = l.store.TakeOver(ctx, l.owner, payer, prints)
+		return err
+	})
+	return taken, err
+}
+
+// dying is how long it takes until the next lease runs out of an owner that
+// gives no sign of life; 0 if all do.
+func (l *Ledger) dying(ctx context.Context) time.Duration {
+	var owners []journal.Owner
+	err := l.do(ctx, func(ctx context.Context) (err error) {
+		owners, err = l.store.Owners(ctx)
+		return err
+	})
+	l.say("owners", err)
+	var wait time.Duration
+	for _, o := range owners {
+		if o.Name != l.owner && o.Silent > silence && (wait == 0 || o.Left < wait) {
+			wait = max(o.Left, time.Millisecond)
+		}
+	}
+	return wait
+}
+
+func count(taken []journal.Taken) int {
+	n := 0
+	for _, t := range taken {
+		n += len(t.Lines)
+	}
+	return n
+}
+
+// missing is prints without those of the lines taken, each once.
+func missing(prints []journal.Hash, taken []journal.Taken) []journal.Hash {
+	have := make(map[journal.Hash]int)
+	for _, t := range taken {
+		for _, line := range t.Lines {
+			have[line.Print]++
+		}
+	}
+	var rest []journal.Hash
+	for _, print := range prints { //nolint:revive // what else to call a print
+		if have[print]--; have[print] < 0 {
+			rest = append(rest, print)
+		}
+	}
+	return rest
+}
+
+func (l *Ledger) take(ctx context.Context) bool {
+	select {
+	case <-l.turn:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (l *Ledger) give() { l.turn <- struct{}{} }
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
