@@ -45,10 +45,14 @@ func TestScript(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Values[serversKey{}] = map[string]*server{}
+			env.Setenv("GORACE", promptly)
 			return nil
 		},
 	})
 }
+
+// promptly keeps the race detector from adding a second to every process.
+const promptly = "atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"autobatcher": main, "http": httpMain, "child": childMain})
@@ -88,7 +92,7 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: start NAME [VAR=value] program [args]")
 	}
-	name, env := args[0], []string{"PATH=" + ts.Getenv("PATH"), "HOME=/no-home"}
+	name, env := args[0], []string{"PATH=" + ts.Getenv("PATH"), "HOME=/no-home", "GORACE=" + promptly}
 	for args = args[1:]; regexp.MustCompile(`^[A-Z_]+=`).MatchString(args[0]); args = args[1:] {
 		env = append(env, args[0])
 	}

@@ -15,24 +15,29 @@ import (
 // steering is the part of the help that says how to provoke things.
 const steering = `A prompt, or an embedding's input, can say what is to become of its call:
 
-   sandbox: status 429        the call fails with that status
-   sandbox: error CODE        the line ends without a response, with that code
-   sandbox: missing           the line is counted but its result never written
-   sandbox: never             the line never finishes
-   sandbox: delay 30s         the line finishes that long after its batch began
-   sandbox: call NAME {…}     the model calls the tool NAME with these arguments`
+   sandbox: status 429           the call fails with that status
+   sandbox: error CODE           the line ends without a response, with that code
+   sandbox: missing              the line is counted, but its result never written
+   sandbox: never                the line never finishes
+   sandbox: call NAME {…}        the model calls the tool NAME with these arguments
+   sandbox: delay 30s            the line finishes that long after its batch began
+   sandbox: delay 30s status 500 the same, and then what follows`
 
 // obey answers like batchtest.Echo, unless the prompt gives an order.
 func obey(l batchtest.Line) batchtest.Outcome {
-	_, order, found := strings.Cut(prompt(l.Body), "sandbox: ")
-	if !found {
-		return batchtest.Echo(l)
+	if _, order, found := strings.Cut(prompt(l.Body), "sandbox: "); found {
+		return follow(l, order)
 	}
-	verb, rest, _ := strings.Cut(strings.TrimSpace(order), " ")
-	object, arguments, _ := strings.Cut(strings.TrimSpace(rest), " ")
-	switch verb {
+	return batchtest.Echo(l)
+}
+
+// follow follows an order. One that makes no sense is no order.
+func follow(l batchtest.Line, order string) batchtest.Outcome {
+	verb, rest, _ := strings.Cut(order, " ")
+	object, rest, _ := strings.Cut(rest, " ")
+	switch strings.TrimSpace(verb) {
 	case "status":
-		if status, err := strconv.Atoi(object); err == nil && status >= 200 && status <= 599 {
+		if status, err := strconv.Atoi(object); err == nil && status >= 400 && status <= 599 {
 			return batchtest.Outcome{Status: status}
 		}
 	case "error":
@@ -41,12 +46,14 @@ func obey(l batchtest.Line) batchtest.Outcome {
 		return batchtest.Outcome{Missing: true}
 	case "never":
 		return batchtest.Outcome{Never: true}
+	case "call":
+		return batchtest.Outcome{Body: callTool(l, object, rest)} // nil for an embedding: Echo's
 	case "delay":
 		if d, err := time.ParseDuration(object); err == nil {
-			return batchtest.Outcome{Delay: d}
+			late := follow(l, rest)
+			late.Delay = d
+			return late
 		}
-	case "call":
-		return batchtest.Outcome{Body: callTool(l, object, arguments)} // nil for an embedding: Echo's
 	}
 	return batchtest.Echo(l)
 }

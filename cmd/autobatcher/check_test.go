@@ -1,0 +1,105 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func TestIsLoopback(t *testing.T) {
+	for host, want := range map[string]bool{
+		"127.0.0.1": true, "127.9.9.9": true, "::1": true, "localhost": true, "::ffff:127.0.0.1": true,
+		"": false, "0.0.0.0": false, "::": false, "10.0.0.1": false, "example.com": false, "localhost.example.com": false,
+	} {
+		if got := isLoopback(host); got != want {
+			t.Errorf("isLoopback(%q) = %v", host, got)
+		}
+	}
+}
+
+func TestUpstream(t *testing.T) {
+	tests := []struct {
+		base, provider string
+		want           string // the profile's name, or part of the error
+	}{
+		{"https://api.openai.com/v1", "", "openai"},
+		{"https://api.doubleword.ai/v1", "", "doubleword"},
+		{"http://localhost:4000", "", "generic"},
+		{"http://localhost:4000", "litellm", "litellm"},
+		{"http://localhost:4000", "LiteLLM", "litellm"},
+		{"http://localhost:4000", "acme", "unknown provider"},
+		{"https://api.anthropic.com/v1", "", "no OpenAI-compatible Batch API"},
+		{"http://localhost:4000", "anthropic", "no OpenAI-compatible Batch API"},
+		{"localhost:4000", "", "must begin with https://"},
+		{"ftp://example.com", "", "must begin with https://"},
+		{"https://", "", "name a host"},
+		{"https://user:secret@example.com/v1", "", "neither a user nor a fragment"},
+		{"https://example.com/v1#x", "", "neither a user nor a fragment"},
+		{"https://exa mple.com", "", "--base-url"},
+	}
+	for _, tt := range tests {
+		s := newSettings()
+		s.baseURL, s.provider = tt.base, tt.provider
+		up, err := s.upstream()
+		got := up.profile.Name
+		if err != nil {
+			got = err.Error()
+		}
+		if !strings.Contains(got, tt.want) || strings.Contains(got, "secret") {
+			t.Errorf("%s, %q: %s; want %s", tt.base, tt.provider, got, tt.want)
+		}
+	}
+}
+
+func TestWindow(t *testing.T) {
+	tests := []struct {
+		mode, window string
+		profile      provider.Profile
+		want         string // or part of the error
+	}{
+		{"", "", provider.OpenAI(), ""},
+		{"batch", "", provider.OpenAI(), "24h"},
+		{"async", "", provider.Doubleword(), "1h"},
+		{"async", "1h", provider.Doubleword(), "1h"},
+		{"", "any string", provider.Doubleword(), "any string"},
+		{"", "72h", provider.Generic(), "72h"},
+		{"async", "24h", provider.Doubleword(), "give one of the two"},
+		{"later", "", provider.Doubleword(), "must be async or batch"},
+		{"async", "", provider.OpenAI(), "does not accept"},
+	}
+	for _, tt := range tests {
+		s := &settings{mode: tt.mode, completionWindow: tt.window}
+		got, err := s.window(tt.profile)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != tt.want && (err == nil || !strings.Contains(got, tt.want)) {
+			t.Errorf("%q, %q, %s: %q; want %q", tt.mode, tt.window, tt.profile.Name, got, tt.want)
+		}
+	}
+}
+
+// A window of 0 means at once, where the library takes 0 for its default.
+func TestBatchingAtOnce(t *testing.T) {
+	s := newSettings()
+	s.batchSize, s.batchWindow = 1, 0
+	o, err := s.batching(upstream{profile: provider.OpenAI()})
+	if err != nil || o.BatchWindow <= 0 || o.BatchWindow > time.Millisecond {
+		t.Errorf("BatchWindow is %v, %v; want next to nothing", o.BatchWindow, err)
+	}
+}
+
+func TestParseMetadata(t *testing.T) {
+	got, err := parseMetadata([]string{"a=1", "b=x=y,z", "a=2", "empty="})
+	want := map[string]string{"a": "2", "b": "x=y,z", "empty": ""}
+	if err != nil || !cmp.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	if got, err := parseMetadata(nil); got != nil || err != nil {
+		t.Errorf("no items make %v, %v; want nil", got, err)
+	}
+}
