@@ -45,6 +45,9 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, key string) erro
 	if input.batch != nil {
 		return invalid("input_file_id", "The input file must have the purpose '%s'.", s.manners.Purpose)
 	}
+	if err := s.countCreation(key); err != nil {
+		return err
+	}
 	b := s.newBatch(req, input) // not under the lock: it asks Options.Answer
 	s.mu.Lock()
 	s.enqueue(b, req.life)
@@ -54,6 +57,26 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request, key string) erro
 		view = map[string]any{"job": view}
 	}
 	writeJSON(w, s.manners.CreatedStatus, view)
+	return nil
+}
+
+// countCreation refuses what is too much for an hour.
+func (s *Server) countCreation(key string) error {
+	limit := s.manners.CreationsPerHour
+	if limit <= 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	recent := slices.DeleteFunc(s.created[key], func(t time.Time) bool { return now.Sub(t) >= time.Hour })
+	if s.created[key] = recent; len(recent) >= limit {
+		return &apiError{
+			status: 429, code: "rate_limit_exceeded", retryAfter: time.Hour - now.Sub(recent[0]),
+			message: fmt.Sprintf("Rate limit reached: %d batches may be created in an hour.", limit),
+		}
+	}
+	s.created[key] = append(recent, now)
 	return nil
 }
 
@@ -115,10 +138,13 @@ func knownFields(body []byte, names ...string) (err error) {
 
 func (s *Server) checkCreate(req *createRequest) (err error) {
 	m := &s.manners
+	if m.NoWindow && req.Window != "" {
+		return unknownParameter("completion_window")
+	}
 	for _, f := range []struct{ name, value string }{
 		{"input_file_id", req.InputFileID}, {"endpoint", req.Endpoint}, {"completion_window", req.Window},
 	} {
-		if f.value == "" {
+		if f.value == "" && (f.name != "completion_window" || !m.NoWindow) {
 			e := invalid(f.name, "Missing required parameter: '%s'.", f.name)
 			e.code = "missing_required_parameter"
 			return e
@@ -127,7 +153,7 @@ func (s *Server) checkCreate(req *createRequest) (err error) {
 	if !allowed(m.Endpoints, req.Endpoint) {
 		return invalid("endpoint", "Invalid value: '%s'. Supported values are: '%s'.", req.Endpoint, strings.Join(m.Endpoints, "', '"))
 	}
-	if !allowed(m.Windows, req.Window) {
+	if !m.offers(req.Window) {
 		return invalid("completion_window", "Invalid value: '%s'. Supported values are: '%s'.", req.Window, strings.Join(m.Windows, "', '"))
 	}
 	if req.OutputExpiry != nil {
@@ -139,6 +165,15 @@ func (s *Server) checkCreate(req *createRequest) (err error) {
 		req.metadata, err = s.checkMetadata(req.RawMetadata)
 	}
 	return err
+}
+
+// offers tells whether a window may be had.
+func (m *Manners) offers(window string) bool {
+	if len(m.Windows) > 0 || m.MaxWindow == 0 {
+		return allowed(m.Windows, window)
+	}
+	d, ok := parseWindow(window)
+	return ok && d >= m.MinWindow && d <= m.MaxWindow
 }
 
 func (s *Server) checkMetadata(raw map[string]json.RawMessage) (map[string]string, error) {
@@ -217,9 +252,7 @@ func (m *Manners) sameEndpoint(a, b string) bool {
 // enqueue takes a batch in, with the two files its results will be in. It needs mu.
 func (s *Server) enqueue(b *batch, life time.Duration) {
 	if s.overEnqueued(b) {
-		b.problems = append(b.problems, BatchError{
-			Code: "token_limit_exceeded", Message: "Enqueued token limit reached for the model. Please try again once some in_progress batches have been completed.",
-		})
+		b.problems = append(b.problems, BatchError{Code: "token_limit_exceeded", Message: s.tokenLimitText()})
 		b.lines, b.queue = nil, nil
 	}
 	for i, kind := range []string{"output", "error"} {
@@ -232,6 +265,23 @@ func (s *Server) enqueue(b *batch, life time.Duration) {
 	}
 	s.batches[b.id] = b
 	s.order = append(s.order, b)
+}
+
+func (s *Server) tokenLimitText() string {
+	told := ""
+	if s.manners.TellTokenLimit {
+		told = fmt.Sprintf(" Limit: %s enqueued tokens.", thousands(s.opts.MaxEnqueuedTokens))
+	}
+	return "Enqueued token limit reached for the model." + told +
+		" Please try again once some in_progress batches have been completed."
+}
+
+// thousands writes 90000 as "90,000".
+func thousands(n int64) string {
+	if n < 1000 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
 }
 
 func (s *Server) overEnqueued(b *batch) bool {
@@ -317,7 +367,7 @@ func (s *Server) listBatches(w http.ResponseWriter, r *http.Request, key string)
 			ids = append(ids, b.id)
 		}
 	}
-	page, more, err := q.cut(ids, s.manners.ListFirstPageAgain)
+	page, more, err := q.cut(ids, &s.manners)
 	views := make([]any, len(page))
 	for i, id := range page {
 		b := s.batches[id]
@@ -326,6 +376,10 @@ func (s *Server) listBatches(w http.ResponseWriter, r *http.Request, key string)
 	s.mu.Unlock()
 	if err != nil {
 		return err
+	}
+	if s.manners.BareList {
+		writeJSON(w, http.StatusOK, views)
+		return nil
 	}
 	writeJSON(w, http.StatusOK, listView(views, page, more))
 	return nil
@@ -345,7 +399,7 @@ func (s *Server) batchView(b *batch, status string) map[string]any {
 		"id": b.id, "object": "batch", "endpoint": b.endpoint, "completion_window": b.window,
 		"status": s.manners.StatusStyle.spell(status), "errors": b.errorsView(),
 		"input_file_id": nonEmpty(b.input.id), "metadata": s.metadataView(b),
-		"output_file_id": nonEmpty(b.resultID(outputs)), "error_file_id": nonEmpty(b.resultID(failures)),
+		"output_file_id": nonEmpty(s.resultName(b.resultID(outputs))), "error_file_id": nonEmpty(s.resultName(b.resultID(failures))),
 		"request_counts": map[string]int{"total": len(b.lines), "completed": b.completed, "failed": b.failed},
 	}
 	if b.inputGone {

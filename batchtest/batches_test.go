@@ -220,7 +220,7 @@ func TestAzureManners(t *testing.T) {
 
 func TestTogetherManners(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Manners: batchtest.Together()})
-	up := a.do(a.form("/files/upload", "purpose", "batch-api", "file_name", "x", "file", chatLines(1)))
+	up := a.do(a.form("/files/upload", "purpose", "batch-api", "file_name", "lines.jsonl", "file", chatLines(1)))
 	if up.status != 200 {
 		t.Fatalf("upload: %d %s", up.status, up.body)
 	}

@@ -24,9 +24,11 @@
 //
 // # Providers differ
 //
-// [Options].Manners says whose API this is. [OpenAI] is the default, and
-// [Doubleword], [LLMD], [Azure] and [Together] are at hand. A [Manners] is plain
-// data: change a limit or a habit and pass it on.
+// [Options].Manners says whose API this is. [OpenAI] is the default, and each
+// provider that package provider knows has its own: [Doubleword], [Azure],
+// [AzureLegacy], [Groq], [Together], [Nebius], [Parasail], [DeepInfra],
+// [SiliconFlow], [Moonshot], [Zhipu], [DashScope], [LLMD] and [LiteLLM]. A
+// [Manners] is plain data: change a limit or a habit and pass it on.
 //
 // # Time
 //

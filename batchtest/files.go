@@ -164,15 +164,34 @@ func (s *Server) checkForm(f *form) (time.Duration, error) {
 	case f.values.Get("purpose") != m.Purpose:
 		return 0, invalid("purpose", "'%s' is not one of ['%s'] - 'purpose'", f.values.Get("purpose"), m.Purpose)
 	}
-	for name, values := range f.values {
-		if len(values) > 1 {
-			return 0, invalid(name, "Duplicate parameter: '%s'.", name)
-		}
-		if !m.IgnoreUnknown && !slices.Contains([]string{"purpose", "expires_after[anchor]", "expires_after[seconds]"}, name) {
-			return 0, unknownParameter(name)
-		}
+	if err := m.checkFields(f); err != nil {
+		return 0, err
 	}
 	return m.formLife(f.values)
+}
+
+// formFields are those that OpenAI knows beside the file.
+var formFields = []string{"purpose", "expires_after[anchor]", "expires_after[seconds]"}
+
+// checkFields looks for fields that must not, or must, be there.
+func (m *Manners) checkFields(f *form) error {
+	for name, values := range f.values {
+		if len(values) > 1 {
+			return invalid(name, "Duplicate parameter: '%s'.", name)
+		}
+		if !m.IgnoreUnknown && !slices.Contains(formFields, name) && !slices.Contains(m.UploadFields, name) {
+			return unknownParameter(name)
+		}
+	}
+	for _, name := range m.UploadFields {
+		switch value := f.values.Get(name); {
+		case value == "":
+			return invalid(name, "'%s' is a required property", name)
+		case name == "file_name" && value != f.name:
+			return invalid(name, "'file_name' must be the name of the file.")
+		}
+	}
+	return nil
 }
 
 func unknownParameter(name string) *apiError {
@@ -333,7 +352,7 @@ func (s *Server) listFiles(w http.ResponseWriter, r *http.Request, key string) e
 			ids = append(ids, f.id)
 		}
 	}
-	page, more, err := q.cut(ids, s.manners.ListFirstPageAgain)
+	page, more, err := q.cut(ids, &s.manners)
 	views := make([]any, len(page))
 	for i, id := range page {
 		views[i] = s.fileView(s.files[id])
@@ -370,11 +389,18 @@ func (s *Server) readPage(r *http.Request, most int) (pageQuery, error) {
 }
 
 // cut returns the page of ids that was asked for, and whether more follow.
-func (q pageQuery) cut(ids []string, firstPageAgain bool) (page []string, more bool, err error) {
+func (q pageQuery) cut(ids []string, m *Manners) (page []string, more bool, err error) {
 	start := 0
-	if q.after != "" {
+	switch {
+	case q.after == "":
+	case m.ListByOffset:
+		if start, err = strconv.Atoi(q.after); err != nil || start < 0 {
+			return nil, false, invalid("after", "Invalid 'after': must be a number.")
+		}
+		start = min(start, len(ids))
+	default:
 		start = slices.Index(ids, q.after) + 1
-		if start == 0 && !firstPageAgain {
+		if start == 0 && !m.ListFirstPageAgain {
 			return nil, false, invalid("after", "No such object: %s", q.after)
 		}
 	}

@@ -351,15 +351,21 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// windowLength turns "24h" or "7d" into a duration; anything else counts as a day.
+// windowLength is how long a window is; what says no length counts as a day.
 func windowLength(window string) time.Duration {
-	if days, ok := cutSuffixInt(window, "d"); ok {
-		return time.Duration(days) * 24 * time.Hour
-	}
-	if d, err := time.ParseDuration(window); err == nil && d > 0 {
+	if d, ok := parseWindow(window); ok {
 		return d
 	}
 	return 24 * time.Hour
+}
+
+// parseWindow turns "24h" or "7d" into a duration.
+func parseWindow(window string) (time.Duration, bool) {
+	if days, ok := cutSuffixInt(window, "d"); ok {
+		return time.Duration(days) * 24 * time.Hour, true
+	}
+	d, err := time.ParseDuration(window)
+	return d, err == nil && d > 0
 }
 
 func cutSuffixInt(s, suffix string) (int, bool) {

@@ -17,10 +17,18 @@ type Manners struct {
 
 	// BasePath is the path the API lives under; empty means "/v1".
 	BasePath string
+	// CallPath comes between BasePath and a realtime call's endpoint, as a pattern
+	// of [http.ServeMux]: "/deployments/{deployment}" at Azure's dated API.
+	CallPath string
+	// NeedQuery is a query parameter without which every request is refused.
+	NeedQuery string
 	// UploadPath is where files are posted, under BasePath; empty means "/files".
 	UploadPath string
 	// Purpose is the only purpose an upload may name; empty means "batch".
 	Purpose string
+	// UploadFields are form fields that an upload must have beside its file and
+	// purpose. "file_name" must repeat the name of the file.
+	UploadFields []string
 	// CreatedStatus is the status of a successful upload or create; zero means 200.
 	CreatedStatus int
 	// BareIDs makes identifiers plain UUIDs, and answers 400 to any other form.
@@ -63,6 +71,16 @@ type Manners struct {
 	Endpoints []string
 	// Windows are the completion windows on offer.
 	Windows []string
+	// MinWindow and MaxWindow bound the windows where Windows is empty: a duration
+	// such as "24h" or "7d".
+	MinWindow, MaxWindow time.Duration
+	// NoWindow refuses a completion_window, since there is no such parameter.
+	NoWindow bool
+	// CreationsPerHour is how many batches one key may create in an hour; beyond
+	// it the answer is 429.
+	CreationsPerHour int
+	// TellTokenLimit names the limit where a batch fails with token_limit_exceeded.
+	TellTokenLimit bool
 	// MaxPairs, MaxKey and MaxValue cap a batch's metadata: pairs, and the
 	// characters of a key and of a value.
 	MaxPairs, MaxKey, MaxValue int
@@ -84,6 +102,10 @@ type Manners struct {
 	// serves the lines finished so far: X-Incomplete, X-Last-Line, skip, limit
 	// (at most 101) and search. The old parameter offset is ignored.
 	PartialResults bool
+	// ResultURLs names result files by an address on another host that carries its
+	// own credential, instead of by id. Whoever shows a key there is refused. Only
+	// [Server.Transport] leads to it.
+	ResultURLs bool
 	// FailedLines says where a line that ended in an HTTP error is written, and how.
 	FailedLines FailedLines
 	// FailWhenAllFail ends a batch as "failed" when no line succeeded. Otherwise
@@ -111,6 +133,10 @@ type Manners struct {
 	// ListSearch honours the parameter search when listing batches: metadata,
 	// file name and id, case-insensitive, with % and _ as wildcards.
 	ListSearch bool
+	// ListByOffset takes after as the number of batches to pass over.
+	ListByOffset bool
+	// BareList answers a list of batches as an array, without the object around it.
+	BareList bool
 	// ListFirstPageAgain answers an unknown after with the first page instead
 	// of an error.
 	ListFirstPageAgain bool
@@ -163,8 +189,29 @@ func OpenAI() Manners {
 		MaxValue:     512,
 		FileExpiry:   true,
 		ReportUsage:  true,
+
+		CreationsPerHour: 2_000,
+		TellTokenLimit:   true,
 	}
 }
+
+// plain is OpenAI without what only OpenAI has: the nearest guess at a provider
+// that copied its Batch API.
+func plain(name string) Manners {
+	m := OpenAI()
+	m.Name = name
+	m.CreationsPerHour, m.TellTokenLimit = 0, false
+	m.FileExpiry, m.ReportUsage = false, false
+	return m
+}
+
+// Short names for what a batch may be of where that is not everything.
+const (
+	chat       = "/v1/chat/completions"
+	embeddings = "/v1/embeddings"
+)
+
+const day = 24 * time.Hour
 
 // Doubleword checks files at upload, serves results while the batch runs, never
 // expires a batch, and writes no line for cancelled work.
@@ -202,24 +249,24 @@ func Doubleword() Manners {
 }
 
 // LLMD is the llm-d batch gateway: any model per line, HTTP errors in the
-// output file, any duration as window. In what is not mentioned it is OpenAI, and
-// so are Azure and Together: they are near enough to find a client's assumptions.
+// output file, any duration as window, and a list paged by offset. In what is not
+// mentioned it is OpenAI, and so are the others below: they are near enough to
+// find a client's assumptions.
 func LLMD() Manners {
-	m := OpenAI()
-	m.Name = "llm-d"
-	m.ReportUsage = false
+	m := plain("llm-d")
 	m.OneModel = false
-	m.Windows = nil
+	m.FileExpiry = true
+	m.Windows, m.MinWindow, m.MaxWindow = nil, time.Second, 366*day
 	m.FailedLines = AsOutput
+	m.ListByOffset = true
 	return m
 }
 
 // Azure is Azure OpenAI: capitalised statuses, times as text, an empty error
 // file on success, and no embeddings.
 func Azure() Manners {
-	m := OpenAI()
-	m.Name = "azure"
-	m.ReportUsage = false
+	m := plain("azure")
+	m.FileExpiry = true
 	m.BasePath = "/openai/v1"
 	m.StatusStyle = TitleStatus
 	m.ISOTimes = true
@@ -231,19 +278,115 @@ func Azure() Manners {
 	return m
 }
 
-// Together wraps the answer to create, shouts its statuses, and takes uploads
-// on a path and under a purpose of its own.
+// AzureLegacy is Azure's dated API: calls go to a deployment's path, files and
+// batches do not, urls have no /v1, and every request names the api-version.
+func AzureLegacy() Manners {
+	m := Azure()
+	m.Name = "azure-legacy"
+	m.BasePath, m.CallPath = "/openai", "/deployments/{deployment}"
+	m.NeedQuery = "api-version"
+	m.OptionalV1 = false
+	m.Endpoints = []string{"/chat/completions", "/responses"}
+	return m
+}
+
+// Together wraps the answer to create, shouts its statuses, lists without an
+// object, and takes uploads on a path and under a purpose of its own.
 func Together() Manners {
-	m := OpenAI()
-	m.Name = "together"
-	m.ReportUsage = false
+	m := plain("together")
+	m.FileExpiry = true
 	m.UploadPath = "/files/upload"
 	m.Purpose = "batch-api"
+	m.UploadFields = []string{"file_name"}
 	m.IgnoreUnknown = true
 	m.MaxFileBytes = 100 << 20
 	m.WrapCreated = true
+	m.BareList = true
 	m.StatusStyle = UpperStatus
 	m.ISOTimes = true
 	m.OneModel = false
+	m.Endpoints = []string{chat}
+	return m
+}
+
+// Groq batches chat completions alone, for a day to a week.
+func Groq() Manners {
+	m := plain("groq")
+	m.BasePath = "/openai/v1"
+	m.MaxFileBytes = 100_000_000
+	m.Endpoints = []string{chat}
+	m.Windows, m.MinWindow, m.MaxWindow = nil, day, 7*day
+	return m
+}
+
+// Nebius takes files of five million lines.
+func Nebius() Manners {
+	m := plain("nebius")
+	m.MaxLines, m.MaxFileBytes = 5_000_000, 10_000_000_000
+	m.Endpoints = []string{chat, embeddings}
+	return m
+}
+
+// Parasail lets the lines of a file name any models.
+func Parasail() Manners {
+	m := plain("parasail")
+	m.OneModel = false
+	m.MaxFileBytes = 500_000_000
+	m.Endpoints = []string{chat, embeddings}
+	return m
+}
+
+// DeepInfra batches no responses.
+func DeepInfra() Manners {
+	m := plain("deepinfra")
+	m.BasePath = "/v1/openai"
+	m.Endpoints = []string{chat, embeddings}
+	return m
+}
+
+// SiliconFlow takes 5,000 lines, streaming ones too, and names results by URL.
+func SiliconFlow() Manners {
+	m := plain("siliconflow")
+	m.RefuseStream = false
+	m.MaxLines, m.MaxFileBytes = 5_000, 1_000_000_000
+	m.Endpoints = []string{chat}
+	m.Windows, m.MinWindow, m.MaxWindow = nil, day, 14*day
+	m.ResultURLs = true
+	return m
+}
+
+// Moonshot batches chat completions alone, for half a day to a week.
+func Moonshot() Manners {
+	m := plain("moonshot")
+	m.Endpoints = []string{chat}
+	m.Windows, m.MinWindow, m.MaxWindow = nil, day/2, 7*day
+	return m
+}
+
+// Zhipu says /v4 where others say /v1, and knows no completion window.
+func Zhipu() Manners {
+	m := plain("zhipu")
+	m.BasePath = "/api/paas/v4"
+	m.MaxFileBytes = 100_000_000
+	m.Endpoints = []string{"/v4/chat/completions", "/v4/embeddings"}
+	m.Windows, m.NoWindow = nil, true
+	return m
+}
+
+// DashScope is Alibaba Cloud's Model Studio in its OpenAI-compatible mode.
+func DashScope() Manners {
+	m := plain("dashscope")
+	m.BasePath = "/compatible-mode/v1"
+	m.MaxFileBytes = 100_000_000
+	m.Endpoints = []string{chat, embeddings}
+	m.Windows, m.MinWindow, m.MaxWindow = nil, day, 14*day
+	return m
+}
+
+// LiteLLM is its proxy, which learns from a field of the form whom a file is for.
+func LiteLLM() Manners {
+	m := plain("litellm")
+	m.UploadFields = []string{"target_model_names"}
+	m.IgnoreUnknown = true
 	return m
 }

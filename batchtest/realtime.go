@@ -26,7 +26,7 @@ func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, key string) e
 	if err != nil {
 		return err
 	}
-	l := Line{Method: "POST", URL: "/v1" + strings.TrimPrefix(r.URL.Path, s.manners.BasePath), Body: body}
+	l := Line{Method: "POST", URL: s.manners.lineURL(r.URL.Path), Body: body}
 	if l.Model, err = s.modelOf(body); err != nil {
 		return err
 	}
@@ -41,6 +41,24 @@ func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, key string) e
 	s.realtime = append(s.realtime, realtimeCall{l, o, key})
 	s.mu.Unlock()
 	return writeOutcome(w, l, o)
+}
+
+// lineURL is the url that a line would have for a call to path, so that the same
+// work has the same [Line.Key] either way.
+func (m *Manners) lineURL(path string) string {
+	for _, suffix := range realtimePaths {
+		if !strings.HasSuffix(path, suffix) {
+			continue
+		}
+		for _, url := range m.Endpoints {
+			version, ok := strings.CutSuffix(url, suffix)
+			if ok && strings.Count(version, "/") <= 1 && version != "/chat" {
+				return url
+			}
+		}
+		return "/v1" + suffix
+	}
+	return path
 }
 
 func (s *Server) modelOf(body []byte) (string, error) {

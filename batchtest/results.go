@@ -44,6 +44,43 @@ func (s *Server) content(w http.ResponseWriter, r *http.Request, key string) err
 	return f.batch.send(w, lines)
 }
 
+// resultHost and resultPath are where results named by URL are.
+const (
+	resultHost = "https://results.batchtest.invalid"
+	resultPath = "/results/"
+)
+
+// resultName is how a batch names a result file of that id.
+func (s *Server) resultName(id string) string {
+	if id == "" || !s.manners.ResultURLs {
+		return id
+	}
+	return resultHost + resultPath + id + "?signature=" + signature(id)
+}
+
+// signature is the credential in a result's address.
+func signature(id string) string { return fmt.Sprintf("%016x", digest([]byte(id))) }
+
+// download serves a result named by URL. The address is all the credential there
+// is: a key has no business on this host.
+func (s *Server) download(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	s.mu.Lock()
+	f := s.files[id]
+	s.mu.Unlock()
+	switch {
+	case r.Header.Get("Authorization") != "" || r.Header.Get("api-key") != "":
+		s.refuse(w, invalid("", "Only one auth mechanism is allowed here."))
+	case !s.manners.ResultURLs || f == nil || f.batch == nil || r.URL.Query().Get("signature") != signature(id):
+		s.refuse(w, notFound("File", id))
+	default:
+		r.SetPathValue("id", id)
+		if err := s.content(w, r, f.key); err != nil {
+			s.refuse(w, err)
+		}
+	}
+}
+
 // partial picks the lines asked for, and says in the header what remains.
 func (b *batch) partial(h http.Header, r *http.Request, lines []result, running bool) []result {
 	q := r.URL.Query()

@@ -86,6 +86,7 @@ type Server struct {
 	requests []Request
 	controls []*control
 	rates    map[string]*rate
+	created  map[string][]time.Time // by key, within the last hour
 	running  map[*visit]struct{}
 }
 
@@ -100,6 +101,7 @@ func New(opts Options) *Server {
 		files:   map[string]*file{},
 		batches: map[string]*batch{},
 		rates:   map[string]*rate{},
+		created: map[string][]time.Time{},
 		running: map[*visit]struct{}{},
 	}
 	for _, d := range []*time.Duration{&s.opts.Turnaround, &s.opts.Validating, &s.opts.Finalizing} {
@@ -221,8 +223,9 @@ func (s *Server) routes() *http.ServeMux {
 	on(OpCancel, "POST", "/batches/{id}/cancel", s.cancel)
 	on(OpModels, "GET", "/models", s.models)
 	for _, path := range realtimePaths {
-		on(OpRealtime, "POST", path, s.answerNow)
+		on(OpRealtime, "POST", s.manners.CallPath+path, s.answerNow)
 	}
+	mux.HandleFunc("GET "+resultPath+"{id}", s.download)
 	mux.Handle("/", s.guard(OpAny, s.unknown))
 	return mux
 }
@@ -301,6 +304,9 @@ func (s *Server) admit(r *http.Request) (string, error) {
 			status: 401, code: "invalid_api_key",
 			message: "Incorrect API key provided.",
 		}
+	}
+	if need := s.manners.NeedQuery; need != "" && r.URL.Query().Get(need) == "" {
+		return "", invalid(need, "Missing required query parameter: %s", need)
 	}
 	return key, s.meter(key)
 }
