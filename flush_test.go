@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"github.com/openai/openai-go/v3"
+	"github.com/openai/openai-go/v3/option"
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
@@ -687,6 +689,128 @@ func TestCallerLeavesWhileItsBodyIsRead(t *testing.T) {
 		synctest.Wait()
 		if !stuck.closed.Load() {
 			s.Error("the body was not closed")
+		}
+	})
+}
+
+// Where it cannot be known whether a batch was created, none is created again.
+func TestACreateThatStaysUnknown(t *testing.T) {
+	for name, list := range map[string]batchtest.Fault{"forbidden": batchtest.HTML(403), "broken": batchtest.HTML(500), "reset": batchtest.Reset()} {
+		setup{again: true}.run(t, "the list is "+name, func(s *scene) {
+			s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
+			s.srv.Control(batchtest.OpList, every(500, list)...)
+			r := s.chat("a").wait()
+			if r.status != 424 || r.at > 2*time.Hour || r.header.Get("X-Should-Retry") != "false" {
+				s.Errorf("status %d at %v, header %v; want a 424 that forbids a retry", r.status, r.at, r.header)
+			}
+			r.fails("batch_create_unknown")
+			s.sent(1)
+		})
+	}
+	setup{}.run(t, "found on a later page", func(s *scene) {
+		s.srv.Control(batchtest.OpCreate, func(w http.ResponseWriter, r *http.Request) bool {
+			batchtest.Proceed(&recorded{header: http.Header{}}, r)
+			for range 150 { // others create batches meanwhile
+				s.stray()
+			}
+			panic(http.ErrAbortHandler)
+		})
+		s.chat("a").want(200, 18*time.Second).says("a")
+	})
+}
+
+// stray creates a batch that is no business of the Transport.
+func (s *scene) stray() {
+	s.Helper()
+	ctx := s.Context()
+	client := openai.NewClient(option.WithHTTPClient(s.srv.Client()), option.WithBaseURL(s.srv.URL), option.WithAPIKey("sk-test"))
+	text := `{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":"x"}}`
+	file, err := client.Files.New(ctx, openai.FileNewParams{Purpose: "batch", File: strings.NewReader(text)})
+	if err != nil {
+		s.Fatal(err)
+	}
+	if _, err = client.Batches.New(ctx, openai.BatchNewParams{InputFileID: file.ID, Endpoint: "/v1/embeddings", CompletionWindow: "24h"}); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// A batch over the limit of enqueued tokens failed, and all its calls with it.
+func TestEnqueuedTokens(t *testing.T) {
+	limited := batchtest.Options{MaxEnqueuedTokens: 40, Turnaround: time.Minute} // two of our calls
+	setup{server: limited, options: autobatcher.Options{BatchSize: 2}}.run(t, "a batch waits until there is room", func(s *scene) {
+		for _, c := range s.chats(6) {
+			if r := c.wait(); r.status != 200 || r.at > time.Hour {
+				s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			}
+		}
+		for work, n := range s.srv.Paid() {
+			if n != 1 {
+				s.Errorf("%s was paid for %d times", work, n)
+			}
+		}
+	})
+	setup{server: limited}.run(t, "a batch that would never fit is divided", func(s *scene) {
+		for _, c := range s.chats(8) {
+			if r := c.wait(); r.status != 200 || r.at > 3*time.Hour {
+				s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
+			}
+		}
+	})
+}
+
+// A file with a bad line that the provider does not name fails as a whole.
+func TestABadLineIsFoundByHalving(t *testing.T) {
+	setup{}.play(t, func(s *scene) {
+		s.srv.Control(batchtest.OpRetrieve, every(100, func(w http.ResponseWriter, r *http.Request) bool {
+			for _, b := range s.srv.Batches() {
+				bad := slices.ContainsFunc(b.Lines, func(l batchtest.BatchLine) bool { return strings.Contains(string(l.Body), "call 2") })
+				if b.ID == r.PathValue("id") && bad {
+					fmt.Fprintf(w, `{"id":%q,"status":"failed","errors":{"data":[{"code":"invalid_request","message":"one of them"}]}}`, b.ID)
+					return true
+				}
+			}
+			return false
+		})...)
+		for i, c := range s.chats(8) {
+			r := c.wait()
+			if i == 2 {
+				if r.status != 400 || !strings.Contains(r.body, "one of them") {
+					s.Errorf("the bad one: status %d: %s", r.status, r.body)
+				}
+				continue
+			}
+			if r.status != 200 || r.at > 2*time.Minute {
+				s.Errorf("call %d: status %d at %v: %s", i, r.status, r.at, r.body)
+			}
+		}
+	})
+}
+
+// Nothing was ever deleted: files filled the quota.
+func TestFilePolicy(t *testing.T) {
+	for policy, check := range map[autobatcher.FilePolicy]func(u batchtest.Upload) bool{
+		autobatcher.FilesKeep:   func(u batchtest.Upload) bool { return !u.Deleted && len(u.Form["expires_after[seconds]"]) == 0 },
+		autobatcher.FilesDelete: func(u batchtest.Upload) bool { return u.Deleted },
+		autobatcher.FilesExpire: func(u batchtest.Upload) bool {
+			return !u.Deleted && u.Form.Get("expires_after[anchor]") == "created_at" && u.Form.Get("expires_after[seconds]") == "259200"
+		},
+	} {
+		p := provider.OpenAI()
+		setup{options: autobatcher.Options{Files: policy, Provider: &p}}.run(t, string(policy), func(s *scene) {
+			s.chat("a").want(200, 15*time.Second)
+			synctest.Wait()
+			if u := s.upload(); !check(u) {
+				s.Errorf("deleted: %v, form %v", u.Deleted, u.Form)
+			}
+		})
+	}
+	u := doubleword(batchtest.Options{Turnaround: time.Minute}, autobatcher.Options{Files: autobatcher.FilesDelete})
+	u.run(t, "never before the end", func(s *scene) {
+		calls := s.chats(3) // deleting an input there cancels its batch
+		for _, c := range calls {
+			if r := c.wait(); r.status != 200 {
+				s.Errorf("status %d: %s", r.status, r.body)
+			}
 		}
 	})
 }

@@ -658,7 +658,6 @@ func TestClose(t *testing.T) {
 	})
 	running.run(t, "with calls in every state", func(s *scene) {
 		var wg sync.WaitGroup
-		s.srv.Control(batchtest.OpUpload, func(w http.ResponseWriter, r *http.Request) bool { return false })
 		for i := range 50 {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * 700 * time.Millisecond)
@@ -939,6 +938,71 @@ func TestAHandlerMayUseStats(t *testing.T) {
 		s.tr.Close()
 		if told != 4 {
 			s.Errorf("%d events", told)
+		}
+	})
+}
+
+// Calls went to full price whenever a batch failed, or never.
+func TestEscalation(t *testing.T) {
+	failing := batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+		if l.BatchID != "" {
+			return batchtest.Outcome{Code: "request_timeout", Message: "slow"}
+		}
+		return batchtest.Outcome{}
+	}}
+	slow := batchtest.Options{Turnaround: 10 * time.Hour}
+	poll := time.Hour
+	setup{server: failing}.run(t, "never by default", func(s *scene) {
+		s.chat("a").want(424, 15*time.Second)
+		if n := s.count("POST", "/chat/completions"); n != 0 {
+			s.Errorf("%d calls at full price", n)
+		}
+	})
+	setup{server: failing, options: autobatcher.Options{Escalate: autobatcher.EscalateFailed}}.run(t, "a failed call", func(s *scene) {
+		r := s.chat("a", with("Autobatcher-Deadline", "1h")).want(200, 15*time.Second).says("a")
+		if r.header.Get("Autobatcher-Mode") != "realtime" || r.res.Request == nil {
+			s.Errorf("header = %v", r.header)
+		}
+		for _, sent := range s.srv.Requests() {
+			if sent.Header.Get("Autobatcher-Deadline") != "" {
+				s.Error("a header of ours left the process")
+			}
+		}
+		s.event(autobatcher.CallEscalated)
+	})
+	setup{server: failing, options: autobatcher.Options{Escalate: autobatcher.EscalateFailed}}.run(t, "a streamed call", func(s *scene) {
+		r := s.post("/chat/completions", `{"model":"m","stream":true,"messages":[]}`).want(200, 15*time.Second)
+		if !strings.HasPrefix(r.body, "data: ") {
+			s.Errorf("body = %.100s", r.body)
+		}
+	})
+	setup{server: failing, options: autobatcher.Options{Escalate: autobatcher.EscalateFailed, EscalateLimit: 2}}.run(t, "no more than allowed", func(s *scene) {
+		statuses := map[int]int{}
+		for _, c := range s.chats(5) {
+			statuses[c.wait().status]++
+		}
+		if diff := cmp.Diff(map[int]int{200: 2, 424: 3}, statuses); diff != "" {
+			s.Error(diff)
+		}
+	})
+	late := setup{server: slow, options: autobatcher.Options{Escalate: autobatcher.EscalateDeadline, PollInterval: poll}}
+	late.run(t, "a minute before its deadline", func(s *scene) {
+		s.chat("a", with("Autobatcher-Deadline", "30m")).want(200, 29*time.Minute).says("a")
+	})
+	late.run(t, "a minute before its context's", func(s *scene) {
+		ctx, cancel := context.WithTimeout(s.Context(), 20*time.Minute)
+		defer cancel()
+		s.do(s.request(ctx, "/chat/completions", chatBody("a"))).want(200, 19*time.Minute)
+		s.until(25 * time.Minute)
+		if !s.batch().CancelRequested {
+			s.Error("the batch of an escalated call runs on, and is paid for")
+		}
+	})
+	setup{server: batchtest.Options{}, options: autobatcher.Options{Escalate: autobatcher.EscalateDeadline}}.run(t, "not if the batch is in time", func(s *scene) {
+		s.chat("a", with("Autobatcher-Deadline", "30m")).want(200, 15*time.Second)
+		s.until(time.Hour)
+		if n := s.count("POST", "/chat/completions"); n != 0 {
+			s.Errorf("%d calls at full price", n)
 		}
 	})
 }
