@@ -18,6 +18,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/pace"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -50,9 +51,16 @@ type batch struct {
 	lonely  *time.Timer      // runs while none has
 	doomed  bool             // being cancelled: nobody takes over its lines
 
+	delivered []int   // lines the journal is to be told of
+	leaving   []*call // likewise: whose callers have gone
+	noting    bool    // a goroutine is telling it
+	over      bool    // ended upstream: only results are to be read
+	reread    bool    // results that were read already are wanted again
+
 	full      chan struct{} // closed when sealed
 	abandoned chan struct{} // told when the batch was lonely for too long
 	submitted chan struct{} // closed when the batch was created, or never will be
+	done      chan struct{} // closed when run has ended
 	submitErr error         // why it never will be; read after submitted
 
 	// Set when the batch is opened.
@@ -61,6 +69,8 @@ type batch struct {
 	guesses *int          // how many more batches may be halved to find a bad line
 
 	// Owned by run, and by Close once run has ended.
+	ref        string        // in the journal; "" if that does not know the batch; written under Transport.mu
+	past       journal.State // how far another process had brought it; "" for a batch of our own
 	api        *batchapi.Client
 	id         string // "" until created; written under Transport.mu
 	state      batchapi.Batch
@@ -122,6 +132,7 @@ func (t *Transport) newBatch(c *call) *batch {
 		full:      make(chan struct{}),
 		abandoned: make(chan struct{}, 1),
 		submitted: make(chan struct{}),
+		done:      make(chan struct{}),
 	}
 	t.batches[b] = struct{}{}
 	return b
@@ -235,6 +246,13 @@ func (b *batch) run() {
 		return
 	}
 	defer b.leaveGate()
+	if err := b.rejoin(); err != nil {
+		b.refused(err)
+		return
+	}
+	if b.size == 0 {
+		return // each call has found a line that was paid for
+	}
 	if err := b.submit(); err != nil {
 		b.refused(err)
 		return
@@ -252,6 +270,7 @@ func (b *batch) run() {
 // finish is what happens to a batch whichever way run ends. A bug of ours must
 // cost no more than one batch, and must leave nobody waiting.
 func (b *batch) finish() {
+	defer close(b.done)
 	if p := recover(); p != nil {
 		b.t.log.Error("batch panicked", "batch", b.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		b.abandon(failure(http.StatusFailedDependency, "internal_error", fmt.Sprintf("batch %s ended by a defect of autobatcher: %v", b.id, p)))
@@ -270,6 +289,7 @@ func (b *batch) finish() {
 		b.lonely.Stop()
 	}
 	delete(b.t.batches, b)
+	b.t.unlist(b)
 }
 
 // awaited counts the calls that wait for an answer. The caller holds t.mu.
@@ -333,15 +353,26 @@ func (b *batch) claim() bool {
 	b.open = make(map[string]*call, len(b.calls))
 	for _, c := range b.calls {
 		b.open[c.ID] = c
-		b.models = append(b.models, c.model)
 	}
-	if len(b.calls) > 0 {
-		b.suffix, b.path = b.calls[0].suffix, b.calls[0].URL
+	b.waiting = len(b.calls)
+	b.number()
+	return b.size > 0
+}
+
+// number notes which calls are the batch's lines, in which order. The caller
+// holds t.mu.
+func (b *batch) number() {
+	b.calls = slices.DeleteFunc(b.calls, func(c *call) bool { return b.open[c.ID] != c })
+	b.size, b.models = len(b.calls), nil
+	for i, c := range b.calls {
+		c.place = i
+		b.models = append(b.models, c.model)
 	}
 	slices.Sort(b.models)
 	b.models = slices.Compact(b.models)
-	b.size, b.waiting = len(b.calls), len(b.calls)
-	return b.size > 0
+	if b.size > 0 {
+		b.suffix, b.path = b.calls[0].suffix, b.calls[0].URL
+	}
 }
 
 // submit makes a batch of the lines: upload, then create.
@@ -362,6 +393,9 @@ func (b *batch) uploadAndCreate() error {
 	if err := b.enterGate(file.Size() / bytesPerToken); err != nil {
 		return err
 	}
+	if err := b.journalBegin(); err != nil {
+		return err
+	}
 	expiry := b.t.opts.fileExpiry()
 	upload := batchapi.Upload{Name: "batch-" + uuid.NewString() + ".jsonl", Model: b.models[0], Expiry: expiry}
 	fileID, err := b.api.UploadPatiently(b.t.ctx, upload, file, b.t.log)
@@ -369,12 +403,18 @@ func (b *batch) uploadAndCreate() error {
 		return err
 	}
 	b.state.InputFileID = fileID
+	if err := b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Uploaded, InputFileID: fileID}); err != nil {
+		return err
+	}
 	if err := b.creations().Wait(b.t.ctx); err != nil {
 		return err
 	}
 	// Close must not tear a create apart, or nobody would know of the batch.
 	ctx, cancel := lingering(b.t.ctx, createLinger)
 	defer cancel()
+	if err := b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Creating}); err != nil {
+		return err
+	}
 	made, err := b.api.CreateOnce(ctx, batchapi.CreateParams{
 		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
 		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata, OutputExpiry: expiry,
@@ -383,6 +423,7 @@ func (b *batch) uploadAndCreate() error {
 		return err
 	}
 	b.begin(made)
+	_ = b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Running, BatchID: b.id}) // it runs, whether that is written down or not
 	return nil
 }
 
@@ -440,6 +481,9 @@ func (b *batch) refused(err error) {
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)
 	b.emitError(BatchSubmissionFailed, err)
 	b.discardInput(err)
+	if !errors.Is(err, batchapi.ErrUnsure) {
+		b.t.ledger.Discard(b.t.ctx, b.ref)
+	}
 	var failed *batchapi.Error
 	if errors.As(err, &failed) && failed.Line() > 0 {
 		b.blame([]batchapi.Problem{{Line: failed.Line(), Code: failed.Code(), Message: failed.Message()}})
@@ -595,6 +639,7 @@ func (b *batch) release(c *call) bool {
 		return false
 	}
 	delete(b.open, c.ID)
+	b.noteDelivered(c)
 	if c.waiter == nil {
 		c.ended, c.Body = true, nil
 		b.t.forget(c)

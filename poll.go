@@ -1,12 +1,18 @@
 package autobatcher
 
 import (
+	"cmp"
 	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -14,6 +20,8 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 const (
@@ -47,6 +55,9 @@ func (b *batch) watch() error {
 	var trouble troubles
 	defer b.lookout().Watch()()
 	wait := b.pollInterval()
+	if b.past != "" {
+		wait = 0 // it has run for a while
+	}
 	limit := b.created.Add(windowLength(b.key.window) + overduePatience)
 	for {
 		if err := b.pause(wait); err != nil {
@@ -59,6 +70,7 @@ func (b *batch) watch() error {
 		if state.ID != "" {
 			b.observe(state)
 			if b.ended() {
+				b.closeToOthers()
 				return nil
 			}
 			b.harvestPartial()
@@ -95,7 +107,8 @@ func (b *batch) pause(d time.Duration) error {
 		case <-timer.C:
 			return nil
 		case <-b.abandoned:
-			if b.isLonely() {
+			b.writeNotes()
+			if b.isLonely() && b.t.ledger.Abandon(b.t.ctx, b.ref) {
 				b.t.log.Info("nobody waits for the batch, cancelling it", "batch", b.id)
 				b.cancelUpstream(b.t.ctx)
 			}
@@ -182,6 +195,8 @@ func (b *batch) lost(err error) {
 	if errors.Is(err, errOverdue) {
 		code = "batch_overdue"
 	}
+	b.closeToOthers()
+	b.emit(BatchTerminal)
 	b.giveUpRest(failure(http.StatusFailedDependency, code, "batch "+b.id+" was given up: "+err.Error()))
 }
 
@@ -218,6 +233,338 @@ func (b *batch) doom() (before bool) {
 	return before
 }
 
+// journalBegin writes the batch down before anything of it can be paid for.
+func (b *batch) journalBegin() error {
+	if b.t.ledger == nil {
+		return nil
+	}
+	lines := make([]journal.Line, len(b.calls))
+	for i, c := range b.calls {
+		lines[i] = journal.Line{CustomID: c.ID, Print: journal.Hash(c.print)}
+	}
+	upstream, _, _ := strings.Cut(b.key.base, "?")
+	ref := rand.Text()
+	ok, err := b.t.ledger.Begin(b.t.ctx, journal.Batch{
+		Ref: ref, Payer: b.payerHash(), Upstream: upstream, Provider: b.profile.Name,
+		Endpoint: b.path, Window: b.key.window, Models: b.models,
+	}, lines)
+	if err != nil || !ok {
+		return err
+	}
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	b.ref = ref
+	b.t.byRef[ref] = b
+	return nil
+}
+
+// payerHash is the account as the journal knows it.
+func (b *batch) payerHash() journal.Hash {
+	mac := hmac.New(sha256.New, b.t.secret[:])
+	mac.Write([]byte(b.account()))
+	return journal.Hash(mac.Sum(nil))
+}
+
+// rejoin lets calls ride in batches that the journal knows: those of earlier
+// tries of theirs, in this process, in one that died, or at another replica.
+func (b *batch) rejoin() error {
+	if b.t.ledger == nil {
+		return nil
+	}
+	b.t.recover(b)
+	prints := make([]journal.Hash, len(b.calls))
+	for i, c := range b.calls {
+		prints[i] = journal.Hash(c.print)
+	}
+	taken, err := b.t.ledger.TakeOver(b.t.ctx, b.payerHash(), prints)
+	if err != nil {
+		return err
+	}
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	for _, part := range taken {
+		b.moveTo(b.t.batchOf(b, part.Batch), part.Lines)
+	}
+	b.number()
+	return nil
+}
+
+// batchOf is the batch of ours that the journal's is, or a new one that
+// resumes it in the name of like's account. The caller holds t.mu.
+func (t *Transport) batchOf(like *batch, past journal.Batch) *batch {
+	if b := t.byRef[past.Ref]; b != nil {
+		return b
+	}
+	b := t.newBatch(&call{key: like.key, profile: like.profile, suffix: like.suffix, Line: line.Line{URL: past.Endpoint}})
+	b.key.window = past.Window
+	b.ref, b.past, b.id = past.Ref, past.State, past.BatchID
+	b.state = batchapi.Batch{ID: past.BatchID, InputFileID: past.InputFileID}
+	b.models, b.size, b.created = past.Models, past.Lines, cmp.Or(past.Created, past.Began)
+	b.open = make(map[string]*call)
+	b.sealed = true
+	close(b.submitted)
+	t.byRef[past.Ref] = b
+	t.work.Go(b.resume)
+	return b
+}
+
+// moveTo lets calls of b wait for lines of another batch that are the same
+// calls'. The caller holds t.mu.
+func (b *batch) moveTo(other *batch, lines []journal.Line) {
+	for _, l := range lines {
+		i := slices.IndexFunc(b.calls, func(c *call) bool { return journal.Hash(c.print) == l.Print && b.open[c.ID] == c })
+		if i < 0 {
+			continue // taken for a call that was settled meanwhile: the lease will end
+		}
+		c := b.calls[i]
+		delete(b.open, c.ID)
+		if c.waiter != nil {
+			b.waiting--
+		}
+		c.ID, c.batch, c.place, c.open = l.CustomID, other, l.N, false
+		other.open[c.ID] = c
+		other.reread = true
+		if c.waiter != nil {
+			other.waiting++
+		} else {
+			other.noteLeft(c)
+		}
+		other.watchLonely()
+	}
+}
+
+// recover watches the batches again that the account has left open, when it is
+// first heard of.
+func (t *Transport) recover(like *batch) {
+	payer := like.payerHash()
+	t.mu.Lock()
+	known := t.known[payer]
+	t.known[payer] = true
+	t.mu.Unlock()
+	if known {
+		return
+	}
+	for _, past := range t.ledger.Unfinished(t.ctx, payer) {
+		if past.State == journal.Ended {
+			continue // its results are read when its callers come back
+		}
+		if mine, _ := t.ledger.Claim(t.ctx, past.Ref); !mine {
+			continue // it is carried on elsewhere
+		}
+		t.mu.Lock()
+		t.batchOf(like, past)
+		t.mu.Unlock()
+	}
+}
+
+// Recover resumes, with a journal, the batches that an earlier process left
+// running: those of the account that header (Authorization, and whatever else
+// says who pays) and baseURL ("https://api.openai.com/v1") stand for. Without
+// it they are resumed by the account's first call. What is asked of the
+// provider runs in the background; errors are logged.
+func (t *Transport) Recover(baseURL string, header http.Header) error {
+	u, err := url.Parse(baseURL)
+	if err != nil {
+		return err
+	}
+	if t.ledger == nil {
+		return nil
+	}
+	base := strings.TrimSuffix(u.EscapedPath(), "/")
+	profile := t.profileFor(u, base)
+	like := &batch{t: t, profile: profile, suffix: endpoints[0], key: key{base: u.Scheme + "://" + u.Host + base, payer: payer(header)}}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ending {
+		return ErrClosed
+	}
+	t.work.Go(func() { t.recover(like) })
+	return nil
+}
+
+// resume is the life of a batch that another process, or another replica,
+// brought into the world.
+func (b *batch) resume() {
+	defer b.finish()
+	var err error
+	if b.api, err = b.client(); err != nil {
+		b.lost(err)
+		return
+	}
+	if !b.settlePast() {
+		return
+	}
+	b.t.log.Info("batch resumed", "batch", b.id)
+	b.emit(BatchResumed)
+	if b.past == journal.Cancelling {
+		b.cancelUpstream(b.t.ctx)
+	}
+	if err := b.watch(); err != nil {
+		b.lost(err)
+		return
+	}
+	b.harvest()
+}
+
+// settlePast finds out whether the batch was created, and reports whether it
+// was. If not, the calls that took over its lines ride in a new one.
+func (b *batch) settlePast() bool {
+	for b.id == "" {
+		mine, _ := b.t.ledger.Claim(b.t.ctx, b.ref)
+		if mine {
+			return b.lookForPast()
+		}
+		// Its owner lives, and is about to create it.
+		if batchapi.Sleep(b.t.ctx, time.Second) != nil {
+			return false
+		}
+		past, ok := b.t.ledger.Look(b.t.ctx, b.ref)
+		if !ok {
+			b.startOver()
+			return false
+		}
+		b.become(past.BatchID)
+		b.past, b.state.InputFileID = past.State, past.InputFileID
+	}
+	return true
+}
+
+// lookForPast looks for a batch whose owner died before it wrote down its id.
+func (b *batch) lookForPast() bool {
+	if b.past == journal.Creating {
+		found, err := b.api.Adopt(b.t.ctx, b.state.InputFileID, b.created)
+		if err != nil {
+			b.lost(err) // it may exist: better no answer than to pay twice
+			return false
+		}
+		if found.ID != "" {
+			b.become(found.ID)
+			_ = b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Running, BatchID: b.id}) // it runs in any case
+			return true
+		}
+	}
+	b.discardInput(nil)
+	b.t.ledger.Discard(b.t.ctx, b.ref)
+	b.startOver()
+	return false
+}
+
+func (b *batch) become(id string) {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	b.id = id
+}
+
+// startOver lets the calls of a batch that never was ride in a new one.
+func (b *batch) startOver() {
+	b.closeToOthers()
+	b.t.mu.Lock()
+	calls := slices.Collect(maps.Values(b.open))
+	b.ref = "" // the journal has forgotten it
+	b.t.mu.Unlock()
+	b.respawn(calls, 0)
+}
+
+// closeToOthers makes callers who come back from now on read the results for
+// themselves: this batch may be past reading them.
+func (b *batch) closeToOthers() {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	b.over = true
+	b.t.unlist(b)
+}
+
+// unlist takes the batch out of those that others may join. The caller holds
+// t.mu.
+func (t *Transport) unlist(b *batch) {
+	if t.byRef[b.ref] == b {
+		delete(t.byRef, b.ref)
+	}
+}
+
+func (b *batch) wantsReread() bool {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	again := b.reread
+	b.reread = false
+	return again
+}
+
+// noteDelivered and noteLeft remember what the journal is to be told, and have
+// it told soon. The caller holds t.mu.
+func (b *batch) noteDelivered(c *call) {
+	if b.ref != "" {
+		b.delivered = append(b.delivered, c.place)
+		b.tellJournal()
+	}
+}
+
+func (b *batch) noteLeft(c *call) {
+	if b.ref != "" && !c.unwanted {
+		b.leaving = append(b.leaving, c)
+		b.tellJournal()
+	}
+}
+
+func (b *batch) tellJournal() {
+	if !b.noting && !b.t.ending {
+		b.noting = true
+		b.t.work.Go(b.writeNotes)
+	}
+}
+
+// writeNotes tells the journal which lines were answered and which callers
+// have gone.
+func (b *batch) writeNotes() {
+	ctx := context.WithoutCancel(b.t.ctx) // the journal must know even when the Transport closes
+	for {
+		b.t.mu.Lock()
+		delivered, leaving := b.delivered, len(b.leaving)
+		b.delivered = nil
+		b.noting = len(delivered)+leaving > 0
+		ref := b.ref
+		b.t.mu.Unlock()
+		if len(delivered)+leaving == 0 {
+			return
+		}
+		b.t.ledger.Deliver(ctx, ref, delivered)
+		b.t.ledger.Release(ctx, ref, b.takeLeaving)
+	}
+}
+
+// takeLeaving returns the lines that are to be made open. From then on only the
+// journal hands them out.
+func (b *batch) takeLeaving() []int {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	var lines []int
+	for _, c := range b.leaving {
+		if c.waiter == nil && c.batch == b && !c.open {
+			c.open = true
+			b.t.forget(c)
+			delete(b.open, c.ID)
+			lines = append(lines, c.place)
+		}
+	}
+	b.leaving = nil
+	return lines
+}
+
+// releaseAll makes all lines open that have no answer, as before a batch is
+// cancelled for good.
+func (b *batch) releaseAll() {
+	b.writeNotes()
+	b.t.ledger.Release(context.WithoutCancel(b.t.ctx), b.ref, func() []int {
+		b.t.mu.Lock()
+		defer b.t.mu.Unlock()
+		var lines []int
+		for _, c := range b.open {
+			lines = append(lines, c.place)
+		}
+		return lines
+	})
+}
+
 // EventName says what happened.
 type EventName string
 
@@ -233,6 +580,7 @@ const (
 	BatchCancelFailed      EventName = "batch_cancel_failed"
 	ClientClosing          EventName = "client_closing"
 	CallEscalated          EventName = "call_escalated" // sent in real time; Error says why
+	BatchResumed           EventName = "batch_resumed"  // found in the journal, and watched again
 )
 
 // An Event tells what happened to a batch. It marshals to the JSON object that
@@ -275,6 +623,7 @@ var fields = map[EventName][]string{
 	BatchCancelRequested:   slices.Concat(identity, []string{"models", "completion_window", "metadata"}),
 	BatchCancelledUpstream: {"batch_id", "endpoint"},
 	BatchCancelFailed:      {"batch_id", "endpoint", "error"},
+	BatchResumed:           slices.Concat(identity, []string{"models", "completion_window", "metadata"}),
 	CallEscalated:          {"batch_id", "endpoint", "custom_id", "models", "error"},
 	ClientClosing:          {"pending_request_count", "active_batch_ids", "cancel_active_batches_on_close"},
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/ledger"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
@@ -44,14 +45,19 @@ func (f *resultFile) named(id string) {
 // harvestPartial reads what is there of a batch that still runs. A file that
 // cannot be resumed is read only once, since each look would fetch it whole.
 func (b *batch) harvestPartial() {
+	again := b.wantsReread()
 	for _, f := range []*resultFile{&b.output, &b.errors} {
-		if f.id == "" || f.read && !f.partial {
+		if f.id == "" || f.read && !f.partial && !again {
 			continue
+		}
+		if again {
+			f.next = 0
 		}
 		if err := b.read(f); err != nil {
 			b.t.log.Debug("partial results not read", "batch", b.id, "file", f.id, "error", err)
 		}
 	}
+	b.respawn(b.takeAgain(), 0)
 }
 
 const (
@@ -251,6 +257,8 @@ func (b *batch) conclude() {
 	} else {
 		b.emit(BatchTerminal)
 	}
+	b.writeNotes()
+	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
 	b.t.log.Info("batch ended", "batch", b.id, "status", b.state.Status, "completed", b.state.Counts.Completed, "failed", b.state.Counts.Failed)
 	b.tidy()
 }
@@ -266,7 +274,7 @@ func (b *batch) takeAgain() []*call {
 // tidy deletes the files of a batch that has ended, if that is wanted. At
 // Doubleword, deleting an input file deletes its batch, so never before.
 func (b *batch) tidy() {
-	if b.t.opts.Files != FilesDelete || !b.state.Terminal() {
+	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || !b.t.ledger.Settled(b.t.ctx, b.ref) {
 		return
 	}
 	for _, id := range []string{b.state.InputFileID, b.output.id, b.errors.id} {
@@ -401,6 +409,9 @@ func (b *batch) lineFailure(r *line.Result) *answer {
 // A refusal of the provider's is passed on as it is; nothing was submitted
 // where the provider could not be reached, so that a retry is safe.
 func submissionAnswer(err error) *answer {
+	if errors.Is(err, ledger.ErrFailed) {
+		return failure(http.StatusServiceUnavailable, "journal_failed", "the call was not submitted: "+err.Error())
+	}
 	if errors.Is(err, batchapi.ErrUnsure) {
 		return failure(http.StatusFailedDependency, "batch_create_unknown", "the batch could not be submitted: "+err.Error())
 	}
@@ -428,8 +439,13 @@ func (t *Transport) settle(c *call, a *answer) {
 	delete(c.batch.open, c.ID)
 	if c.waiter == nil {
 		t.forget(c)
-		t.keep(c, a)
+		if c.batch.ref == "" { // else the journal knows where to find it
+			t.keep(c, a)
+		}
 		return
+	}
+	if a.err == nil {
+		c.batch.noteDelivered(c)
 	}
 	switch {
 	case a.ours || a.err != nil:
@@ -545,6 +561,7 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 		return ""
 	}
 	t.left[c.print] = append(t.left[c.print], c)
+	c.batch.noteLeft(c)
 	c.batch.waiting--
 	c.batch.watchLonely()
 	return c.batch.id

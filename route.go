@@ -44,7 +44,8 @@ type call struct {
 
 	// These are guarded by Transport.mu.
 	batch    *batch
-	place    int     // in the batch's calls, while it collects
+	place    int     // in the batch's calls, and so its line
+	open     bool    // the journal says that anyone may take the line over
 	waiter   *waiter // nil: the caller has gone
 	ended    bool    // settled, never to be settled again
 	unwanted bool    // the caller has got its answer elsewhere
@@ -125,7 +126,7 @@ func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
 	if c.key.window, err = t.windowFor(profile, wishes.window); err != nil {
 		return nil, nil, err
 	}
-	c.identify(req, base, raw)
+	t.identify(c, req, base, raw)
 	return c, nil, nil
 }
 
@@ -448,7 +449,7 @@ func withoutStream(body []byte) ([]byte, error) {
 
 // identify says who pays for the call, with whom it may share a batch, and by
 // what the same call is known again.
-func (c *call) identify(req *http.Request, base string, raw []byte) {
+func (t *Transport) identify(c *call, req *http.Request, base string, raw []byte) {
 	c.key.base = req.URL.Scheme + "://" + req.URL.Host + base
 	if req.URL.RawQuery != "" {
 		c.key.base += "?" + req.URL.RawQuery
@@ -463,6 +464,7 @@ func (c *call) identify(req *http.Request, base string, raw []byte) {
 	h := hashes.Get().(hash.Hash)
 	defer hashes.Put(h)
 	h.Reset()
+	h.Write(t.secret[:])
 	for _, part := range []string{c.key.base, c.key.payer, c.suffix} {
 		h.Write(unsafe.Slice(unsafe.StringData(part), len(part)))
 		h.Write(separator)

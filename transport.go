@@ -79,7 +79,9 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/ledger"
 	"github.com/autobatcher/autobatcher/internal/pace"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -154,6 +156,17 @@ type Options struct {
 	// Files says what becomes of a batch's files at the provider. Default:
 	// FilesKeep.
 	Files FilePolicy
+
+	// Journal remembers what was paid for beyond the life of this process: the
+	// same call finds its line again after a crash, and at another replica
+	// that shares the journal. The caller closes it, after the Transport. Lines
+	// and answers whose callers have gone are then kept there, and at the
+	// provider, instead of in memory. Default: none.
+	Journal journal.Store
+
+	// JournalRequired makes calls fail (503, code journal_failed) rather than
+	// go on without a journal that fails. Default: they go on, and it is logged.
+	JournalRequired bool
 
 	// OnEvent is told what happens to batches. It is called by the goroutine
 	// of the batch, in order for one batch and concurrently for several, and
@@ -292,6 +305,7 @@ type Transport struct {
 
 	mu       sync.Mutex              // never held across the network or a callback
 	closed   bool                    // takes no new calls
+	ending   bool                    // starts no new goroutines
 	waiting  int                     // callers inside RoundTrip
 	empty    bool                    // drained was closed
 	seq      int                     // how many batches there were
@@ -308,6 +322,10 @@ type Transport struct {
 	creations pace.Set[*pace.Hourly]      // by account
 	lookouts  pace.Set[*batchapi.Lookout] // by account
 	escalated *pace.Hourly
+
+	ledger *ledger.Ledger        // nil without a journal
+	byRef  map[string]*batch     // journalled batches that others may still join; guarded by mu
+	known  map[journal.Hash]bool // payers whose batches were recovered; guarded by mu
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -323,12 +341,38 @@ func New(o Options) (*Transport, error) {
 		queues:   make(map[key]*batch),
 		batches:  make(map[*batch]struct{}),
 		left:     make(map[fingerprint][]*call),
+		byRef:    make(map[string]*batch),
+		known:    make(map[journal.Hash]bool),
 		profiles: make(map[string]*provider.Profile),
 	}
 	rand.Read(t.secret[:])
 	t.escalated = pace.NewHourly(o.EscalateLimit)
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
+	if err := t.openLedger(); err != nil {
+		return nil, err
+	}
 	return t, nil
+}
+
+// openLedger makes the journal ready. Without one that works, the Transport
+// either goes on in memory or, if the journal is required, not at all.
+func (t *Transport) openLedger() error {
+	if t.opts.Journal == nil {
+		return nil
+	}
+	l, err := ledger.Open(t.opts.Journal, ledger.Options{
+		Required: t.opts.JournalRequired, KeepFor: max(t.opts.KeepFor, 0), Logger: t.log,
+	})
+	switch {
+	case err == nil:
+		t.ledger, t.secret = l, l.Key()
+		t.work.Go(func() { l.Live(t.ctx) })
+	case t.opts.JournalRequired:
+		return fmt.Errorf("autobatcher: Options.Journal: %w", err)
+	default:
+		t.log.Error("the journal does not work, going on without it: what a crash leaves behind will be paid for again", "error", err)
+	}
+	return nil
 }
 
 // Client returns an http.Client that uses the Transport and has no timeout.
@@ -495,10 +539,30 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 	var err error
 	select {
 	case <-t.drained:
+		t.conclude(ctx)
 	case <-ctx.Done():
 		err = contextError(ctx)
 	}
 	return errors.Join(err, t.Close())
+}
+
+// conclude lets the batches finish that have ended upstream, so that their
+// events and the journal tell so.
+func (t *Transport) conclude(ctx context.Context) {
+	t.mu.Lock()
+	all := t.allBatches()
+	t.mu.Unlock()
+	for _, b := range all {
+		t.mu.Lock()
+		over := b.over && len(b.open) == 0
+		t.mu.Unlock()
+		if over {
+			select {
+			case <-b.done:
+			case <-ctx.Done():
+			}
+		}
+	}
 }
 
 // callers counts callers in and out, and notes when a Transport that takes no
@@ -526,12 +590,14 @@ func (t *Transport) Close() error {
 
 func (t *Transport) close() {
 	t.mu.Lock()
-	t.closed = true
+	t.closed, t.ending = true, true
 	pending, active := t.census()
 	t.mu.Unlock()
 	t.emit(Event{Name: ClientClosing, PendingRequests: pending, ActiveBatchIDs: batchIDs(active), CancelOnClose: t.opts.CancelOnClose})
 	t.stop(ErrClosed)
 	t.work.Wait() // no batch moves from here on, so that what follows is in order
+	defer t.ledger.Leave()
+	t.ledger.Renew()
 
 	t.mu.Lock()
 	_, active = t.census() // a batch may have been created meanwhile
@@ -546,6 +612,7 @@ func (t *Transport) close() {
 		t.cancelAll(active)
 	}
 	for _, b := range active {
+		b.writeNotes()
 		b.abandon(&answer{err: fmt.Errorf("%w before batch %s completed", ErrClosed, b.id)})
 	}
 }
@@ -560,7 +627,10 @@ func (t *Transport) cancelAll(batches []*batch) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			b.cancelUpstream(ctx)
+			b.releaseAll()
+			if t.ledger.Abandon(ctx, b.ref) {
+				b.cancelUpstream(ctx)
+			}
 		})
 	}
 	wg.Wait()

@@ -17,7 +17,8 @@ type Lookout struct {
 	watched atomic.Int64
 	turn    chan struct{} // holds the token of whoever reads the list
 	seen    map[string]Batch
-	at      time.Time
+	at      time.Time // when the list was read
+	failed  time.Time // or could not be
 }
 
 // NewLookout returns a Lookout that watches nothing yet.
@@ -40,22 +41,29 @@ func (l *Lookout) Watch() (done func()) {
 // does not show is asked for by itself.
 func (l *Lookout) Look(ctx context.Context, c *Client, id string, maxAge time.Duration) (Batch, error) {
 	if l.watched.Load() >= manyBatches {
-		b, err := l.fromList(ctx, c, id, maxAge)
-		if err != nil || b.ID != "" {
-			return b, err
+		if b, ok := l.fromList(ctx, c, id, maxAge); ok {
+			return b, nil
 		}
 	}
 	return c.Retrieve(ctx, id)
 }
 
+// listPatience is how long a list that could not be read is left alone.
+const listPatience = 10 * time.Minute
+
 // fromList finds the batch in a list that is fresh enough, reading it if need
-// be. A batch that is not there has no ID.
-func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge time.Duration) (Batch, error) {
+// be. It gives up where the list does not show the batch, or is no help.
+func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge time.Duration) (Batch, bool) {
+	ctx, cancel := context.WithTimeout(ctx, max(maxAge, 10*time.Second))
+	defer cancel()
 	select {
 	case <-l.turn:
 		defer func() { l.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return Batch{}, context.Cause(ctx)
+		return Batch{}, false
+	}
+	if time.Since(l.failed) < listPatience {
+		return Batch{}, false
 	}
 	if l.seen == nil || time.Since(l.at) >= maxAge {
 		pages := int(l.watched.Load())/pageSize + 2
@@ -67,11 +75,13 @@ func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge tim
 			return true
 		})
 		if err != nil {
-			return Batch{}, err
+			l.failed = time.Now()
+			return Batch{}, false
 		}
 		l.seen, l.at = seen, time.Now()
 	}
-	return l.seen[id], nil
+	b, ok := l.seen[id]
+	return b, ok
 }
 
 // pageSize is the most that OpenAI lists at a time.

@@ -81,6 +81,16 @@ func ambiguous(err error) bool {
 	return errors.As(err, &failed) && failed.Ambiguous()
 }
 
+// Adopt looks for the batch of an input file that a process was about to create
+// when it died. No batch and no error means that there surely is none.
+func (c *Client) Adopt(ctx context.Context, fileID string, began time.Time) (Batch, error) {
+	found, sure := c.adopt(ctx, fileID, began)
+	if !sure {
+		return Batch{}, ErrUnsure
+	}
+	return found, nil
+}
+
 // adopt looks for a batch whose create was not answered, by its input file. It
 // is sure that there is none only if the list could be read each time.
 func (c *Client) adopt(ctx context.Context, fileID string, began time.Time) (found Batch, sure bool) {

@@ -31,6 +31,9 @@ const (
 	sweep = time.Hour
 )
 
+// ErrFailed is wrapped by the errors of a journal that is required.
+var ErrFailed = errors.New("the journal is required, and it failed")
+
 // A Ledger is safe for concurrent use. The methods of a nil Ledger, that of a
 // Transport without a journal, do nothing and find nothing.
 type Ledger struct {
@@ -162,7 +165,7 @@ func (l *Ledger) weigh(what string, err error) error {
 	}
 	l.say(what, err)
 	if l.required {
-		return fmt.Errorf("the journal is required, and failed to %s: %w", what, err)
+		return fmt.Errorf("%w: %s: %w", ErrFailed, what, err)
 	}
 	return nil
 }
@@ -213,13 +216,16 @@ func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
 	l.say("deliver", l.do(ctx, func(ctx context.Context) error { return l.store.Deliver(ctx, l.owner, ref, lines) }))
 }
 
-// Release makes lines open whose callers have gone.
-func (l *Ledger) Release(ctx context.Context, ref string, lines []int) {
-	if l == nil || ref == "" || len(lines) == 0 || !l.take(ctx) {
+// Release makes lines open whose callers have gone: those that choose returns.
+// From then on, and not before, TakeOver finds them.
+func (l *Ledger) Release(ctx context.Context, ref string, choose func() []int) {
+	if l == nil || ref == "" || !l.take(ctx) {
 		return
 	}
 	defer l.give()
-	l.say("release", l.do(ctx, func(ctx context.Context) error { return l.store.Release(ctx, l.owner, ref, lines) }))
+	if lines := choose(); len(lines) > 0 {
+		l.say("release", l.do(ctx, func(ctx context.Context) error { return l.store.Release(ctx, l.owner, ref, lines) }))
+	}
 }
 
 // Abandon marks a batch that nobody waits for, anywhere, as one to be
@@ -240,18 +246,27 @@ func (l *Ledger) Abandon(ctx context.Context, ref string) bool {
 	return abandoned
 }
 
+// Look returns what the journal knows of a batch.
+func (l *Ledger) Look(ctx context.Context, ref string) (journal.Batch, bool) {
+	var found []journal.Batch
+	l.say("look", l.do(ctx, func(ctx context.Context) (err error) {
+		found, err = l.store.Batches(ctx, journal.Filter{Ref: ref})
+		return err
+	}))
+	if len(found) == 0 {
+		return journal.Batch{}, false
+	}
+	return found[0], true
+}
+
 // Settled reports whether every line of a batch was delivered, so that its
 // files may go.
 func (l *Ledger) Settled(ctx context.Context, ref string) bool {
 	if l == nil || ref == "" {
 		return true
 	}
-	var found []journal.Batch
-	err := l.do(ctx, func(ctx context.Context) (err error) {
-		found, err = l.store.Batches(ctx, journal.Filter{Ref: ref})
-		return err
-	})
-	return err == nil && len(found) == 1 && found[0].Delivered == found[0].Lines
+	b, ok := l.Look(ctx, ref)
+	return ok && b.Delivered == b.Lines
 }
 
 // Unfinished lists the batches of a payer's that have not ended.
