@@ -1,0 +1,204 @@
+package autobatcher_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// A fleet is processes that share a journal and a provider. A process is a
+// Transport; one that crashes is cut off from both, and never says goodbye.
+type fleet struct {
+	*testing.T
+	srv   *batchtest.Server
+	store journal.Store
+	begin time.Time
+}
+
+func newFleet(t *testing.T, server batchtest.Options) *fleet {
+	f := &fleet{T: t, srv: batchtest.New(server), store: journal.NewMemory(), begin: time.Now()}
+	t.Cleanup(func() { f.store.Close() })
+	return f
+}
+
+type process struct {
+	f *fleet
+	*autobatcher.Transport
+	cut context.CancelFunc // crashes the process
+	log strings.Builder
+}
+
+// start starts a process.
+func (f *fleet) start(o autobatcher.Options) *process {
+	f.Helper()
+	ctx, cut := context.WithCancel(context.Background())
+	p := &process{f: f, cut: cut}
+	o.Base = roundTripper(func(req *http.Request) (*http.Response, error) {
+		if err := ctx.Err(); err != nil {
+			<-req.Context().Done() // a process that is dead sends nothing
+			return nil, req.Context().Err()
+		}
+		return f.srv.Transport().RoundTrip(req)
+	})
+	o.Journal = mortal{f.store, ctx}
+	o.Logger = slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	var err error
+	if p.Transport, err = autobatcher.New(o); err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { p.Close() })
+	return p
+}
+
+// A mortal journal hears nothing more of a process that is dead.
+type mortal struct {
+	journal.Store
+	ctx context.Context
+}
+
+func (m mortal) Heartbeat(ctx context.Context, owner string, lease time.Duration) error {
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
+	return m.Store.Heartbeat(ctx, owner, lease)
+}
+
+type outcome struct {
+	status int
+	body   string
+	err    error
+	at     time.Duration
+}
+
+// ask makes a chat call in a process, whose outcome comes later.
+func (p *process) ask(ctx context.Context, prompt string) <-chan outcome {
+	replies := make(chan outcome, 1)
+	go func() {
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, p.f.srv.URL+"/chat/completions",
+			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"`+prompt+`"}]}`))
+		req.Header.Set("Authorization", "Bearer k")
+		req.Header.Set("Content-Type", "application/json")
+		res, err := p.RoundTrip(req)
+		r := outcome{err: err, at: time.Since(p.f.begin)}
+		if err == nil {
+			body, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			r.status, r.body = res.StatusCode, string(body)
+		}
+		replies <- r
+	}()
+	return replies
+}
+
+func (f *fleet) wantAnswer(replies <-chan outcome, text string) {
+	f.Helper()
+	r := <-replies
+	if r.err != nil || r.status != http.StatusOK || !strings.Contains(r.body, text) {
+		f.Errorf("at %v: %d, %v, %s; want an answer with %q", r.at, r.status, r.err, r.body, text)
+	}
+}
+
+func (f *fleet) wantPaid(lines, batches int) {
+	f.Helper()
+	if n := len(f.srv.Executed()); n != lines {
+		f.Errorf("%d lines were paid for, want %d", n, lines)
+	}
+	if n := len(f.srv.Batches()); n != batches {
+		f.Errorf("%d batches, want %d", n, batches)
+	}
+}
+
+func TestAfterACrashTheSameCallFindsItsLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a := f.start(autobatcher.Options{})
+		a.ask(t.Context(), "one")
+		a.ask(t.Context(), "two")
+		time.Sleep(time.Minute)
+		a.cut()
+		b := f.start(autobatcher.Options{})
+		one, two := b.ask(t.Context(), "one"), b.ask(t.Context(), "two")
+		f.wantAnswer(one, "one")
+		f.wantAnswer(two, "two")
+		f.wantPaid(2, 1)
+	})
+}
+
+func TestDetachedBatchesAreResumed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a := f.start(autobatcher.Options{})
+		one := a.ask(t.Context(), "one")
+		time.Sleep(time.Minute)
+		a.Close()
+		if r := <-one; r.err == nil {
+			t.Errorf("a closed Transport answered %d", r.status)
+		}
+		time.Sleep(time.Hour)
+		b := f.start(autobatcher.Options{})
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+		b.Close()
+		// What was delivered is not found again: the next call is a new sample.
+		c := f.start(autobatcher.Options{})
+		f.wantAnswer(c.ask(t.Context(), "one"), "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+func TestARetryAtAnotherReplicaFindsItsLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		ctx, leave := context.WithCancel(t.Context())
+		first := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		leave()
+		<-first
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
+func TestCallsAliveAtTwoReplicasAreNeverMerged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		first := a.ask(t.Context(), "one")
+		time.Sleep(time.Minute)
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantAnswer(first, "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+func TestRecoverWatchesWhatAnEarlierProcessLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a := f.start(autobatcher.Options{})
+		a.ask(t.Context(), "one")
+		time.Sleep(time.Minute)
+		a.cut()
+		time.Sleep(time.Minute)
+		b := f.start(autobatcher.Options{})
+		if err := b.Recover(f.srv.URL, http.Header{"Authorization": {"Bearer k"}}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Minute)
+		list, err := f.store.Batches(t.Context(), journal.Filter{})
+		if err != nil || len(list) != 1 || list[0].State != journal.Ended || list[0].Open != 1 {
+			t.Fatalf("%+v, %v; want a batch that has ended, with an open line", list, err)
+		}
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
