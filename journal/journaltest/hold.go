@@ -134,10 +134,10 @@ var holdTests = []test{
 		s.running("a", "one", "p", "q")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0, 1}))
 		s.same("taken", s.take("b", "q"), "one/1")
-		s.abandons("a", "one", false)
+		s.abandons(false)
 		s.ok(s.Release(s.Context(), "b", "one", []int{1}))
-		s.abandons("a", "one", true)
-		s.abandons("a", "one", false) // it was already
+		s.abandons(true)
+		s.abandons(false) // it was already
 		if got := s.batch("one").State; got != journal.Cancelling {
 			s.Errorf("state is %q", got)
 		}
@@ -146,7 +146,7 @@ var holdTests = []test{
 		s.alive("a", "b")
 		s.running("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
-		s.abandons("a", "one", true)
+		s.abandons(true)
 		s.same("while cancelling", s.take("b", "p"))
 		s.advance("a", "one", journal.Step{State: journal.Ended, Status: "cancelled"})
 		s.same("after", s.take("b", "p"), "one/0")
@@ -155,7 +155,7 @@ var holdTests = []test{
 		s.alive("a", "b")
 		s.begin("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
-		s.abandons("a", "one", false)
+		s.abandons(false)
 		if _, err := s.Abandon(s.Context(), "b", "one"); err == nil {
 			s.Error("another owner abandoned it")
 		}
@@ -184,12 +184,12 @@ var holdTests = []test{
 	}},
 }
 
-// abandons checks what Abandon says.
-func (s *suite) abandons(owner, ref string, want bool) {
+// abandons checks what Abandon says of batch "one", to its owner a.
+func (s *suite) abandons(want bool) {
 	s.Helper()
-	got, err := s.Abandon(s.Context(), owner, ref)
+	got, err := s.Abandon(s.Context(), "a", "one")
 	s.ok(err)
 	if got != want {
-		s.Errorf("Abandon(%s, %s) = %v, want %v", owner, ref, got, want)
+		s.Errorf("Abandon = %v, want %v", got, want)
 	}
 }

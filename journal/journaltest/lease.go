@@ -41,15 +41,15 @@ var leaseTests = []test{
 	{"a dead owner's batch is carried on by one other", func(s *suite) {
 		s.alive("a", "b", "c")
 		s.begin("a", "one", "p")
-		s.claims("a", "one", true)
-		s.claims("b", "one", false)
+		s.claims("a", true)
+		s.claims("b", false)
 		s.gone("a")
 		if got := s.batch("one").Owner; got != "" {
 			s.Errorf("owner is %q, want none", got)
 		}
-		s.claims("b", "one", true)
-		s.claims("c", "one", false)
-		s.claims("b", "one", true)
+		s.claims("b", true)
+		s.claims("c", false)
+		s.claims("b", true)
 		if got := s.batch("one").Owner; got != "b" {
 			s.Errorf("owner is %q, want b", got)
 		}
@@ -87,7 +87,7 @@ var leaseTests = []test{
 		s.ok(s.Heartbeat(s.Context(), "a", time.Second))
 		s.begin("a", "one", "p")
 		s.until("a's line is open", func() bool { return len(s.take("b", "p")) == 1 })
-		s.claims("b", "one", true)
+		s.claims("b", true)
 		if err := s.Begin(s.Context(), batch("a", "two"), nil); !errors.Is(err, journal.ErrLapsed) {
 			s.Errorf("Begin after the lease: %v, want ErrLapsed", err)
 		}
@@ -142,22 +142,22 @@ func (s *suite) owners() []string {
 	return names
 }
 
-// claims checks what Claim says.
-func (s *suite) claims(owner, ref string, want bool) {
+// claims checks what Claim says of batch "one".
+func (s *suite) claims(owner string, want bool) {
 	s.Helper()
-	got, err := s.Claim(s.Context(), owner, ref)
+	got, err := s.Claim(s.Context(), owner, "one")
 	s.ok(err)
 	if got != want {
-		s.Errorf("Claim(%s, %s) = %v, want %v", owner, ref, got, want)
+		s.Errorf("Claim(%s, one) = %v, want %v", owner, got, want)
 	}
 }
 
 // until waits for something to become true. The clock is the journal's own, so
 // that no test can turn it.
-func (s *suite) until(what string, true func() bool) {
+func (s *suite) until(what string, happened func() bool) {
 	s.Helper()
 	deadline := time.After(10 * time.Second)
-	for !true() {
+	for !happened() {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-deadline:

@@ -113,6 +113,38 @@ var raceTests = []test{
 			s.Error("no batch was joined")
 		}
 	}},
+	{"open lines are found, whatever else happens to their batch", func(s *suite) {
+		s.alive("a")
+		s.running("a", "one", "p", "q")
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		for _, f := range []func(store journal.Store) error{
+			func(store journal.Store) error {
+				return store.Advance(s.Context(), "a", "one", journal.Step{State: journal.Running})
+			},
+			func(store journal.Store) error {
+				_, err := store.Forget(s.Context(), 0)
+				return err
+			},
+			func(store journal.Store) error {
+				_, err := store.Claim(s.Context(), "a", "one")
+				return err
+			},
+			func(store journal.Store) error { return store.Heartbeat(s.Context(), "a", long) },
+			func(store journal.Store) error { return s.dies(store) },
+		} {
+			store := s.another()
+			wg.Go(func() { s.repeat(done, func() error { return f(store) }) })
+		}
+		s.alive("b")
+		for range 20 {
+			s.ok(s.Release(s.Context(), "b", "one", []int{0}))
+			s.ok(s.Release(s.Context(), "a", "one", []int{0}))
+			s.same("taken", s.take("b", "p"), "one/0")
+		}
+		close(done)
+		wg.Wait()
+	}},
 	{"whole lives side by side", func(s *suite) {
 		const owners, rounds = 4, 5
 		s.atOnce(owners, func(owner string, store journal.Store) error {
@@ -134,6 +166,36 @@ var raceTests = []test{
 			}
 		}
 	}},
+}
+
+// dies is an owner that comes, begins a batch and goes.
+func (s *suite) dies(store journal.Store) error {
+	const owner, ref = "mayfly", "of the mayfly"
+	if err := store.Heartbeat(s.Context(), owner, long); err != nil {
+		return err
+	}
+	if err := store.Begin(s.Context(), batch(owner, ref), lines("r")); err != nil {
+		return err
+	}
+	if err := store.Discard(s.Context(), owner, ref); err != nil {
+		return err
+	}
+	return store.Heartbeat(s.Context(), owner, 0)
+}
+
+// repeat does something until it is done, or fails.
+func (s *suite) repeat(done <-chan struct{}, f func() error) {
+	for {
+		select {
+		case <-done:
+			return
+		default:
+		}
+		if err := f(); err != nil {
+			s.Error(err)
+			return
+		}
+	}
 }
 
 // life brings a batch from its beginning to its end; two callers go and come

@@ -8,11 +8,11 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A print is what the journal keeps of a line's Print: no two of them will ever
-// be equal by chance.
-type print [16]byte
+// A short is what the journal keeps of a line's Print. That is long enough that
+// no two will be equal by chance.
+type short [16]byte
 
-func printOf(h journal.Hash) print { return print(h[:16]) }
+func shorten(h journal.Hash) short { return short(h[:16]) }
 
 // insertLines copies the lines in, which is the fastest that PostgreSQL has.
 func insertLines(ctx context.Context, tx pgx.Tx, batch, owner int64, lines []journal.Line) error {
@@ -63,9 +63,9 @@ type found struct {
 // over. A batch that is being abandoned or forgotten is waited for, since it
 // may turn out not to be.
 func hold(ctx context.Context, tx pgx.Tx, owner int64, payer journal.Hash, prints []journal.Hash) ([]found, error) {
-	var any bool
-	err := tx.QueryRow(ctx, `select exists (select 1 from autobatcher.lines where owner is null)`).Scan(&any)
-	if err != nil || !any || len(prints) == 0 {
+	var some bool
+	err := tx.QueryRow(ctx, `select exists (select 1 from autobatcher.lines where owner is null)`).Scan(&some)
+	if err != nil || !some || len(prints) == 0 {
 		return nil, err // nearly always there is none
 	}
 	full, list, counts := count(prints)
@@ -95,11 +95,11 @@ func hold(ctx context.Context, tx pgx.Tx, owner int64, payer journal.Hash, print
 }
 
 // count says how often each print is wanted, and which hash it was.
-func count(prints []journal.Hash) (full map[print]journal.Hash, list [][]byte, counts []int32) {
-	full = make(map[print]journal.Hash, len(prints))
-	place := make(map[print]int, len(prints))
+func count(prints []journal.Hash) (full map[short]journal.Hash, list [][]byte, counts []int32) {
+	full = make(map[short]journal.Hash, len(prints))
+	place := make(map[short]int, len(prints))
 	for i := range prints {
-		p := printOf(prints[i])
+		p := shorten(prints[i])
 		at, again := place[p]
 		if again {
 			counts[at]++
@@ -111,7 +111,7 @@ func count(prints []journal.Hash) (full map[print]journal.Hash, list [][]byte, c
 	return full, list, counts
 }
 
-func group(rows pgx.Rows, full map[print]journal.Hash) (all []found, err error) {
+func group(rows pgx.Rows, full map[short]journal.Hash) (all []found, err error) {
 	defer rows.Close()
 	for rows.Next() {
 		var batch int64
@@ -120,7 +120,7 @@ func group(rows pgx.Rows, full map[print]journal.Hash) (all []found, err error) 
 		if err := rows.Scan(&batch, &l.N, &p, &l.CustomID); err != nil {
 			return nil, err
 		}
-		l.Print = full[print(p)]
+		l.Print = full[short(p)]
 		if len(all) == 0 || all[len(all)-1].batch != batch {
 			all = append(all, found{batch: batch})
 		}

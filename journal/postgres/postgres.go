@@ -8,7 +8,8 @@
 // create that schema, or own it. PostgreSQL 13 and later will do, poolers such
 // as PgBouncer included: nothing is kept in a session.
 //
-// The clock is the database's alone.
+// The clock is the database's alone, and so is durability: a server whose
+// synchronous_commit is off may lose what it confirmed just before it crashed.
 package postgres
 
 import (
@@ -87,7 +88,7 @@ func (s *Store) update(ctx context.Context, change func(tx pgx.Tx) error) error 
 func (s *Store) transact(ctx context.Context, change func(tx pgx.Tx) error) error {
 	var err error
 	for range maxTries {
-		err = pgx.BeginFunc(ctx, s.pool, change)
+		err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, change)
 		if !givenUp(err) {
 			break
 		}

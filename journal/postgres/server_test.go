@@ -1,3 +1,5 @@
+//go:build unix
+
 package postgres
 
 import (
@@ -23,6 +25,10 @@ var socketDir string
 // TestMain starts a PostgreSQL server for all tests. Without one they are
 // skipped, or fail where the environment says AUTOBATCHER_POSTGRES=required.
 func TestMain(m *testing.M) {
+	if os.Getenv(asChild) != "" {
+		playChild(os.Args[1])
+		return
+	}
 	os.Exit(runWithServer(m))
 }
 
@@ -130,7 +136,8 @@ func serverUser() (uid, gid int, err error) {
 
 var databases atomic.Int64
 
-// newDatabase makes an empty database and returns its URL.
+// newDatabase makes an empty database and returns its URL. It goes with the
+// server.
 func newDatabase(t testing.TB) string {
 	t.Helper()
 	if socketDir == "" {
@@ -138,7 +145,6 @@ func newDatabase(t testing.TB) string {
 	}
 	name := fmt.Sprintf("journal%d", databases.Add(1))
 	execute(t, databaseURL("postgres"), "create database "+name)
-	t.Cleanup(func() { execute(t, databaseURL("postgres"), "drop database "+name+" with (force)") })
 	return databaseURL(name)
 }
 

@@ -137,8 +137,6 @@ func TestHumbleRole(t *testing.T) {
 		create role %[1]s login;
 		grant usage on schema autobatcher to %[1]s;
 		grant select, insert, update, delete on all tables in schema autobatcher to %[1]s`, role))
-	t.Cleanup(func() { execute(t, databaseURL("postgres"), "drop role "+role) })
-	t.Cleanup(func() { execute(t, address, "drop owned by "+role) })
 	s := mustOpen(t, strings.Replace(address, "user=postgres", "user="+role, 1))
 	if err := s.Heartbeat(t.Context(), "a", time.Hour); err != nil {
 		t.Fatal(err)

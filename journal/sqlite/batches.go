@@ -142,23 +142,23 @@ func (s *Store) Abandon(ctx context.Context, owner, ref string) (abandoned bool,
 }
 
 // columns are what scanBatch reads.
-const columns = `b.id, b.ref, coalesce(o.name, ''), b.payer, b.upstream, b.provider, b.endpoint, b.window,
+const columns = `b.ref, coalesce(o.name, ''), b.payer, b.upstream, b.provider, b.endpoint, b.window,
 	b.models, b.state, b.input_file, b.batch_id, b.status, b.began, b.created, b.ended, b.lines`
 
 // scanBatch reads a batch without counts, and how many lines it has.
-func scanBatch(rows interface{ Scan(...any) error }, more ...any) (id int64, b journal.Batch, err error) {
+func scanBatch(rows interface{ Scan(...any) error }, more ...any) (b journal.Batch, err error) {
 	var payer, models []byte
 	var began, created, ended int64
 	err = rows.Scan(append([]any{
-		&id, &b.Ref, &b.Owner, &payer, &b.Upstream, &b.Provider, &b.Endpoint, &b.Window,
+		&b.Ref, &b.Owner, &payer, &b.Upstream, &b.Provider, &b.Endpoint, &b.Window,
 		&models, &b.State, &b.InputFileID, &b.BatchID, &b.Status, &began, &created, &ended, &b.Lines,
 	}, more...)...)
 	if err != nil {
-		return 0, b, err
+		return b, err
 	}
 	copy(b.Payer[:], payer)
 	b.Began, b.Created, b.Ended = moment(began), moment(created), moment(ended)
-	return id, b, json.Unmarshal(models, &b.Models)
+	return b, json.Unmarshal(models, &b.Models)
 }
 
 // Batches implements journal.Store.
@@ -180,14 +180,14 @@ func (s *Store) Batches(ctx context.Context, f journal.Filter) (all []journal.Ba
 			return err
 		}
 		defer rows.Close()
+		all = nil
 		for rows.Next() {
-			var left int
-			var b journal.Batch
-			held := new(int)
-			if _, b, err = scanBatch(rows, held, &left); err != nil {
+			var held, left int
+			b, err := scanBatch(rows, &held, &left)
+			if err != nil {
 				return err
 			}
-			b.Held, b.Open, b.Delivered = *held, left-*held, b.Lines-left
+			b.Held, b.Open, b.Delivered = held, left-held, b.Lines-left
 			all = append(all, b)
 		}
 		return rows.Err()

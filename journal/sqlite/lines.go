@@ -10,11 +10,11 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A print is what the journal keeps of a line's Print: no two of them will ever
-// be equal by chance.
-type print [16]byte
+// A short is what the journal keeps of a line's Print. That is long enough that
+// no two will be equal by chance.
+type short [16]byte
 
-func printOf(h journal.Hash) print { return print(h[:16]) }
+func shorten(h journal.Hash) short { return short(h[:16]) }
 
 // insertLines steps one prepared statement for each line, which is faster than
 // statements that insert many.
@@ -63,9 +63,9 @@ type found struct {
 // findOpen finds as many open lines for each print as it is wanted, the oldest
 // first.
 func findOpen(ctx context.Context, tx *sql.Tx, payer journal.Hash, prints []journal.Hash) ([]found, error) {
-	var any bool
-	err := tx.QueryRowContext(ctx, `select exists (select 1 from lines where owner is null)`).Scan(&any)
-	if err != nil || !any || len(prints) == 0 {
+	var some bool
+	err := tx.QueryRowContext(ctx, `select exists (select 1 from lines where owner is null)`).Scan(&some)
+	if err != nil || !some || len(prints) == 0 {
 		return nil, err // nearly always there is none
 	}
 	wanted := count(prints)
@@ -93,19 +93,19 @@ type want struct {
 	count int
 }
 
-func count(prints []journal.Hash) map[print]*want {
-	wanted := make(map[print]*want, len(prints))
+func count(prints []journal.Hash) map[short]*want {
+	wanted := make(map[short]*want, len(prints))
 	for _, h := range prints {
-		if w := wanted[printOf(h)]; w != nil {
+		if w := wanted[shorten(h)]; w != nil {
 			w.count++
 			continue
 		}
-		wanted[printOf(h)] = &want{full: h, count: 1}
+		wanted[shorten(h)] = &want{full: h, count: 1}
 	}
 	return wanted
 }
 
-func hexOf(wanted map[print]*want) []string {
+func hexOf(wanted map[short]*want) []string {
 	all := make([]string, 0, len(wanted))
 	for p := range wanted {
 		all = append(all, hex.EncodeToString(p[:]))
@@ -114,7 +114,7 @@ func hexOf(wanted map[print]*want) []string {
 }
 
 // pick takes of the open lines as many as are wanted.
-func pick(rows *sql.Rows, wanted map[print]*want) (all []found, err error) {
+func pick(rows *sql.Rows, wanted map[short]*want) (all []found, err error) {
 	for rows.Next() {
 		var batch int64
 		var l journal.Line
@@ -122,7 +122,7 @@ func pick(rows *sql.Rows, wanted map[print]*want) (all []found, err error) {
 		if err := rows.Scan(&batch, &l.N, &p, &l.CustomID); err != nil {
 			return nil, err
 		}
-		w := wanted[print(p)]
+		w := wanted[short(p)]
 		if w.count == 0 {
 			continue
 		}
@@ -151,7 +151,7 @@ func hold(ctx context.Context, tx *sql.Tx, owner int64, all []found) ([]journal.
 		if err != nil {
 			return nil, err
 		}
-		_, b, err := scanBatch(tx.QueryRowContext(ctx, `
+		b, err := scanBatch(tx.QueryRowContext(ctx, `
 			select `+columns+` from batches b left join owners o on o.id = b.owner where b.id = ?`, f.batch))
 		if err != nil {
 			return nil, err

@@ -144,6 +144,7 @@ func (s *Store) Owners(ctx context.Context) (all []journal.Owner, err error) {
 			return err
 		}
 		defer rows.Close()
+		all = nil
 		for rows.Next() {
 			var o journal.Owner
 			var silent, left int64

@@ -29,8 +29,8 @@ var errForeign = errors.New("not a journal, but some other SQLite database")
 // prepare checks that the file is a journal in good order, and brings it to the
 // newest version.
 func (s *Store) prepare(ctx context.Context) error {
-	if err := s.check(ctx); err != nil {
-		return s.explain(err)
+	if err := s.patiently(ctx, func() error { return s.check(ctx) }); err != nil {
+		return err
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
 		have, err := versionOf(ctx, tx)

@@ -22,8 +22,10 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -35,8 +37,9 @@ import (
 
 // Store is a journal in a file. Its methods may be called concurrently.
 type Store struct {
-	path string
-	db   *sql.DB // of one connection: only one can write anyway
+	path     string
+	db       *sql.DB // of one connection: only one can write anyway
+	patience time.Duration
 
 	mu    sync.Mutex
 	alive map[int64]*os.File // the locks of the owners that live here, by owners.id
@@ -44,9 +47,16 @@ type Store struct {
 
 var _ journal.Store = (*Store)(nil)
 
-// patience is how long to wait while another process writes. A batch of 50,000
-// lines takes a fifth of a second.
-const patience = 10 * time.Second
+const (
+	// patience is how long to wait while other processes write. A batch of
+	// 50,000 lines takes a fifth of a second.
+	patience = 10 * time.Second
+
+	// shortPatience is how long SQLite itself waits. It looks ever more rarely,
+	// in the end ten times a second, and would hardly ever meet the moment
+	// between two changes of a process that makes one after the other.
+	shortPatience = 20 * time.Millisecond
+)
 
 // Open opens the journal in a file, or makes it: the file with mode 0600,
 // missing folders with mode 0700. It checks the whole file, which takes about
@@ -61,11 +71,11 @@ func open(ctx context.Context, path string, patience time.Duration) (*Store, err
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, alive: make(map[int64]*os.File)}
+	s := &Store{path: path, patience: patience, alive: make(map[int64]*os.File)}
 	if err := s.makeFile(); err != nil {
 		return nil, s.explain(err)
 	}
-	s.db, err = sql.Open("sqlite", dataSource(path, patience))
+	s.db, err = sql.Open("sqlite", dataSource(path))
 	if err != nil {
 		return nil, s.explain(err)
 	}
@@ -88,7 +98,7 @@ func (s *Store) makeFile() error {
 		return fmt.Errorf("%w (%s)", journal.ErrNetworkFS, name)
 	}
 	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
-		return &fs.PathError{Op: "open", Path: s.path, Err: fmt.Errorf("not a regular file")}
+		return &fs.PathError{Op: "open", Path: s.path, Err: errors.New("not a regular file")}
 	}
 	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -100,11 +110,11 @@ func (s *Store) makeFile() error {
 // dataSource is what the driver needs to know of the file. Every transaction
 // takes the write lock as it begins, since one that came to it later would
 // fail where it met another.
-func dataSource(path string, patience time.Duration) string {
+func dataSource(path string) string {
 	options := url.Values{
 		"_txlock": {"immediate"},
 		"_pragma": {
-			fmt.Sprintf("busy_timeout(%d)", patience.Milliseconds()),
+			fmt.Sprintf("busy_timeout(%d)", shortPatience.Milliseconds()),
 			"journal_mode(wal)",
 			"synchronous(full)",
 		},
@@ -128,8 +138,11 @@ func (s *Store) Close() error {
 // Key implements journal.Store.
 func (s *Store) Key(ctx context.Context) (key journal.Hash, err error) {
 	var text []byte
-	if err := s.db.QueryRowContext(ctx, `select key from secret`).Scan(&text); err != nil {
-		return key, s.explain(err)
+	err = s.patiently(ctx, func() error {
+		return s.db.QueryRowContext(ctx, `select key from secret`).Scan(&text)
+	})
+	if err != nil {
+		return key, err
 	}
 	copy(key[:], text)
 	return key, nil
@@ -147,15 +160,34 @@ func (s *Store) update(ctx context.Context, change func(tx *sql.Tx) error) error
 }
 
 func (s *Store) transact(ctx context.Context, change func(tx *sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return s.explain(err)
+	return s.patiently(ctx, func() error {
+		tx, err := s.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() //nolint:errcheck // after Commit there is nothing to roll back
+		if err := change(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}
+
+// patiently does something that fails as long as another process writes, and
+// explains what is wrong if it fails all the same.
+func (s *Store) patiently(ctx context.Context, do func() error) error {
+	began := time.Now()
+	for {
+		err := do()
+		if !errors.Is(kindOf(err), journal.ErrBusy) || time.Since(began) >= s.patience {
+			return s.explain(err)
+		}
+		select {
+		case <-time.After(rand.N(4 * time.Millisecond)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	defer tx.Rollback() //nolint:errcheck // after Commit there is nothing to roll back
-	if err := change(tx); err != nil {
-		return s.explain(err)
-	}
-	return s.explain(tx.Commit())
 }
 
 // now is the time as the journal keeps it.
