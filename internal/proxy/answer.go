@@ -48,13 +48,14 @@ func (a *answer) Write(b []byte) (written int, err error) {
 	if a.tally != nil && a.status == http.StatusOK {
 		a.tally.see(b)
 	}
-	rc := http.NewResponseController(a.w)
 	for len(b) > 0 && err == nil {
-		_ = rc.SetWriteDeadline(time.Now().Add(patience)) // not every ResponseWriter can
-		var n int
-		n, err = a.w.Write(b[:min(len(b), pieceSize)])
-		written += n
-		b = b[n:]
+		piece := b[:min(len(b), pieceSize)]
+		err = a.guarded(func() error {
+			n, err := a.w.Write(piece)
+			written += n
+			return err
+		})
+		b = b[len(piece):]
 	}
 	a.bytes += int64(written)
 	return written, err
@@ -63,12 +64,16 @@ func (a *answer) Write(b []byte) (written int, err error) {
 // Flush is FlushError for those who do not ask for its error.
 func (a *answer) Flush() { _ = a.FlushError() }
 
-// FlushError sends what is buffered and lifts the deadline: left standing it would
-// end the next request of a connection, or an HTTP/2 stream that is idle.
-func (a *answer) FlushError() error {
+// FlushError sends what is buffered.
+func (a *answer) FlushError() error { return a.guarded(http.NewResponseController(a.w).Flush) }
+
+// guarded gives the client a minute to take what write sends, and breaks the
+// connection after that. A deadline is set only then: to set one and to lift it
+// for each write would cost as much as the write, over HTTP/2 in particular.
+func (a *answer) guarded(write func() error) error {
 	rc := http.NewResponseController(a.w)
-	_ = rc.SetWriteDeadline(time.Now().Add(patience))
-	err := rc.Flush()
-	_ = rc.SetWriteDeadline(time.Time{})
+	watchdog := time.AfterFunc(patience, func() { _ = rc.SetWriteDeadline(time.Now()) })
+	err := write()
+	watchdog.Stop()
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"strconv"
@@ -25,7 +26,7 @@ import (
 )
 
 // serverEnv makes a process of the test binary a server to be measured: "bare",
-// or the URL of the Batch API that the proxy is to use.
+// "proxy" for the proxy without a Transport behind it, or the URL of the Batch API that the proxy is to use.
 const serverEnv = "AUTOBATCHER_BENCH_SERVER"
 
 // callsEnv lists how many calls BenchmarkHeld holds: "http1:5000,http1:15000,h2c:100000".
@@ -58,7 +59,11 @@ func benchServer(kind string) error {
 	release := make(chan struct{})
 	handler, err := bareHandler(&held, release), error(nil)
 	count := held.Load
-	if kind != "bare" {
+	switch kind {
+	case "bare":
+	case "proxy":
+		handler, err = proxyAlone(handler)
+	default:
 		handler, count, err = ourHandler(kind)
 	}
 	if err != nil {
@@ -92,6 +97,7 @@ func bareHandler(held *atomic.Int64, release <-chan struct{}) http.Handler {
 		if _, err := io.ReadFull(r.Body, body); err != nil {
 			panic(http.ErrAbortHandler)
 		}
+		_, _ = io.Copy(io.Discard, r.Body) // so that net/http looks out for the caller's end
 		held.Add(1)
 		select {
 		case <-release:
@@ -101,6 +107,27 @@ func bareHandler(held *atomic.Int64, release <-chan struct{}) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(body)
 	})
+}
+
+// proxyAlone is the proxy on a Transport that does what the bare handler does.
+func proxyAlone(bare http.Handler) (http.Handler, error) {
+	return proxy.New(proxy.Options{
+		Upstream: &url.URL{Scheme: "http", Host: "upstream.test"}, APIKey: "k",
+		Transport: transport(func(r *http.Request) (*http.Response, error) {
+			w := bareWriter{}
+			bare.ServeHTTP(&w, r)
+			return responseTo(r, http.StatusOK, "application/json", string(w.body)), nil
+		}),
+	})
+}
+
+type bareWriter struct{ body []byte }
+
+func (*bareWriter) Header() http.Header { return http.Header{} }
+func (*bareWriter) WriteHeader(int)     {}
+func (w *bareWriter) Write(b []byte) (int, error) {
+	w.body = b
+	return len(b), nil
 }
 
 func ourHandler(upstream string) (http.Handler, func() int64, error) {
@@ -205,8 +232,11 @@ func BenchmarkHeld(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				bareCPU, bareMemory := benchOne(b, "bare", calls, hold)
+				proxyCPU, proxyMemory := benchOne(b, "proxy", calls, hold)
 				cpu, memory := benchOne(b, "ours", calls, hold)
 				b.ReportMetric(bareCPU, "bare-µs/call")
+				b.ReportMetric(proxyCPU, "proxy-µs/call")
+				b.ReportMetric(proxyMemory, "proxy-KB/call")
 				b.ReportMetric(cpu, "µs/call")
 				b.ReportMetric(bareMemory, "bare-KB/call")
 				b.ReportMetric(memory, "KB/call")

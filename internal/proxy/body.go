@@ -18,29 +18,46 @@ type callBody struct {
 	scan  scanner
 	whole func() // called when it was read to its end
 
-	mu      sync.Mutex // the body may be read and closed by other goroutines
-	size    int64      // as far as it was read
-	err     error      // why it could not be read, if so
-	renewed time.Time  // when the deadline was last set; zero: there is none
-	ended   bool       // no deadline from now on
+	mu       sync.Mutex // the body may be read and closed by other goroutines
+	size     int64      // as far as it was read
+	err      error      // why it could not be read, if so
+	watchdog *time.Timer
+	seen     int64 // size when the watchdog last looked
+	ended    bool  // it looks no more
 }
 
 func newCallBody(a *answer, limit int64, whole func()) *callBody {
-	return &callBody{
+	b := &callBody{
 		ReadCloser: http.MaxBytesReader(a.w, a.r.Body, limit),
 		rc:         http.NewResponseController(a.w),
 		whole:      whole,
 	}
+	b.watchdog = time.AfterFunc(patience, b.watch)
+	return b
 }
 
-// Read reads on, and gives the caller a minute for each next piece.
+// watch ends a body that stood still for a minute. A deadline is set only then:
+// left standing it would end the call, since net/http reads on in order to notice
+// when the caller goes away.
+func (b *callBody) watch() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.ended:
+	case b.size > b.seen:
+		b.seen = b.size
+		b.watchdog.Reset(patience)
+	default:
+		_ = b.rc.SetReadDeadline(time.Now()) // not every ResponseWriter can
+	}
+}
+
+// Read reads on.
 func (b *callBody) Read(p []byte) (int, error) {
-	b.hurry()
 	n, err := b.ReadCloser.Read(p)
 	b.scan.see(p[:n])
 	b.note(n, err)
 	if err == io.EOF {
-		b.unhurry()
 		b.whole()
 	}
 	return n, err
@@ -50,26 +67,13 @@ func (b *callBody) note(n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.size += int64(n)
-	if err != nil && err != io.EOF {
+	switch err {
+	case nil:
+	case io.EOF:
+		b.ended = true
+		b.watchdog.Stop()
+	default:
 		b.err = err
-	}
-}
-
-// progress says how much was read, and what went wrong if something did.
-func (b *callBody) progress() (int64, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.size, b.err
-}
-
-// hurry sets the deadline for the next piece. A deadline costs more than to
-// read a piece does, so that it is not renewed for each.
-func (b *callBody) hurry() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if now := time.Now(); !b.ended && now.Sub(b.renewed) > patience/4 {
-		_ = b.rc.SetReadDeadline(now.Add(patience)) // not every ResponseWriter can
-		b.renewed = now
 	}
 }
 
@@ -77,23 +81,21 @@ func (b *callBody) hurry() {
 // connection can be used again; it must not wait long for it.
 func (b *callBody) Close() error {
 	b.mu.Lock()
+	b.watchdog.Stop()
 	if !b.ended {
 		_ = b.rc.SetReadDeadline(time.Now().Add(time.Second))
+		defer func() { _ = b.rc.SetReadDeadline(time.Time{}) }()
 	}
+	b.ended = true
 	b.mu.Unlock()
-	defer b.unhurry()
 	return b.ReadCloser.Close()
 }
 
-// unhurry lifts the deadline: left standing it would end the call, since
-// net/http reads on in order to notice when the caller goes away.
-func (b *callBody) unhurry() {
+// progress says how much was read, and what went wrong if something did.
+func (b *callBody) progress() (int64, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.ended {
-		_ = b.rc.SetReadDeadline(time.Time{})
-		b.ended = true
-	}
+	return b.size, b.err
 }
 
 // A scanner finds the top-level "stream" and "model" of a JSON object that flows

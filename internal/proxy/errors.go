@@ -107,7 +107,6 @@ func (a *answer) refuse(f failure) {
 	if a.r.Method != http.MethodHead {
 		_, _ = a.Write(body)
 	}
-	a.Flush()
 }
 
 // object is the error itself: the value of "error" in a body.

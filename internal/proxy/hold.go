@@ -42,6 +42,7 @@ func (p *Proxy) hold(a *answer, r *http.Request) {
 	}
 	c := &heldCall{answer: a, p: p}
 	c.body = newCallBody(a, p.opts.MaxBody, c.startBeating)
+	defer c.body.Close()
 	defer c.stopBeating()
 	res, err := p.opts.Transport.RoundTrip(p.upstream.outgoing(r, c.body))
 	c.stopBeating()
@@ -112,7 +113,6 @@ func (c *heldCall) copy(res *http.Response) {
 	if _, err := io.CopyBuffer(w, res.Body, buffer[:]); err != nil {
 		panic(http.ErrAbortHandler) // the caller must not take it for all
 	}
-	c.Flush()
 }
 
 // A flusher flushes every write.

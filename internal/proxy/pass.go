@@ -99,14 +99,14 @@ func forgetOurCookie(h http.Header, cookies []string) {
 	}
 }
 
-// outgoing is the request for a call that is held, as the Transport gets it.
+// outgoing is the request for a call that is held, as the Transport gets it. It
+// takes over the header of r, which would be the largest thing to copy.
 func (u upstream) outgoing(r *http.Request, body io.ReadCloser) *http.Request {
 	out := r.WithContext(r.Context())
 	out.URL = u.locate(r.URL)
 	out.Host, out.RequestURI, out.Body = "", "", body
 	out.TransferEncoding, out.Trailer, out.Close = nil, nil, false
-	out.Header = r.Header.Clone()
-	for _, value := range r.Header["Connection"] {
+	for _, value := range out.Header["Connection"] {
 		for name := range strings.SplitSeq(value, ",") {
 			delete(out.Header, textproto.CanonicalMIMEHeaderKey(strings.TrimSpace(name)))
 		}

@@ -252,10 +252,16 @@ func (p *Proxy) finish(a *answer) {
 	if a.broken {
 		panic(http.ErrAbortHandler)
 	}
-	if a.bytes > 0 {
-		a.Flush()
+	switch {
+	case a.status == http.StatusSwitchingProtocols: // the connection is not ours any more
+	case a.r.ProtoMajor == 1 || a.bytes > http2Buffer:
+		a.Flush() // net/http would wait for ever for a client that takes no more
 	}
 }
+
+// http2Buffer is how much of an answer net/http keeps back over HTTP/2: what
+// fits into it goes in one piece with the stream's end, unless it is flushed.
+const http2Buffer = 4 << 10
 
 func health(a *answer, r *http.Request) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
