@@ -206,12 +206,6 @@ func (p *pending) wait() reply {
 	return <-p.done
 }
 
-// open reports whether the call still waits.
-func (p *pending) open() bool {
-	synctest.Wait()
-	return len(p.done) == 0
-}
-
 // want waits for the call and checks its status and the moment of its end.
 func (p *pending) want(status int, at time.Duration) reply {
 	p.s.Helper()

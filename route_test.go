@@ -3,6 +3,7 @@ package autobatcher
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
@@ -202,7 +203,7 @@ func FuzzDecode(f *testing.F) {
 		if err == nil && strings.TrimSpace(encoding) != "" && !strings.EqualFold(strings.TrimSpace(encoding), "identity") && len(body) > 1000 {
 			t.Fatalf("%d bytes of at most 1000", len(body))
 		}
-		if r, ok := err.(*refusal); err != nil && (!ok || r.status < 400 || r.status > 499) {
+		if r := (*refusal)(nil); err != nil && (!errors.As(err, &r) || r.status < 400 || r.status > 499) {
 			t.Fatalf("error %v, want one that the caller is told by a status", err)
 		}
 	})

@@ -71,6 +71,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -301,6 +302,18 @@ func TestWhereCallsMayGo(t *testing.T) {
 	})
 }
 
+// A request may be made by hand.
+func TestARequestWithoutHeaders(t *testing.T) {
+	setup{}.play(t, func(s *scene) {
+		u, err := url.Parse(s.srv.URL + "/chat/completions")
+		if err != nil {
+			s.Fatal(err)
+		}
+		req := &http.Request{Method: "POST", URL: u, Body: io.NopCloser(strings.NewReader(chatBody("a")))}
+		s.do(req).want(401, 10*time.Second)
+	})
+}
+
 // Bad JSON was a 500, a missing model was sent as "".
 func TestBadInput(t *testing.T) {
 	deep := `{"model":"m","a":` + strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000) + "}"
@@ -528,6 +541,15 @@ func TestCallersLeave(t *testing.T) {
 		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
 		defer cancel()
 		if r := s.do(s.request(ctx, "/chat/completions", chatBody("a"))); !errors.Is(r.err, context.DeadlineExceeded) || r.at != time.Second {
+			s.Errorf("error %v at %v", r.err, r.at)
+		}
+	})
+	setup{}.run(t, "by the channel of old", func(s *scene) {
+		req := s.request(s.Context(), "/chat/completions", chatBody("a"))
+		gone := make(chan struct{})
+		req.Cancel = gone //nolint:staticcheck // old code sets it
+		time.AfterFunc(time.Second, func() { close(gone) })
+		if r := s.do(req); !errors.Is(r.err, context.Canceled) || r.at != time.Second {
 			s.Errorf("error %v at %v", r.err, r.at)
 		}
 	})
