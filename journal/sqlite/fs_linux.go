@@ -16,11 +16,11 @@ var networkFileSystems = map[uint32]string{
 	0x47504653: "GPFS",
 }
 
-// networkFileSystem names the network file system that a folder is on, if it is
-// on one.
-func networkFileSystem(folder string) string {
+// networkFileSystem names the network file system that a file or folder is on,
+// if it is on one.
+func networkFileSystem(path string) string {
 	var info syscall.Statfs_t
-	if syscall.Statfs(folder, &info) != nil {
+	if syscall.Statfs(path, &info) != nil {
 		return "" // whatever is wrong will show when the file is opened
 	}
 	return networkFileSystems[uint32(info.Type)]

@@ -59,8 +59,8 @@ const (
 )
 
 // Open opens the journal in a file, or makes it: the file with mode 0600,
-// missing folders with mode 0700. It checks the whole file, which takes about
-// a second for each 100 MB. The error wraps one of package journal's where one
+// missing folders with mode 0700. It checks the whole file, which takes some
+// 0.3 s for each 100 MB. The error wraps one of package journal's where one
 // of them fits, and says what to do.
 func Open(ctx context.Context, path string) (*Store, error) {
 	return open(ctx, path, patience)
@@ -75,7 +75,14 @@ func open(ctx context.Context, path string, patience time.Duration) (*Store, err
 	if err := s.makeFile(); err != nil {
 		return nil, s.explain(err)
 	}
-	s.db, err = sql.Open("sqlite", dataSource(path))
+	// All processes must agree on where the files beside it are.
+	if s.path, err = filepath.EvalSymlinks(path); err != nil {
+		return nil, s.explain(err)
+	}
+	if err := onLocalDisk(s.path); err != nil {
+		return nil, s.explain(err)
+	}
+	s.db, err = sql.Open("sqlite", dataSource(s.path))
 	if err != nil {
 		return nil, s.explain(err)
 	}
@@ -94,8 +101,8 @@ func (s *Store) makeFile() error {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
-	if name := networkFileSystem(folder); name != "" {
-		return fmt.Errorf("%w (%s)", journal.ErrNetworkFS, name)
+	if err := onLocalDisk(folder); err != nil {
+		return err
 	}
 	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
 		return &fs.PathError{Op: "open", Path: s.path, Err: errors.New("not a regular file")}
@@ -105,6 +112,13 @@ func (s *Store) makeFile() error {
 		return err
 	}
 	return f.Close()
+}
+
+func onLocalDisk(path string) error {
+	if name := networkFileSystem(path); name != "" {
+		return fmt.Errorf("%w (%s)", journal.ErrNetworkFS, name)
+	}
+	return nil
 }
 
 // dataSource is what the driver needs to know of the file. Every transaction

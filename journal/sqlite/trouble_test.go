@@ -205,6 +205,25 @@ func TestOddPaths(t *testing.T) {
 	}
 }
 
+// A process that comes by another name of the file sees who lives.
+func TestSymlink(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "journal"), filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	s := mustOpen(t, link) // makes what the link points to
+	mustBeat(t, s, "a")
+	if err := s.Begin(t.Context(), testBatch("a", "one"), testLines(1)); err != nil {
+		t.Fatal(err)
+	}
+	other := mustOpen(t, path)
+	mustBeat(t, other, "parent")
+	if got := take(t, other, 1); got != 0 {
+		t.Errorf("took %d lines of a living owner", got)
+	}
+}
+
 // A power failure takes nothing that was told to be done.
 func TestSynchronous(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
