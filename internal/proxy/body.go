@@ -3,6 +3,7 @@ package proxy
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"sync"
@@ -57,7 +58,7 @@ func (b *callBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.scan.see(p[:n])
 	b.note(n, err)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		b.whole()
 	}
 	return n, err
@@ -67,12 +68,11 @@ func (b *callBody) note(n int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.size += int64(n)
-	switch err {
-	case nil:
-	case io.EOF:
+	switch {
+	case errors.Is(err, io.EOF):
 		b.ended = true
 		b.watchdog.Stop()
-	default:
+	case err != nil:
 		b.err = err
 	}
 }

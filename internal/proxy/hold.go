@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"strings"
@@ -133,14 +134,15 @@ func (c *heldCall) copyChunks(body io.Reader) {
 	lines := bufio.NewReaderSize(body, bufferSize)
 	for {
 		line, err := lines.ReadBytes('\n')
-		if _, werr := c.Write(c.renamed(line)); werr != nil || err != nil && err != io.EOF {
+		last := errors.Is(err, io.EOF)
+		if _, werr := c.Write(c.renamed(line)); werr != nil || err != nil && !last {
 			panic(http.ErrAbortHandler)
+		}
+		if last {
+			return
 		}
 		if lines.Buffered() == 0 {
 			c.Flush()
-		}
-		if err == io.EOF {
-			return
 		}
 	}
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/tidwall/gjson"
 )
@@ -34,7 +35,7 @@ const maxUsage = 2 << 10
 // see looks at the next piece of the answer.
 func (t *tally) see(b []byte) {
 	if len(t.pending) > 0 {
-		joined := append(t.pending, b[:min(len(b), maxUsage)]...)
+		joined := slices.Concat(t.pending, b[:min(len(b), maxUsage)])
 		t.pending = nil
 		t.search(joined[:min(len(joined), maxUsage+len(usageKey))])
 		if len(t.pending) > 0 && len(joined) < maxUsage {
