@@ -7,8 +7,7 @@
 // Every change is written to the disk before it counts (synchronous=FULL): with
 // less, a power failure could take the note that a batch was about to be
 // created, and the batch would be paid for again. A whole batch is one change,
-// so that this costs a few disk writes for each batch, and nothing for each
-// call.
+// and so is a group of answers that is delivered: make the groups large.
 //
 // # Owners that die
 //
