@@ -1,6 +1,7 @@
 package autobatcher
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -242,10 +243,13 @@ func (t *Transport) dispatchAll() []*batch {
 func (b *batch) run() {
 	defer b.finish()
 	b.collect()
-	if !b.claim() {
+	if b.takeTurn() != nil {
 		return
 	}
 	defer b.leaveGate()
+	if !b.claim() {
+		return
+	}
 	if err := b.rejoin(); err != nil {
 		b.refused(err)
 		return
@@ -390,9 +394,6 @@ func (b *batch) uploadAndCreate() error {
 	}
 	lines := b.calls
 	file := line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i].Line }}
-	if err := b.enterGate(file.Size() / bytesPerToken); err != nil {
-		return err
-	}
 	if err := b.journalBegin(); err != nil {
 		return err
 	}
@@ -406,8 +407,8 @@ func (b *batch) uploadAndCreate() error {
 	if err := b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Uploaded, InputFileID: fileID}); err != nil {
 		return err
 	}
-	if err := b.creations().Wait(b.t.ctx); err != nil {
-		return err
+	if b.isLonely() {
+		return errDeserted // while it was uploaded
 	}
 	// Close must not tear a create apart, or nobody would know of the batch.
 	ctx, cancel := lingering(b.t.ctx, createLinger)
@@ -455,14 +456,22 @@ func (b *batch) client() (*batchapi.Client, error) {
 	return batchapi.New(base, payerHeader(b.key.payer), b.t.opts.Base, *b.profile), nil
 }
 
-// enterGate waits until the provider will have room for the batch, as far as
-// was learned.
-func (b *batch) enterGate(tokens int64) error {
+// takeTurn waits until the provider has room for the batch, as far as was
+// learned, and may create one. Its calls are not sent yet: they may leave
+// meanwhile, and others join. The error is the cause of the Transport's end.
+func (b *batch) takeTurn() error {
+	b.t.mu.Lock()
+	tokens := b.bytes / bytesPerToken
+	b.t.mu.Unlock()
 	gate := b.gate()
 	if err := gate.Enter(b.t.ctx, tokens); err != nil {
 		return err
 	}
 	b.entered, b.tokens = gate, tokens
+	if err := b.creations().Wait(b.t.ctx); err != nil {
+		b.leaveGate()
+		return err
+	}
 	return nil
 }
 
@@ -473,10 +482,19 @@ func (b *batch) leaveGate() {
 	}
 }
 
+// errDeserted is why a batch is not created although it could be.
+var errDeserted = errors.New("nobody waits for the batch any more")
+
 // refused ends a batch that could not be submitted.
 func (b *batch) refused(err error) {
 	if b.t.ctx.Err() != nil {
 		return // Close tells the callers
+	}
+	if errors.Is(err, errDeserted) {
+		b.discardInput(err)
+		b.t.ledger.Discard(b.t.ctx, b.ref)
+		b.settleRest(failure(http.StatusFailedDependency, "batch_not_submitted", err.Error()))
+		return
 	}
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)
 	b.emitError(BatchSubmissionFailed, err)
@@ -485,8 +503,14 @@ func (b *batch) refused(err error) {
 		b.t.ledger.Discard(b.t.ctx, b.ref)
 	}
 	var failed *batchapi.Error
-	if errors.As(err, &failed) && failed.Line() > 0 {
-		b.blame([]batchapi.Problem{{Line: failed.Line(), Code: failed.Code(), Message: failed.Message()}})
+	if errors.As(err, &failed) {
+		p := batchapi.Problem{Line: failed.Line(), Code: failed.Code(), Message: failed.Message()}
+		if failed.Status == http.StatusForbidden && p.Line > 0 {
+			p.Code = cmp.Or(p.Code, modelNotFound) // Doubleword's word for it
+		}
+		if !b.blame([]batchapi.Problem{p}) && failed.RefusesUpload() {
+			b.halve(p)
+		}
 	}
 	b.settleRest(submissionAnswer(err))
 }
@@ -500,10 +524,15 @@ func (b *batch) discardInput(err error) {
 	}
 }
 
+// manyWaits is after how many waits a batch that could not enter even alone goes
+// in halves: it may be larger than it is reckoned.
+const manyWaits = 3
+
 // The limits on riding again because a file was refused. Nothing was executed
 // then and nothing paid, but every ride is an upload.
 const (
 	maxRides   = 50
+	manyRides  = 5 // after which a file is halved with each line that is named
 	maxGuesses = 64
 )
 
@@ -520,11 +549,18 @@ func (b *batch) rejected() bool {
 		b.holdBack(p)
 		return true
 	}
-	if !b.blame(b.state.Problems) && !b.halve() {
+	if !b.blame(b.state.Problems) && !b.halveForLine() {
 		return false
 	}
 	b.emit(BatchTerminal)
 	return true
+}
+
+// halveForLine halves the batch if the provider says that a line is bad, but
+// not which.
+func (b *batch) halveForLine() bool {
+	i := slices.IndexFunc(b.state.Problems, func(p batchapi.Problem) bool { return slices.Contains(lineCodes, p.Code) })
+	return i >= 0 && b.halve(b.state.Problems[i])
 }
 
 func (b *batch) problem(code string) (batchapi.Problem, bool) {
@@ -542,33 +578,48 @@ func (b *batch) blame(problems []batchapi.Problem) bool {
 	if b.rides >= maxRides {
 		return false
 	}
-	guilty := make(map[*call]bool)
+	guilty := make(map[*call]batchapi.Problem)
 	for _, p := range problems {
-		if p.Line >= 1 && p.Line <= len(b.calls) {
-			c := b.calls[p.Line-1]
-			guilty[c] = true
-			b.t.settle(c, lineRefused(b.id, p))
+		if p.Line < 1 || p.Line > len(b.calls) {
+			continue
+		}
+		named := b.calls[p.Line-1]
+		guilty[named] = p
+		for _, c := range b.calls {
+			if p.Code == modelNotFound && c.model == named.model {
+				guilty[c] = p
+			}
 		}
 	}
 	if len(guilty) == 0 {
 		return false
 	}
-	b.respawn(slices.DeleteFunc(slices.Clone(b.calls), func(c *call) bool { return guilty[c] }), 0)
+	for c, p := range guilty {
+		b.t.settle(c, lineRefused(b.id, p))
+	}
+	rest := slices.DeleteFunc(slices.Clone(b.calls), func(c *call) bool { _, bad := guilty[c]; return bad })
+	if b.rides < manyRides {
+		b.respawn(rest, 0)
+	} else {
+		// There are many bad lines, named one at a time: look in two places.
+		b.respawn(rest[:len(rest)/2], 0)
+		b.respawn(rest[len(rest)/2:], 0)
+	}
 	return true
 }
+
+// modelNotFound is the code of a line whose model there is not; it condemns
+// every line with that model.
+const modelNotFound = "model_not_found"
 
 // lineCodes are OpenAI's and Azure's codes for what may be wrong with one line.
 var lineCodes = []string{"invalid_json_line", "duplicate_custom_id", "url_mismatch", "model_mismatch", "mismatched_model", "invalid_request", "invalid_url", "invalid_method"}
 
 // halve lets the two halves of a batch ride apart when one of its lines is bad
 // and the provider did not say which. A batch of one has found it.
-func (b *batch) halve() bool {
-	i := slices.IndexFunc(b.state.Problems, func(p batchapi.Problem) bool { return slices.Contains(lineCodes, p.Code) })
-	if i < 0 {
-		return false
-	}
+func (b *batch) halve(p batchapi.Problem) bool {
 	if len(b.calls) == 1 {
-		b.t.settle(b.calls[0], lineRefused(b.id, b.state.Problems[i]))
+		b.t.settle(b.calls[0], lineRefused(b.id, p))
 		return true
 	}
 	if b.guesses == nil {
@@ -601,9 +652,9 @@ func (b *batch) holdBack(p batchapi.Problem) {
 		limit, _ = strconv.ParseInt(strings.ReplaceAll(m[1], ",", ""), 10, 64)
 	}
 	gate := b.entered
-	gate.Refused(b.tokens, limit)
+	alone := gate.Refused(b.tokens, limit)
 	b.t.log.Warn("too many tokens enqueued, the batch will go again", "batch", b.id, "tokens", b.tokens, "limit", gate.Limit())
-	tooMuch := b.tokens > gate.Limit()
+	tooMuch := b.tokens > gate.Limit() || alone && b.rides >= manyWaits
 	b.leaveGate()
 	delay := min(time.Minute<<min(b.rides, 4), 15*time.Minute)
 	if half := len(b.calls) / 2; tooMuch && half > 0 {

@@ -546,6 +546,10 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 	return errors.Join(err, t.Close())
 }
 
+// concludePatience is how long Close waits for batches whose last result has
+// just been delivered to tell so.
+const concludePatience = 2 * time.Second
+
 // conclude lets the batches finish that have ended upstream, so that their
 // events and the journal tell so.
 func (t *Transport) conclude(ctx context.Context) {
@@ -589,6 +593,9 @@ func (t *Transport) Close() error {
 }
 
 func (t *Transport) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), concludePatience)
+	defer cancel()
+	t.conclude(ctx)
 	t.mu.Lock()
 	t.closed, t.ending = true, true
 	pending, active := t.census()

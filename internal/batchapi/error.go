@@ -16,6 +16,7 @@ import (
 // An Error is a request to the provider that failed.
 type Error struct {
 	Op         string        // "POST /files"
+	Uploading  bool          // it was an upload
 	Status     int           // the answer's status; 0: there was no answer
 	Header     http.Header   // the answer's
 	Body       []byte        // the answer's, at most 64 KiB of it
@@ -50,12 +51,12 @@ func (e *Error) Code() string {
 	return gjson.GetBytes(e.Body, "error.code").String()
 }
 
-var lineNumber = regexp.MustCompile(`(?i)\bline (\d{1,7})\b`)
+var lineNumber = regexp.MustCompile(`(?i)(?:^\s*|\bon )line (\d{1,7})\b`)
 
 // Line is the line of the input file, from 1, that the provider refused the
 // whole file for, or 0: "Line N: …" or "Invalid JSON on line N: …".
 func (e *Error) Line() int {
-	if e.Status < 400 || e.Status >= 500 || e.Status == http.StatusTooManyRequests {
+	if !e.refusesFile() && e.Status != http.StatusForbidden { // 403: a model that is unknown
 		return 0
 	}
 	m := lineNumber.FindStringSubmatch(e.Message())
@@ -65,6 +66,15 @@ func (e *Error) Line() int {
 	n, _ := strconv.Atoi(m[1])
 	return n
 }
+
+// refusesFile reports a status that speaks of what is in the file.
+func (e *Error) refusesFile() bool {
+	return e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity
+}
+
+// RefusesUpload reports that the provider refused an input file for what is in
+// it, rather than for who sent it or when.
+func (e *Error) RefusesUpload() bool { return e.refusesFile() && e.Uploading }
 
 // RateLimited reports a 429 that passes with time. An exhausted quota or an
 // unverified account does not: waiting would only hide it from its owner.

@@ -3,6 +3,7 @@ package batchapi
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"mime/multipart"
@@ -45,6 +46,10 @@ func (c *Client) Upload(ctx context.Context, u Upload, file line.File) (string, 
 	path := c.profile.UploadPath
 	res, err := c.do(ctx, http.MethodPost, path, open(), option.WithHeader("Content-Type", contentType), withLength(size, open))
 	if err != nil {
+		var failed *Error
+		if errors.As(err, &failed) {
+			failed.Uploading = true
+		}
 		return "", stalled(err, http.MethodPost, path)
 	}
 	defer res.Body.Close()

@@ -63,6 +63,7 @@ func (h *Hourly) Wait(ctx context.Context) error {
 type Gate struct {
 	mu      sync.Mutex
 	limit   int64 // 0: none learned
+	learned time.Time
 	used    int64
 	changed chan struct{} // closed and replaced when something left or was learned
 }
@@ -76,7 +77,7 @@ func NewGate() *Gate { return &Gate{changed: make(chan struct{})} }
 func (g *Gate) Enter(ctx context.Context, tokens int64) error {
 	for {
 		g.mu.Lock()
-		if g.limit == 0 || g.used == 0 || g.used+tokens <= g.limit {
+		if limit := g.current(); limit == 0 || g.used == 0 || g.used+tokens <= limit {
 			g.used += tokens
 			g.mu.Unlock()
 			return nil
@@ -99,29 +100,46 @@ func (g *Gate) Leave(tokens int64) {
 	g.wake()
 }
 
+// fewTokens is less than any provider's limit; a gate does not learn a lower one.
+const fewTokens = 20_000
+
 // Refused tells the gate that a batch of tokens, which is in, was too much.
-// told is the limit the provider named, 0 where it named none. A batch that was
-// alone, or whose tokens are fewer than the limit it broke, shows that tokens
-// are counted too low here, and so the limit is lowered instead.
-func (g *Gate) Refused(tokens, told int64) {
+// told is the limit the provider named, 0 where it named none. It reports
+// whether the batch was alone: then others, whom nobody here knows, fill the
+// provider's queue, or tokens are counted too low here.
+func (g *Gate) Refused(tokens, told int64) (alone bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	alone = g.used <= tokens
 	learned := g.used - 1
-	if g.used <= tokens { // it was alone
-		learned = tokens * 3 / 4
+	if alone {
+		learned = max(tokens*3/4, fewTokens)
 	}
 	if told > 0 {
-		learned = min(learned, told)
+		learned = told
 	}
-	g.limit = max(learned, 1)
+	g.limit, g.learned = max(learned, 1), time.Now()
 	g.wake()
+	return alone
 }
 
-// Limit is what was learned, 0 without any.
+// Limit is what was learned, 0 without any. It doubles with every hour in which
+// nothing was refused: what filled the provider's queue may have gone.
 func (g *Gate) Limit() int64 {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.limit
+	return g.current()
+}
+
+func (g *Gate) current() int64 {
+	if g.limit == 0 {
+		return 0
+	}
+	hours := int(time.Since(g.learned) / time.Hour)
+	if hours > 30 {
+		return 0 // nothing of it is left
+	}
+	return g.limit << hours
 }
 
 func (g *Gate) wake() {

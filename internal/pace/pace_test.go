@@ -95,8 +95,9 @@ func TestGateLearns(t *testing.T) {
 	}{
 		{"told", 100, 50, 120, 120},
 		{"not told: less than what was too much", 100, 50, 0, 149},
-		{"alone: tokens are more than they seem", 0, 100, 0, 75},
-		{"alone, and fewer than the limit told", 0, 100, 1000, 75},
+		{"alone: tokens are more than they seem", 0, 100_000, 0, 75_000},
+		{"alone, but hardly any: others fill the queue", 0, 100, 0, 20_000},
+		{"alone, and fewer than the limit told", 0, 100, 1000, 1000},
 		{"alone, and far too many", 0, 1000, 100, 100},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -109,6 +110,24 @@ func TestGateLearns(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestGateForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := pace.NewGate()
+		g.Enter(t.Context(), 10)
+		g.Refused(10, 1000)
+		for _, want := range []int64{1000, 2000, 4000} {
+			if got := g.Limit(); got != want {
+				t.Errorf("limit %d, want %d", got, want)
+			}
+			time.Sleep(time.Hour)
+		}
+		time.Sleep(48 * time.Hour)
+		if got := g.Limit(); got != 0 {
+			t.Errorf("limit %d two days later, want none", got)
+		}
+	})
 }
 
 func TestGateEndsWithContext(t *testing.T) {
