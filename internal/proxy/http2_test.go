@@ -29,10 +29,10 @@ func serveH2C(t *testing.T, h http.Handler) *http.Client {
 func TestHeartbeatsOverHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := time.Now()
-		p := newProxy(t, proxy.Options{Transport: after(6*time.Minute, 200, "application/json", `{}`), Heartbeat: time.Minute})
+		p := newProxy(t, proxy.Options{Transport: after(330*time.Second, 200, "application/json", `{}`), Heartbeat: time.Minute})
 		res := post(t, serveH2C(t, p), "/v1/embeddings", chatCall)
 		got, err := arrivals(t, begun, res)
-		if diff := cmp.Diff([]string{"4m0s \n", "5m0s \n", "6m0s {}"}, got); diff != "" || err != nil || res.ProtoMajor != 2 {
+		if diff := cmp.Diff([]string{"4m0s \n", "5m0s \n", "5m30s {}"}, got); diff != "" || err != nil || res.ProtoMajor != 2 {
 			t.Error(diff, err, res.Proto)
 		}
 	})
