@@ -607,4 +607,3 @@ func TestOneListingForManyBatches(t *testing.T) {
 		other.Close()
 	})
 }
-
