@@ -129,16 +129,30 @@ func (s *settings) checkKey() error {
 	return nil
 }
 
-// checkListener refuses an address at which strangers could spend the key.
+// checkListener refuses an address at which strangers could spend the key, or
+// the proxy would call itself.
 func (s *settings) checkListener() error {
 	if s.port < 0 || s.port > 65535 {
 		return usagef("--port is %d; it must be 0 to 65535", s.port)
+	}
+	if !s.sandbox && s.isItself() {
+		return usagef("the base URL %s is this very proxy: OPENAI_BASE_URL is meant for its clients here, so give --base-url", s.baseURL)
 	}
 	if isLoopback(s.host) || s.allowAnonymous || s.forwardKey || len(s.clientKeys) > 0 {
 		return nil
 	}
 	return usagef("--host %s would let anybody who reaches it spend your key: add --client-key KEY, which callers must then show, "+
 		"or --forward-key, so that each pays with a key of its own (or --allow-anonymous, to insist)", quoteEmpty(s.host))
+}
+
+// isItself reports whether the base URL leads back here, as it does in a shell
+// where it was exported for the clients.
+func (s *settings) isItself() bool {
+	u, err := url.Parse(s.baseURL)
+	if err != nil || s.port == 0 || u.Port() != fmt.Sprint(s.port) {
+		return false
+	}
+	return isLoopback(u.Hostname()) || u.Hostname() == s.host
 }
 
 func quoteEmpty(s string) string {

@@ -77,7 +77,7 @@ func childEnv(env []string, baseURL, key string) []string {
 func withoutProxy(env []string) []string {
 	const local = "127.0.0.1"
 	for _, name := range []string{"NO_PROXY", "no_proxy"} {
-		value, _ := process{env: env}.getenv(name)
+		value := process{env: env}.getenv(name)
 		switch {
 		case value == "*" || slices.Contains(strings.Split(value, ","), local):
 			continue

@@ -23,14 +23,15 @@ type process struct {
 	exit           func(code int) // at once, for a second signal
 }
 
-// getenv returns the last value of a variable, as the shell would.
-func (p process) getenv(name string) (value string, found bool) {
+// getenv returns the value of a variable: the last, as the shell would.
+func (p process) getenv(name string) string {
+	value := ""
 	for _, pair := range p.env {
 		if v, ok := strings.CutPrefix(pair, name+"="); ok {
-			value, found = v, true
+			value = v
 		}
 	}
-	return value, found
+	return value
 }
 
 // Exit codes. A child's own code goes through run as it is.

@@ -33,9 +33,8 @@ func (s *settings) logger(p process) (*slog.Logger, error) {
 	if !text {
 		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: level})), nil
 	}
-	noColor, _ := p.getenv("NO_COLOR")
 	return slog.New(tint.NewTextHandler(p.stderr, &tint.Options{
-		Level: level, TimeFormat: time.TimeOnly, NoColor: noColor != "" || !isTerminal(p.stderr),
+		Level: level, TimeFormat: time.TimeOnly, NoColor: p.getenv("NO_COLOR") != "" || !isTerminal(p.stderr),
 	})), nil
 }
 

@@ -79,7 +79,9 @@ func childMain() {
 		must(err)
 		os.Exit(code)
 	case "die":
-		must(syscall.Kill(os.Getpid(), syscall.SIGKILL))
+		self, err := os.FindProcess(os.Getpid())
+		must(err)
+		must(self.Kill())
 		time.Sleep(time.Minute)
 	case "wait":
 		c := make(chan os.Signal, 1)

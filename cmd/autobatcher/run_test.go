@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"net/http"
+	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,7 +42,7 @@ func TestChildEnv(t *testing.T) {
 		},
 	}
 	for _, tt := range tests {
-		want := append(tt.want, "OPENAI_BASE_URL=u", "OPENAI_API_BASE=u", "OPENAI_API_KEY=k")
+		want := slices.Concat(tt.want, []string{"OPENAI_BASE_URL=u", "OPENAI_API_BASE=u", "OPENAI_API_KEY=k"})
 		if diff := cmp.Diff(want, childEnv(tt.env, "u", "k")); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
@@ -166,5 +169,41 @@ func TestEventLines(t *testing.T) {
 		if line != want || !json.Valid([]byte(line)) {
 			t.Errorf("got  %s\nwant %s", line, want)
 		}
+	}
+}
+
+// A log collector that dies must not take the callers' answers with it.
+func TestServeOutlivesItsReader(t *testing.T) {
+	cmd := exec.Command("autobatcher", "serve", "--sandbox", "--port", "0", "--batch-window", "0", "--poll-interval", "0.02")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log lockedBuffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()         //nolint:errcheck // it is killed
+	defer cmd.Process.Kill() //nolint:errcheck // it runs
+	stdout.Close()
+	var base []string
+	for deadline := time.Now().Add(patience); base == nil; time.Sleep(time.Millisecond) {
+		if base = baseURL.FindStringSubmatch(log.String()); time.Now().After(deadline) {
+			t.Fatalf("it does not listen: %s", log.String())
+		}
+	}
+	for range 3 { // the second event would be its end
+		res, err := http.Post(base[1]+"/embeddings", "application/json", strings.NewReader(`{"model":"m","input":"hi"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("a call is answered with %s", res.Status)
+		}
+	}
+	if !strings.Contains(log.String(), "an event could not be written to stdout") {
+		t.Errorf("the log does not say that events are lost: %s", log.String())
 	}
 }

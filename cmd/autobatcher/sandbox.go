@@ -158,8 +158,8 @@ func (s *sandboxSettings) serve(ctx context.Context, p process) error {
 		return err
 	}
 	base := "http://" + reachable(listener.Addr()) + (&rehearsal{Server: api}).base().Path
-	fmt.Fprintf(p.stdout, sandboxGreeting, base)
-	return untilStopped(ctx, p, log, proxy.NewServer(api), listener, api.Close)
+	announce := func() { fmt.Fprintf(p.stdout, sandboxGreeting, base) }
+	return service{proxy.NewServer(api), listener, log, announce, api.Close}.untilStopped(ctx, p)
 }
 
 const sandboxGreeting = `A Batch API to play with is listening. For an OpenAI client:

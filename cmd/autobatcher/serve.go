@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"syscall"
 
 	"github.com/urfave/cli/v3"
 
@@ -39,6 +40,9 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	if err := s.checkListener(); err != nil {
 		return err
 	}
+	// A reader of stdout that goes away costs its events, not the proxy.
+	_, ignore := p.notify(syscall.SIGPIPE)
+	defer ignore()
 	listener, err := listen(ctx, s.address())
 	if err != nil {
 		return err
@@ -49,6 +53,8 @@ func (s *settings) serve(ctx context.Context, p process) error {
 		return err
 	}
 	url := "http://" + reachable(listener.Addr())
-	log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
-	return untilStopped(ctx, p, log, proxy.NewServer(b.proxy), listener, b.close)
+	announce := func() {
+		log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
+	}
+	return service{proxy.NewServer(b.proxy), listener, log, announce, b.close}.untilStopped(ctx, p)
 }

@@ -25,27 +25,37 @@ func reachable(addr net.Addr) string {
 	return net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp.Port))
 }
 
-// untilStopped serves until a signal comes or ctx ends. Then it calls shutdown,
-// which must bring the running requests to their end, and closes the server.
-func untilStopped(ctx context.Context, p process, log *slog.Logger, server *http.Server, l net.Listener, shutdown func()) error {
+// A service is a server and what belongs to its beginning and its end.
+type service struct {
+	server   *http.Server
+	listener net.Listener
+	log      *slog.Logger
+	announce func() // says where it listens
+	shutdown func() // brings the running requests to their end
+}
+
+// untilStopped serves until a signal comes or ctx ends.
+func (s service) untilStopped(ctx context.Context, p process) error {
+	// Before anybody is told that it runs, it can be told to stop.
 	signals, ignore := p.notify(stopSignals...)
 	defer ignore()
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(l) }()
+	go func() { failed <- s.server.Serve(s.listener) }()
+	s.announce()
 	select {
 	case err := <-failed:
-		shutdown()
+		s.shutdown()
 		return err
-	case s := <-signals:
-		log.Info("shutting down; the same signal again ends at once", "signal", s.String())
+	case sig := <-signals:
+		s.log.Info("shutting down; another signal ends at once", "signal", sig.String())
 	case <-ctx.Done():
-		log.Info("shutting down")
+		s.log.Info("shutting down")
 	}
 	done := make(chan struct{})
 	defer close(done)
-	go p.forceOn(signals, done, log)
-	shutdown()
-	return stop(server)
+	go p.forceOn(signals, done, s.log)
+	s.shutdown()
+	return stop(s.server)
 }
 
 // stopPatience is for the answers that are still being written.

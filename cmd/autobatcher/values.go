@@ -107,7 +107,7 @@ var _ interface {
 } = variable{}
 
 func (v variable) Lookup() (string, bool) {
-	value, _ := v.p.getenv(v.name)
+	value := v.p.getenv(v.name)
 	if strings.HasPrefix(value, "tcp://") {
 		// Kubernetes tells every pod of a Service called autobatcher by
 		// AUTOBATCHER_PORT=tcp://…, which is not meant for --port.
