@@ -86,6 +86,8 @@ type batch struct {
 	cancelling time.Time // since when the provider says so
 	output     resultFile
 	errors     resultFile
+	unread     bool // the last download failed
+	garbled    bool // a result line was not understood
 }
 
 // enter queues a call, and returns the waiter that its answer will reach.
@@ -518,9 +520,7 @@ func (b *batch) refused(err error) {
 // discardInput deletes the file of a batch that surely was not created.
 func (b *batch) discardInput(err error) {
 	if b.state.InputFileID != "" && !errors.Is(err, batchapi.ErrUnsure) {
-		if err := b.api.Delete(b.t.ctx, b.state.InputFileID); err != nil {
-			b.t.log.Debug("input file not deleted", "file", b.state.InputFileID, "error", err)
-		}
+		b.delete(b.state.InputFileID)
 	}
 }
 
@@ -545,14 +545,14 @@ func (b *batch) rejected() bool {
 		return false
 	}
 	if p, ok := b.problem("token_limit_exceeded"); ok {
-		b.emit(BatchTerminal)
 		b.holdBack(p)
-		return true
-	}
-	if !b.blame(b.state.Problems) && !b.halveForLine() {
+	} else if !b.blame(b.state.Problems) && !b.halveForLine() {
 		return false
 	}
 	b.emit(BatchTerminal)
+	b.writeNotes()
+	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
+	b.tidy()
 	return true
 }
 

@@ -83,6 +83,7 @@ func (b *batch) harvest() {
 		if err != nil && transient(err) {
 			patience = brokenPatience
 		}
+		b.unread = err != nil
 		wait := batchapi.Backoff(try)
 		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > patience {
 			break
@@ -158,6 +159,7 @@ func (b *batch) read(f *resultFile) error {
 			continue
 		}
 		if errors.Is(err, line.ErrTooLong) {
+			b.garbled = true
 			b.t.log.Error("result line skipped", "batch", b.id, "file", f.id, "error", err)
 			continue
 		}
@@ -187,6 +189,7 @@ func (f *resultFile) advance(content *batchapi.Content, lines int, whole bool) {
 func (b *batch) deliver(text []byte) {
 	result, err := line.Parse(text)
 	if err != nil {
+		b.garbled = true
 		b.t.log.Warn("result line not understood", "batch", b.id, "bytes", len(text))
 		return
 	}
@@ -271,18 +274,35 @@ func (b *batch) takeAgain() []*call {
 	return calls
 }
 
-// tidy deletes the files of a batch that has ended, if that is wanted. At
-// Doubleword, deleting an input file deletes its batch, so never before.
+// tidy deletes the files of a batch that has ended, if that is wanted, and if
+// nothing is in them that somebody may still want: results that could not be
+// read, or whose callers may come back. At Doubleword, deleting an input file
+// deletes its batch, so never before its end.
 func (b *batch) tidy() {
-	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || !b.t.ledger.Settled(b.t.ctx, b.ref) {
+	wanted := b.unread || b.garbled || !b.t.ledger.Settled(b.t.ctx, b.ref)
+	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || wanted {
 		return
 	}
 	for _, id := range []string{b.state.InputFileID, b.output.id, b.errors.id} {
 		if id == "" || strings.Contains(id, "/") { // a URL is not ours to delete
 			continue
 		}
-		if err := b.api.Delete(b.t.ctx, id); err != nil {
-			b.t.log.Warn("file not deleted", "batch", b.id, "file", id, "error", err)
+		b.delete(id)
+	}
+}
+
+// delete deletes a file, as well as that can be done within a minute.
+func (b *batch) delete(fileID string) {
+	r := batchapi.Retries{Patience: time.Minute}
+	for {
+		err := b.api.Delete(b.t.ctx, fileID)
+		if err == nil {
+			return
+		}
+		wait, again := r.Next(err)
+		if !again || batchapi.Sleep(b.t.ctx, wait) != nil {
+			b.t.log.Warn("file not deleted", "batch", b.id, "file", fileID, "error", err)
+			return
 		}
 	}
 }
@@ -612,11 +632,8 @@ func (b *batch) openLines() int {
 
 // respond makes the caller's response of an answer.
 func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Response, error) {
-	switch {
-	case a.err != nil:
+	if a.err != nil {
 		return nil, a.err
-	case a.realtime:
-		return t.realtime(req, c)
 	}
 	res := a.respondTo(req)
 	if c.stream && a.status < 300 {

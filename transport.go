@@ -70,6 +70,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -397,6 +398,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // await holds the caller until its call ends, one way or another.
 func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response, error) {
+	began := time.Now()
 	deadline, stop := after(c.deadline)
 	defer stop()
 	urgent, stop := after(t.untilUrgent(req, c))
@@ -404,11 +406,14 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	for {
 		select {
 		case a := <-w.answer:
+			if a.realtime {
+				return t.realtime(req, c, began)
+			}
 			return t.respond(req, c, a)
 		case <-urgent:
-			if reason := "its deadline is near"; t.escalates(c, reason) {
+			if t.escalates(t.lineOf(w), "its deadline is near") {
 				t.quit(w)
-				return t.realtime(req, c)
+				return t.realtime(req, c, began)
 			}
 			urgent = nil
 		case <-deadline:
@@ -480,18 +485,48 @@ func (t *Transport) escalates(c *call, reason string) bool {
 	return true
 }
 
-// realtime sends the call as its caller made it, once.
-func (t *Transport) realtime(req *http.Request, c *call) (*http.Response, error) {
-	res, err := t.opts.Base.RoundTrip(withBody(passThrough(req), c.raw))
-	if err != nil {
-		if req.Context().Err() != nil {
-			return nil, contextError(req.Context())
-		}
-		return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).respondTo(req), nil
+// lineOf is the call whose line the caller waits for: its own, or that of an
+// earlier try.
+func (t *Transport) lineOf(w *waiter) *call {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return w.call
+}
+
+// realtime sends the call as its caller made it, once. Its deadline holds on,
+// counted from when the call began.
+func (t *Transport) realtime(req *http.Request, c *call, began time.Time) (*http.Response, error) {
+	ctx, cancel := req.Context(), func() {}
+	if c.deadline > 0 {
+		ctx, cancel = context.WithDeadline(ctx, began.Add(c.deadline))
 	}
-	res.Header.Set(headerMode, "realtime")
-	res.Request = req
-	return res, nil
+	res, err := t.opts.Base.RoundTrip(withBody(passThrough(req), c.raw).WithContext(ctx))
+	if err == nil {
+		res.Header.Set(headerMode, "realtime")
+		res.Request = req
+		res.Body = &endingBody{res.Body, cancel}
+		return res, nil
+	}
+	defer cancel()
+	switch {
+	case req.Context().Err() != nil:
+		return nil, contextError(req.Context())
+	case ctx.Err() != nil:
+		return failure(http.StatusFailedDependency, "batch_deadline_exceeded",
+			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.deadline)).respondTo(req), nil
+	}
+	return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).respondTo(req), nil
+}
+
+// An endingBody frees what its answer held on to.
+type endingBody struct {
+	io.ReadCloser
+	end func()
+}
+
+func (b *endingBody) Close() error {
+	defer b.end()
+	return b.ReadCloser.Close()
 }
 
 // contextError is the cause of ctx's end, and matches ctx.Err() too.
