@@ -148,6 +148,19 @@ test("kept alive beyond the grace", async () => {
   assert.match(text(chunks), /^You said/);
 });
 
+for (const stream of [false, true]) {
+  test(`a failure after the answer began, stream: ${stream}`, async () => {
+    // The status can no longer be told, but the failure must be.
+    await assert.rejects(async () => {
+      const answer = await client.chat.completions.create(
+        { model, messages: said(`sandbox: delay 3s status 400 ${stream} in node`), stream },
+        { maxRetries: 0 },
+      );
+      if (stream) await all(answer);
+    });
+  });
+}
+
 test("fifty at once ride together", async () => {
   const before = events("batch_submitted").length;
   const prompts = Array.from({ length: 50 }, (_, i) => `call ${i}`);

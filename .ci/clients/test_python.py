@@ -183,6 +183,18 @@ def test_kept_alive_beyond_the_timeout(client):
     assert "".join(c.choices[0].delta.content or "" for c in stream if c.choices).startswith("You said")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_failure_after_the_answer_began(client, stream):
+    """The status can no longer be told, but the failure must be."""
+    prompt = f"sandbox: delay 3s status 400 {stream}"
+    with pytest.raises((openai.APIError, openai.APIConnectionError)):
+        answer = client.with_options(max_retries=0).chat.completions.create(
+            model=MODEL, messages=said(prompt), stream=stream
+        )
+        for _ in answer if stream else []:
+            pass
+
+
 def test_fifty_at_once_ride_together():
     before = len(events("batch_submitted"))
 
