@@ -19,6 +19,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/pace"
+	"github.com/autobatcher/autobatcher/internal/payer"
 	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -455,7 +456,7 @@ func (b *batch) client() (*batchapi.Client, error) {
 	}
 	base.RawQuery = query.Encode()
 	base.Path = b.profile.BatchPath(base.Path)
-	return batchapi.New(base, payerHeader(b.key.payer), b.t.opts.Base, *b.profile), nil
+	return batchapi.New(base, payer.Header(b.key.payer), b.t.opts.Base, *b.profile), nil
 }
 
 // takeTurn waits until the provider has room for the batch, as far as was

@@ -3,6 +3,8 @@ package autobatcher
 import (
 	"testing"
 	"time"
+
+	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
 // What is kept for callers that have gone is bounded, and the oldest go first.
@@ -18,7 +20,7 @@ func TestKeptAnswersAreBounded(t *testing.T) {
 	calls := make([]*call, 5)
 	for i := range calls {
 		calls[i] = &call{print: fingerprint{byte(i)}}
-		tr.keep(calls[i], &answer{status: 200, body: make([]byte, 22<<20)})
+		tr.keep(calls[i], &answer{Answer: reply.Answer{Status: 200, Body: make([]byte, 22<<20)}})
 	}
 	for i, c := range calls {
 		kept := len(tr.left[c.print]) == 1 && c.answer != nil

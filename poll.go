@@ -21,6 +21,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/payer"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -372,7 +373,7 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 	}
 	base := strings.TrimSuffix(u.EscapedPath(), "/")
 	profile := t.profileFor(u, base)
-	like := &batch{t: t, profile: profile, suffix: endpoints[0], key: key{base: u.Scheme + "://" + u.Host + base, payer: payer(header)}}
+	like := &batch{t: t, profile: profile, suffix: endpoints[0], key: key{base: u.Scheme + "://" + u.Host + base, payer: payer.Of(header)}}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ending {

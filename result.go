@@ -1,10 +1,7 @@
 package autobatcher
 
 import (
-	"bytes"
 	"cmp"
-	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"maps"
@@ -14,12 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tidwall/gjson"
-
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/ledger"
 	"github.com/autobatcher/autobatcher/internal/line"
-	"github.com/autobatcher/autobatcher/internal/sse"
+	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
 // maxResultLine bounds one line of an output file.
@@ -199,7 +194,7 @@ func (b *batch) deliver(text []byte) {
 	switch {
 	case c == nil: // answered already, or none of ours
 	case result.Answered():
-		b.t.settle(c, answerOf(&result))
+		b.t.settle(c, &answer{Answer: reply.Of(&result)})
 	default:
 		b.unanswered(c, b.lineFailure(&result))
 	}
@@ -226,7 +221,7 @@ func (b *batch) giveUp(c *call, a *answer) {
 	b.t.mu.Lock()
 	alone := c.waiter == nil
 	b.t.mu.Unlock()
-	if !alone && b.t.escalates(c, a.reason()) {
+	if !alone && b.t.escalates(c, a.Reason()) {
 		a = &answer{realtime: true}
 	}
 	b.t.settle(c, a)
@@ -337,71 +332,18 @@ func problemText(p batchapi.Problem) string {
 	return text
 }
 
-// An answer is what settles a call: an HTTP answer, or the error that
-// RoundTrip returns.
+// An answer is what settles a call: a response, the error that RoundTrip
+// returns, or the word that the caller is to send its call in real time.
 type answer struct {
-	err       error
-	realtime  bool // the caller is to send its call in real time
-	status    int
-	body      []byte
-	text      bool // the body is no JSON
-	requestID string
-	ours      bool // a failure of ours, not the provider's answer
-	batchID   string
-	customID  string
+	reply.Answer
+	err      error
+	realtime bool
 }
 
 // failure is an answer of ours, in OpenAI's error shape.
 func failure(status int, code, message string) *answer {
-	return &answer{status: status, body: errorBody(errorType(status), code, "", message), ours: true}
+	return &answer{Answer: reply.Failure(status, code, message)}
 }
-
-// errorType is what OpenAI calls an error of this status.
-func errorType(status int) string {
-	switch {
-	case status == http.StatusTooManyRequests:
-		return "rate_limit_error"
-	case status == http.StatusFailedDependency:
-		return "batch_error"
-	case status >= 500:
-		return "server_error"
-	}
-	return "invalid_request_error"
-}
-
-func errorBody(kind, code, param, message string) []byte {
-	type object struct {
-		Message string  `json:"message"`
-		Type    string  `json:"type"`
-		Param   *string `json:"param"`
-		Code    *string `json:"code"`
-	}
-	o := object{Message: message, Type: kind}
-	if param != "" {
-		o.Param = &param
-	}
-	if code != "" {
-		o.Code = &code
-	}
-	body, err := json.Marshal(map[string]object{"error": o})
-	if err != nil {
-		panic(err) // four strings always marshal
-	}
-	return body
-}
-
-// answerOf makes an answer of a result line.
-func answerOf(r *line.Result) *answer {
-	a := &answer{status: r.Status, body: r.Body, text: r.Text, requestID: r.RequestID}
-	if r.Status >= 400 && !gjson.GetBytes(r.Body, "error").IsObject() {
-		message := cmp.Or(strings.TrimSpace(string(r.Body)), r.Message, http.StatusText(r.Status))
-		a.body, a.text = errorBody(errorType(r.Status), r.Code, "", message), false
-	}
-	return a
-}
-
-// reason is what an answer of ours says.
-func (a *answer) reason() string { return gjson.GetBytes(a.body, "error.message").String() }
 
 // lineRefused is the answer for the caller of a line that the provider refused
 // the file for, in the provider's words.
@@ -411,7 +353,7 @@ func lineRefused(batchID string, p batchapi.Problem) *answer {
 		code = "invalid_batch_line"
 	}
 	a := failure(http.StatusBadRequest, code, "the provider refused this request's line of the batch: "+problemText(batchapi.Problem{Message: p.Message, Code: p.Code}))
-	a.batchID = batchID
+	a.BatchID = batchID
 	return a
 }
 
@@ -439,11 +381,7 @@ func submissionAnswer(err error) *answer {
 	if !errors.As(err, &failed) || failed.Transient() || failed.RateLimited() {
 		return failure(http.StatusServiceUnavailable, "batch_not_submitted", "the batch could not be submitted: "+err.Error())
 	}
-	a := &answer{status: failed.Status, body: failed.Body, ours: true}
-	if !gjson.GetBytes(failed.Body, "error").IsObject() || !gjson.ValidBytes(failed.Body) {
-		a.body = errorBody(errorType(failed.Status), "batch_refused", "", "the provider refused the batch: "+failed.Message())
-	}
-	return a
+	return &answer{Answer: reply.Refused(failed.Status, failed.Body, failed.Message())}
 }
 
 // settle ends a call. It is the one place where that happens. Without a caller,
@@ -455,7 +393,7 @@ func (t *Transport) settle(c *call, a *answer) {
 		return
 	}
 	c.ended, c.Body = true, nil
-	a.batchID, a.customID = c.batch.id, c.ID
+	a.BatchID, a.CustomID = c.batch.id, c.ID
 	delete(c.batch.open, c.ID)
 	if c.waiter == nil {
 		t.forget(c)
@@ -468,7 +406,7 @@ func (t *Transport) settle(c *call, a *answer) {
 		c.batch.noteDelivered(c)
 	}
 	switch {
-	case a.ours || a.err != nil:
+	case a.Ours || a.err != nil:
 		t.stats.Failed++
 	case !a.realtime:
 		t.stats.Answered++
@@ -490,14 +428,14 @@ const keptBytes = 64 << 20
 // it. Failures are not kept, since a new try may fare better. The caller holds
 // t.mu.
 func (t *Transport) keep(c *call, a *answer) {
-	if t.opts.KeepFor < 0 || c.unwanted || a.err != nil || a.ours || a.realtime || a.status >= 500 ||
-		a.status == http.StatusTooManyRequests || a.status == http.StatusRequestTimeout || a.status == http.StatusConflict {
+	if t.opts.KeepFor < 0 || c.unwanted || a.err != nil || a.Ours || a.realtime || a.Status >= 500 ||
+		a.Status == http.StatusTooManyRequests || a.Status == http.StatusRequestTimeout || a.Status == http.StatusConflict {
 		return
 	}
 	c.answer, c.keptAt = a, time.Now()
 	t.left[c.print] = append(t.left[c.print], c)
 	t.kept = append(t.kept, c)
-	t.keptSize += int64(len(a.body))
+	t.keptSize += int64(len(a.Body))
 	t.prune()
 }
 
@@ -511,7 +449,7 @@ func (t *Transport) prune() {
 		}
 		t.kept = t.kept[1:]
 		if c.answer != nil {
-			t.keptSize -= int64(len(c.answer.body))
+			t.keptSize -= int64(len(c.answer.Body))
 			c.answer = nil
 			t.forget(c)
 		}
@@ -544,7 +482,7 @@ func (t *Transport) takeOver(c *call) bool {
 	if first.answer != nil {
 		w.answer <- first.answer
 		t.callers(-1)
-		t.keptSize -= int64(len(first.answer.body))
+		t.keptSize -= int64(len(first.answer.Body))
 		first.answer = nil // prune drops it from kept
 		return true
 	}
@@ -566,7 +504,7 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 		if a.err == nil {
 			t.keep(c, a)
 		}
-		return a.batchID
+		return a.BatchID
 	default:
 	}
 	if c.ended {
@@ -635,139 +573,28 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	if a.err != nil {
 		return nil, a.err
 	}
-	res := a.respondTo(req)
-	if c.stream && a.status < 300 {
-		res = streamed(res, c, a)
+	var res *http.Response
+	if c.stream && a.Status < 300 {
+		res = a.Stream(req, c.suffix == "/responses", c.usage)
+	} else {
+		res = a.Response(req)
 	}
-	if body, ok := res.Body.(*answerBody); ok {
-		body.t, body.call, body.answer = t, c, a
-	}
-	return res, nil
-}
-
-// An answerBody gives an answer back that its caller did not live to read, so
-// that the call's next try finds it.
-type answerBody struct {
-	bytes.Reader
-	ctx context.Context // the caller's
-
-	t      *Transport // nil: not to be given back
-	call   *call
-	answer *answer
-}
-
-// Close keeps the answer if the caller went away before the end of it.
-func (b *answerBody) Close() error {
-	if b.t != nil && b.Len() > 0 && b.ctx.Err() != nil {
-		b.t.mu.Lock()
-		b.t.keep(b.call, b.answer)
-		b.t.mu.Unlock()
-	}
-	b.t = nil
-	return nil
-}
-
-// respondTo makes an http.Response as net/http would have read it.
-func (a *answer) respondTo(req *http.Request) *http.Response {
-	h := make(http.Header, 6)
-	values := make([]string, 0, 8) // one allocation for all the headers
-	set := func(name, value string) {
-		if value != "" {
-			values = append(values, value)
-			h[name] = values[len(values)-1 : len(values) : len(values)]
+	if body, ok := res.Body.(*reply.Body); ok {
+		body.Unread = func() {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.keep(c, a)
 		}
 	}
-	set("Content-Type", a.contentType())
-	set("Content-Length", strconv.Itoa(len(a.body)))
-	set("X-Request-Id", a.requestID)
-	set("Autobatcher-Batch-Id", a.batchID)
-	set("Autobatcher-Custom-Id", a.customID)
-	switch {
-	case a.status == http.StatusServiceUnavailable && a.ours:
-		set("Retry-After", "5") // nothing was submitted: trying again is safe
-	case a.status >= 400:
-		set("X-Should-Retry", "false")
-	}
-	return newResponse(req, a.status, h, a.body)
-}
-
-func (a *answer) contentType() string {
-	if a.text {
-		return "text/plain; charset=utf-8"
-	}
-	return "application/json"
-}
-
-func statusLine(status int) string {
-	if status == http.StatusOK {
-		return "200 OK"
-	}
-	return strconv.Itoa(status) + " " + http.StatusText(status)
-}
-
-func newResponse(req *http.Request, status int, h http.Header, body []byte) *http.Response {
-	content := &answerBody{ctx: req.Context()}
-	content.Reset(body)
-	return &http.Response{
-		Status:     statusLine(status),
-		StatusCode: status,
-		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        h,
-		Body:          content,
-		ContentLength: int64(len(body)),
-		Request:       req,
-	}
-}
-
-// streamed turns the response into the stream of events that the provider
-// would have sent.
-func streamed(res *http.Response, c *call, a *answer) *http.Response {
-	var events []byte
-	var err error
-	switch {
-	case a.text && looksLikeEvents(a.body):
-		events = a.body // the provider batched the stream itself
-	case c.suffix == "/responses":
-		events, err = sse.AppendResponse(nil, a.body)
-	default:
-		events, err = sse.AppendChat(nil, a.body, c.usage)
-	}
-	if err != nil {
-		bad := failure(http.StatusFailedDependency, "batch_line_unreadable",
-			"batch "+a.batchID+" answered this request with something that cannot be streamed: "+err.Error())
-		bad.batchID, bad.customID, bad.requestID = a.batchID, a.customID, a.requestID
-		return bad.respondTo(res.Request)
-	}
-	res.Header["Content-Type"] = []string{"text/event-stream; charset=utf-8"}
-	res.Header["Cache-Control"] = []string{"no-cache"}
-	res.Header["Content-Length"] = []string{strconv.Itoa(len(events))}
-	return newResponse(res.Request, a.status, res.Header, events)
-}
-
-func looksLikeEvents(body []byte) bool {
-	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
-}
-
-// A refusal is what is wrong with a request, as its caller will read it.
-type refusal struct {
-	status         int
-	code           string
-	param, message string
-}
-
-func (r *refusal) Error() string { return r.message }
-
-func badBody(param, message string) error {
-	return &refusal{http.StatusBadRequest, "invalid_request", param, message}
+	return res, nil
 }
 
 // refuse answers a request that cannot be batched. Only what is no refusal,
 // such as a body that breaks off, is a Go error.
 func refuse(req *http.Request, err error) (*http.Response, error) {
-	var r *refusal
+	var r *reply.Refusal
 	if !errors.As(err, &r) {
 		return nil, err
 	}
-	a := &answer{status: r.status, body: errorBody(errorType(r.status), r.code, r.param, r.message), ours: true}
-	return a.respondTo(req), nil
+	return r.Response(req), nil
 }

@@ -2,17 +2,13 @@ package autobatcher
 
 import (
 	"bytes"
-	"compress/gzip"
-	"compress/zlib"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +18,10 @@ import (
 	"github.com/tidwall/gjson"
 	"github.com/tidwall/sjson"
 
+	"github.com/autobatcher/autobatcher/internal/inbound"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/payer"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -96,7 +95,7 @@ func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
 	switch {
 	case profile.Refusal != "":
 		closeBody(req)
-		return nil, nil, &refusal{http.StatusBadRequest, "batch_unsupported", "", profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
+		return nil, nil, &reply.Refusal{Status: http.StatusBadRequest, Code: "batch_unsupported", Message: profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
 	case !profile.Batches(suffix):
 		t.log.Debug("call passes through", "reason", "the provider does not batch "+suffix, "provider", profile.Name)
 		return nil, passThrough(req), nil
@@ -115,10 +114,10 @@ func (t *Transport) route(req *http.Request) (*call, *http.Request, error) {
 		return nil, withBody(passThrough(req), raw), nil
 	}
 	if profile.MaxInputs > 0 && c.inputs > profile.MaxInputs {
-		return nil, nil, badBody("input", fmt.Sprintf("input has %d items; a batch file may hold %d", c.inputs, profile.MaxInputs))
+		return nil, nil, reply.BadBody("input", fmt.Sprintf("input has %d items; a batch file may hold %d", c.inputs, profile.MaxInputs))
 	}
 	if err := profile.CheckMetadata(t.opts.Metadata); err != nil {
-		return nil, nil, &refusal{http.StatusBadRequest, "invalid_metadata", "", err.Error()}
+		return nil, nil, &reply.Refusal{Status: http.StatusBadRequest, Code: "invalid_metadata", Message: err.Error()}
 	}
 	if t.opts.Escalate != EscalateNever {
 		c.raw = raw
@@ -173,7 +172,7 @@ func (t *Transport) windowFor(p *provider.Profile, wish string) (string, error) 
 		return p.DefaultWindow, nil
 	}
 	if err := p.CheckWindow(window); err != nil {
-		return "", &refusal{http.StatusBadRequest, "invalid_completion_window", "", err.Error()}
+		return "", &reply.Refusal{Status: http.StatusBadRequest, Code: "invalid_completion_window", Message: err.Error()}
 	}
 	return window, nil
 }
@@ -221,7 +220,7 @@ func isOurs(name string) bool {
 }
 
 func badHeader(name, value, why string) error {
-	return &refusal{http.StatusBadRequest, "invalid_header", "", fmt.Sprintf("request header %s is %q: %s", name, value, why)}
+	return &reply.Refusal{Status: http.StatusBadRequest, Code: "invalid_header", Message: fmt.Sprintf("request header %s is %q: %s", name, value, why)}
 }
 
 // passThrough is the request as it goes on to Base: without headers of ours,
@@ -286,97 +285,24 @@ func snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 		stop := context.AfterFunc(req.Context(), func() { req.Body.Close() })
 		defer stop()
 	}
-	if raw, err = readAll(req.Body, req.ContentLength, limit); err != nil {
+	if raw, err = inbound.Read(req.Body, req.ContentLength, limit); err != nil {
 		if req.Context().Err() != nil {
 			err = contextError(req.Context())
 		}
 		return nil, nil, err
 	}
-	body, err = decode(raw, req.Header.Get("Content-Encoding"), limit)
+	body, err = inbound.Decode(raw, req.Header.Get("Content-Encoding"), limit)
 	return raw, body, err
-}
-
-// readAll reads what there is, up to limit. length is what was announced,
-// which is not always true.
-func readAll(r io.Reader, length, limit int64) ([]byte, error) {
-	if r == nil {
-		return nil, nil
-	}
-	if length > limit {
-		return nil, tooLarge(limit)
-	}
-	body, err := readExactly(r, min(max(length, 0), preallocated))
-	if err != nil {
-		return nil, err
-	}
-	one, err := readExactly(r, 1) // nearly always there is no more
-	if err != nil || len(one) == 0 {
-		return body, err
-	}
-	rest, err := io.ReadAll(io.LimitReader(r, limit-int64(len(body))))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(body)+1+len(rest)) > limit {
-		return nil, tooLarge(limit)
-	}
-	return slices.Concat(body, one, rest), nil
-}
-
-func tooLarge(limit int64) error {
-	return &refusal{http.StatusRequestEntityTooLarge, "request_too_large", "", fmt.Sprintf(
-		"the request body is larger than the %d bytes that one line of a batch may hold; send it with the header Autobatcher-Mode: realtime, or send less", limit)}
-}
-
-// preallocated bounds what a mere announcement of a length can cost.
-const preallocated = 1 << 20
-
-// readExactly reads n bytes into memory of just that size, or less where the
-// body is shorter than announced.
-func readExactly(r io.Reader, n int64) ([]byte, error) {
-	body := make([]byte, n)
-	got, err := io.ReadFull(r, body)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = nil
-	}
-	return body[:got], err
-}
-
-// decode undoes a Content-Encoding, since a line has none.
-func decode(raw []byte, encoding string, limit int64) ([]byte, error) {
-	var r io.Reader
-	var err error
-	switch strings.ToLower(strings.TrimSpace(encoding)) {
-	case "", "identity":
-		return raw, nil
-	case "gzip", "x-gzip":
-		r, err = gzip.NewReader(bytes.NewReader(raw))
-	case "deflate":
-		r, err = zlib.NewReader(bytes.NewReader(raw))
-	default:
-		return nil, &refusal{http.StatusUnsupportedMediaType, "unsupported_content_encoding", "", fmt.Sprintf(
-			"Content-Encoding %q cannot be batched; send the body as it is, or with gzip or deflate", encoding)}
-	}
-	if err == nil {
-		var body []byte
-		if body, err = readAll(r, -1, limit); err == nil {
-			return body, nil
-		}
-	}
-	if r := (*refusal)(nil); errors.As(err, &r) {
-		return nil, err
-	}
-	return nil, badBody("", "the body is not "+encoding+" as its Content-Encoding says: "+err.Error())
 }
 
 // rewrite checks the body and makes the line's of it. It reports whether the
 // call asks to run in the background, which answers at once by itself.
 func (c *call) rewrite(body []byte) (background bool, err error) {
 	if !utf8.Valid(body) {
-		return false, badBody("", "the request body is not valid UTF-8")
+		return false, reply.BadBody("", "the request body is not valid UTF-8")
 	}
 	if !line.Valid(body) || bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
-		return false, badBody("", "the request body is not a JSON object")
+		return false, reply.BadBody("", "the request body is not a JSON object")
 	}
 	var input gjson.Result
 	streams := false
@@ -398,7 +324,7 @@ func (c *call) rewrite(body []byte) (background bool, err error) {
 		return true
 	})
 	if c.model == "" {
-		return false, badBody("model", "you must provide a model parameter, and it must be a string")
+		return false, reply.BadBody("model", "you must provide a model parameter, and it must be a string")
 	}
 	if c.suffix == "/embeddings" {
 		c.inputs, c.stream = countInputs(input), false // there is no such stream
@@ -439,7 +365,7 @@ func withoutStream(body []byte) ([]byte, error) {
 		for gjson.GetBytes(body, name).Exists() {
 			shorter, err := sjson.DeleteBytes(body, name)
 			if err != nil || len(shorter) >= len(body) {
-				return nil, badBody(name, "the request body has a "+name+" that cannot be removed")
+				return nil, reply.BadBody(name, "the request body has a "+name+" that cannot be removed")
 			}
 			body = shorter
 		}
@@ -454,7 +380,7 @@ func (t *Transport) identify(c *call, req *http.Request, base string, raw []byte
 	if req.URL.RawQuery != "" {
 		c.key.base += "?" + req.URL.RawQuery
 	}
-	c.key.payer = payer(req.Header)
+	c.key.payer = payer.Of(req.Header)
 	if c.profile.OneEndpoint {
 		c.key.group = c.suffix
 	}
@@ -477,60 +403,3 @@ var (
 	hashes    = sync.Pool{New: func() any { return sha256.New() }}
 	separator = []byte{0}
 )
-
-// payer is every header that says who pays, as it goes upstream with files and
-// batches: calls with different ones must never meet.
-func payer(h http.Header) string {
-	var names []string
-	for name := range h {
-		if saysWhoPays(name) {
-			names = append(names, name)
-		}
-	}
-	if len(names) == 1 && len(h[names[0]]) == 1 {
-		return names[0] + ": " + h[names[0]][0]
-	}
-	slices.Sort(names)
-	var b strings.Builder
-	for _, name := range names {
-		for _, value := range h[name] {
-			if b.Len() > 0 {
-				b.WriteByte('\n')
-			}
-			b.WriteString(name + ": " + value)
-		}
-	}
-	return b.String()
-}
-
-// payerHeader is payer's inverse.
-func payerHeader(payer string) http.Header {
-	h := make(http.Header)
-	for pair := range strings.SplitSeq(payer, "\n") {
-		if name, value, ok := strings.Cut(pair, ": "); ok {
-			h[name] = append(h[name], value)
-		}
-	}
-	return h
-}
-
-// saysWhoPays errs on the side of keeping callers apart: gateways have many
-// names for a credential, and two tenants in one file would read each other's
-// answers.
-func saysWhoPays(name string) bool {
-	switch name {
-	case "Authorization", "Api-Key", "Openai-Organization", "Openai-Project":
-		return true
-	case "Content-Type", "Content-Length", "Accept", "Accept-Encoding", "User-Agent", "Idempotency-Key":
-		return false
-	}
-	name = strings.ToLower(name)
-	if strings.HasPrefix(name, "x-stainless-") {
-		return false
-	}
-	return strings.HasPrefix(name, "x-goog-") || slices.ContainsFunc(payerWords, func(word string) bool {
-		return strings.Contains(name, word)
-	})
-}
-
-var payerWords = []string{"auth", "key", "token", "secret", "cookie", "credential", "tenant", "organization", "project", "account", "cf-access"}

@@ -417,7 +417,7 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 			}
 			urgent = nil
 		case <-deadline:
-			return c.late(t.leave(w)).respondTo(req), nil
+			return c.late(t.leave(w)).Response(req), nil
 		case <-req.Context().Done():
 			t.leave(w)
 			return nil, contextError(req.Context())
@@ -460,7 +460,7 @@ func (c *call) late(batchID string) *answer {
 		what = fmt.Sprintf("batch %s did not answer within the call's deadline of %v; the same call again takes over its line", batchID, c.deadline)
 	}
 	a := failure(http.StatusFailedDependency, "batch_deadline_exceeded", what)
-	a.batchID = batchID
+	a.BatchID = batchID
 	return a
 }
 
@@ -513,9 +513,9 @@ func (t *Transport) realtime(req *http.Request, c *call, began time.Time) (*http
 		return nil, contextError(req.Context())
 	case ctx.Err() != nil:
 		return failure(http.StatusFailedDependency, "batch_deadline_exceeded",
-			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.deadline)).respondTo(req), nil
+			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.deadline)).Response(req), nil
 	}
-	return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).respondTo(req), nil
+	return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).Response(req), nil
 }
 
 // An endingBody frees what its answer held on to.
