@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"net/http"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/dashboard"
 	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // A backend is what answers behind a listener: the proxy, the Transport that
@@ -19,13 +21,14 @@ type backend struct {
 	transport *autobatcher.Transport
 	proxy     *proxy.Proxy
 	page      *dashboard.Dashboard
-	sandbox   *rehearsal // or nil
+	sandbox   *rehearsal    // or nil
+	journal   journal.Store // or nil
 	log       *slog.Logger
 }
 
 // newBackend checks the settings and puts a backend together. onEvent gets the
 // events after the page and the metrics did.
-func (s *settings) newBackend(log *slog.Logger, onEvent func(autobatcher.Event)) (*backend, error) {
+func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, onEvent func(autobatcher.Event)) (*backend, error) {
 	up, err := s.upstream()
 	if err != nil {
 		return nil, err
@@ -53,12 +56,20 @@ func (s *settings) newBackend(log *slog.Logger, onEvent func(autobatcher.Event))
 		b.proxy.OnEvent(e)
 		onEvent(e)
 	}
+	if b.journal, err = s.openJournal(ctx, p, log); err != nil {
+		return nil, err
+	}
+	o.Journal = b.journal
 	if b.transport, err = autobatcher.New(o); err != nil {
+		b.closeJournal()
 		return nil, &failure{exitUsage, err}
 	}
 	b.page = dashboard.New(dashboard.Options{Stats: b.transport.Stats})
-	b.proxy, err = proxy.New(s.proxyOptions(b, up))
-	return b, err
+	served := s.proxyOptions(b, up)
+	if b.proxy, err = proxy.New(served); err != nil {
+		return nil, err
+	}
+	return b, b.resume(served)
 }
 
 // rehearse puts the sandbox in the place of the upstream.
@@ -97,4 +108,35 @@ func (b *backend) close() {
 	if b.sandbox != nil {
 		b.sandbox.Close()
 	}
+	b.closeJournal()
+}
+
+func (b *backend) closeJournal() {
+	if b.journal != nil {
+		if err := b.journal.Close(); err != nil {
+			b.log.Warn("the journal did not close cleanly", "error", err)
+		}
+	}
+}
+
+// sayJournal tells an operator where the journal is.
+func (b *backend) sayJournal(p process, place string) {
+	if b.journal != nil {
+		b.log.Info("what is paid for is remembered", "journal", p.placeName(place))
+	}
+}
+
+// resume carries on with the batches that an earlier process left running. With
+// the callers' own keys that waits for the first call of each.
+func (b *backend) resume(o proxy.Options) error {
+	if b.journal == nil || o.ForwardKey {
+		return nil
+	}
+	value := o.APIKey
+	if o.AuthHeader == "Authorization" {
+		value = "Bearer " + value
+	}
+	header := make(http.Header)
+	header.Set(o.AuthHeader, value)
+	return b.transport.Recover(o.Upstream.String(), header)
 }

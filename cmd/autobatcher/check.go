@@ -68,11 +68,13 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 		CompletionWindow: window,
 		Metadata:         metadata,
 		CancelOnClose:    !s.keepBatches,
+		KeepFor:          orNegative(time.Duration(s.keepFor)),
+		JournalRequired:  s.required == yes,
 	}
 	if up.named {
 		o.Provider = &up.profile
 	}
-	return o, nil
+	return o, s.apply(&o)
 }
 
 // parseMetadata reads KEY=VALUE items. Of a key given twice the last counts.

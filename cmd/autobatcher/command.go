@@ -91,7 +91,7 @@ calls, sends them as batches, and answers each with what its line got.
 Chat completions, embeddings and responses are batched; everything else
 passes through.`,
 		Version:               version(),
-		Commands:              []*cli.Command{serveCommand(p), runCommand(p), sandboxCommand(p), healthCommand(p)},
+		Commands:              []*cli.Command{serveCommand(p), runCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p)},
 		Action:                noCommand,
 		OnUsageError:          badUsage,
 		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // run says it

@@ -31,7 +31,7 @@ exit code is that of autobatcher run.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,
-		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.callerFlags(p), s.runFlags(p), s.logFlags(p)),
+		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.leftoverFlags(p), s.journalFlags(p), s.callerFlags(p), s.runFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		StopOnNthArg:       &firstArgument, // what follows the program is the program's
@@ -65,7 +65,7 @@ func (s *settings) run(ctx context.Context, p process, program []string) error {
 		return s.rehearseRun(ctx, p, log, key, program)
 	}
 	var batches atomic.Int64
-	b, err := s.newBackend(log, func(e autobatcher.Event) {
+	b, err := s.newBackend(ctx, p, log, func(e autobatcher.Event) {
 		if e.Name == autobatcher.BatchSubmitted {
 			batches.Add(1)
 		}

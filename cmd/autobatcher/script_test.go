@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"sync"
@@ -46,6 +47,7 @@ func TestScript(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Values[serversKey{}] = map[string]*server{}
 			env.Setenv("GORACE", promptly)
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state")) // where the journal is
 			return nil
 		},
 	})
@@ -92,7 +94,9 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: start NAME [VAR=value] program [args]")
 	}
-	name, env := args[0], []string{"PATH=" + ts.Getenv("PATH"), "HOME=/no-home", "GORACE=" + promptly}
+	name, env := args[0], []string{
+		"PATH=" + ts.Getenv("PATH"), "HOME=/no-home", "XDG_STATE_HOME=" + ts.Getenv("XDG_STATE_HOME"), "GORACE=" + promptly,
+	}
 	for args = args[1:]; regexp.MustCompile(`^[A-Z_]+=`).MatchString(args[0]); args = args[1:] {
 		env = append(env, args[0])
 	}

@@ -25,7 +25,7 @@ func serveCommand(p process) *cli.Command {
 What becomes of batches is told on stdout, an event a line, as JSON. The log
 goes to stderr. SIGINT or SIGTERM end it, cancelling the batches that run
 unless told to keep them; a second one ends it at once.`,
-		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.listenFlags(p), s.callerFlags(p), s.logFlags(p)),
+		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.leftoverFlags(p), s.journalFlags(p), s.listenFlags(p), s.callerFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError:       badUsage,
@@ -47,7 +47,7 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	if err != nil {
 		return err
 	}
-	b, err := s.newBackend(log, eventLines(p.stdout, log))
+	b, err := s.newBackend(ctx, p, log, eventLines(p.stdout, log))
 	if err != nil {
 		_ = listener.Close() // nobody has called yet
 		return err
@@ -55,6 +55,7 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	url := "http://" + reachable(listener.Addr())
 	announce := func() {
 		log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
+		b.sayJournal(p, s.journal)
 	}
 	return service{proxy.NewServer(b.proxy), listener, log, announce, b.close}.untilStopped(ctx, p)
 }

@@ -24,6 +24,9 @@ type settings struct {
 	metadata         []string
 	keepBatches      bool
 
+	leftoverSettings
+	journalSettings
+
 	// Callers; the first four are serve's only.
 	host           string
 	port           int
@@ -51,16 +54,21 @@ func newSettings() *settings {
 		grace:        grace(240 * time.Second),
 		heartbeat:    seconds(15 * time.Second),
 		logLevel:     "info",
+
+		leftoverSettings: newLeftoverSettings(),
+		journalSettings:  journalSettings{keepFor: seconds(24 * time.Hour)},
 	}
 }
 
 // The categories of flags, in the order of the help.
 const (
-	aboutBatches  = "Batches"
-	aboutCallers  = "Callers"
-	aboutLogs     = "Logs"
-	aboutUpstream = "Upstream"
-	aboutSandbox  = "Sandbox"
+	aboutBatches   = "Batches"
+	aboutCallers   = "Callers"
+	aboutDeadlines = "Deadlines"
+	aboutJournal   = "Journal"
+	aboutLogs      = "Logs"
+	aboutUpstream  = "Upstream"
+	aboutSandbox   = "Sandbox"
 )
 
 func (s *settings) upstreamFlags(p process) []cli.Flag {
