@@ -398,7 +398,7 @@ func (t *Transport) settle(c *call, a *answer) {
 	if c.waiter == nil {
 		t.forget(c)
 		if c.batch.ref == "" { // else the journal knows where to find it
-			t.keep(c, a)
+			t.keepForRetry(c, a)
 		}
 		return
 	}
@@ -424,15 +424,35 @@ func (b *batch) settleRest(a *answer) { b.eachOpen(a, b.t.settle) }
 // keptBytes bounds the answers kept for callers that have gone.
 const keptBytes = 64 << 20
 
+// failureKeepTime is how long a failure is kept that its caller did not live to
+// read: SDKs retry within seconds, and that retry is to learn of it instead of
+// paying for another line.
+const failureKeepTime = 2 * time.Minute
+
+// keepTime is how long an answer may be kept.
+func (t *Transport) keepTime(a *answer) time.Duration {
+	if a.Ours || a.Status >= 400 {
+		return min(t.opts.KeepFor, failureKeepTime)
+	}
+	return t.opts.KeepFor
+}
+
+// keepForRetry keeps an answer that came without a caller, if it is worth it: a
+// new try of what failed in passing may fare better. The caller holds t.mu.
+func (t *Transport) keepForRetry(c *call, a *answer) {
+	passing := a.Status >= 500 || slices.Contains([]int{http.StatusTooManyRequests, http.StatusRequestTimeout, http.StatusConflict}, a.Status)
+	if !a.Ours && !passing {
+		t.keep(c, a, t.opts.KeepFor)
+	}
+}
+
 // keep stores an answer that nobody waits for: the same call again will get
-// it. Failures are not kept, since a new try may fare better. The caller holds
-// t.mu.
-func (t *Transport) keep(c *call, a *answer) {
-	if t.opts.KeepFor < 0 || c.unwanted || a.err != nil || a.Ours || a.realtime || a.Status >= 500 ||
-		a.Status == http.StatusTooManyRequests || a.Status == http.StatusRequestTimeout || a.Status == http.StatusConflict {
+// it. The caller holds t.mu.
+func (t *Transport) keep(c *call, a *answer, d time.Duration) {
+	if d <= 0 || c.unwanted || c.answer != nil || a.err != nil || a.realtime {
 		return
 	}
-	c.answer, c.keptAt = a, time.Now()
+	c.answer, c.keptUntil = a, time.Now().Add(d)
 	t.left[c.print] = append(t.left[c.print], c)
 	t.kept = append(t.kept, c)
 	t.keptSize += int64(len(a.Body))
@@ -444,7 +464,7 @@ func (t *Transport) keep(c *call, a *answer) {
 func (t *Transport) prune() {
 	for len(t.kept) > 0 {
 		c := t.kept[0]
-		if c.answer != nil && t.keptSize <= keptBytes && time.Since(c.keptAt) < t.opts.KeepFor {
+		if c.answer != nil && t.keptSize <= keptBytes && time.Now().Before(c.keptUntil) {
 			return
 		}
 		t.kept = t.kept[1:]
@@ -471,7 +491,7 @@ func (t *Transport) forget(c *call) {
 // call left behind, and reports whether there was one. The caller holds t.mu.
 func (t *Transport) takeOver(c *call) bool {
 	t.prune()
-	i := slices.IndexFunc(t.left[c.print], func(left *call) bool { return left.answer != nil || !left.batch.doomed })
+	i := slices.IndexFunc(t.left[c.print], (*call).takeable)
 	if i < 0 {
 		return false
 	}
@@ -492,6 +512,15 @@ func (t *Transport) takeOver(c *call) bool {
 	return true
 }
 
+// takeable reports whether a line or answer that was left behind may be taken
+// over. The caller holds t.mu.
+func (c *call) takeable() bool {
+	if c.answer != nil {
+		return time.Now().Before(c.keptUntil)
+	}
+	return !c.batch.doomed
+}
+
 // leave notes that a caller has gone, and returns the id of the batch that its
 // line is in, if it was sent. What was not sent never will be; a line that was
 // stays open for the same call's next try.
@@ -501,9 +530,7 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 	c := w.call
 	select {
 	case a := <-w.answer: // it came in this very moment
-		if a.err == nil {
-			t.keep(c, a)
-		}
+		t.keepForRetry(c, a)
 		return a.BatchID
 	default:
 	}
@@ -583,7 +610,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		body.Unread = func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
-			t.keep(c, a)
+			t.keep(c, a, t.keepTime(a))
 		}
 	}
 	return res, nil

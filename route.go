@@ -42,14 +42,14 @@ type call struct {
 	usage    bool          // whose last one says the usage
 
 	// These are guarded by Transport.mu.
-	batch    *batch
-	place    int     // in the batch's calls, and so its line
-	open     bool    // the journal says that anyone may take the line over
-	waiter   *waiter // nil: the caller has gone
-	ended    bool    // settled, never to be settled again
-	unwanted bool    // the caller has got its answer elsewhere
-	answer   *answer // came without a caller, and is kept
-	keptAt   time.Time
+	batch     *batch
+	place     int     // in the batch's calls, and so its line
+	open      bool    // the journal says that anyone may take the line over
+	waiter    *waiter // nil: the caller has gone
+	ended     bool    // settled, never to be settled again
+	unwanted  bool    // the caller has got its answer elsewhere
+	answer    *answer // came without a caller, and is kept
+	keptUntil time.Time
 }
 
 // A key says who may share a batch: calls with equal keys, and nobody else. It

@@ -94,11 +94,22 @@ func (c *heldCall) respondLate(res *http.Response) {
 	events := strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream")
 	switch {
 	case res.StatusCode >= 300, events != (c.form != newlines), res.Header.Get("Content-Encoding") != "":
-		c.failLate(errorObject(res))
+		object := errorObject(res)
+		giveBack(res)
+		c.failLate(object)
 	case c.chunkID != "":
-		c.copyChunks(res.Body)
+		c.copyChunks(res)
 	default:
 		c.copy(res)
+	}
+}
+
+// giveBack lets the Transport keep an answer that could not be passed on, for
+// the retry that an SDK makes of a call that broke off: a new line would be paid
+// for, and fare no better.
+func giveBack(res *http.Response) {
+	if body, ok := res.Body.(interface{ Keep() }); ok {
+		body.Keep()
 	}
 }
 
@@ -112,6 +123,7 @@ func (c *heldCall) copy(res *http.Response) {
 	buffer := bufferPool.Get().(*[bufferSize]byte)
 	defer bufferPool.Put(buffer)
 	if _, err := io.CopyBuffer(w, res.Body, buffer[:]); err != nil {
+		giveBack(res)
 		panic(http.ErrAbortHandler) // the caller must not take it for all
 	}
 }
@@ -130,12 +142,13 @@ func (f flusher) Write(b []byte) (int, error) {
 
 // copyChunks sends a chat stream under the id of the chunks that were
 // heartbeats: to a reader they are all of one completion.
-func (c *heldCall) copyChunks(body io.Reader) {
-	lines := bufio.NewReaderSize(body, bufferSize)
+func (c *heldCall) copyChunks(res *http.Response) {
+	lines := bufio.NewReaderSize(res.Body, bufferSize)
 	for {
 		line, err := lines.ReadBytes('\n')
 		last := errors.Is(err, io.EOF)
 		if _, werr := c.Write(c.renamed(line)); werr != nil || err != nil && !last {
+			giveBack(res)
 			panic(http.ErrAbortHandler)
 		}
 		if last {

@@ -186,16 +186,25 @@ func looksLikeEvents(body []byte) bool {
 type Body struct {
 	bytes.Reader
 	ctx    context.Context // the caller's
-	Unread func()          // if not nil, called by Close in that case
+	Unread func()          // if not nil, called once in that case
 }
 
 // Close is called by whoever reads the response.
 func (b *Body) Close() error {
-	if b.Unread != nil && b.Len() > 0 && b.ctx.Err() != nil {
-		b.Unread()
+	if b.Len() > 0 && b.ctx.Err() != nil {
+		b.Keep()
 	}
 	b.Unread = nil
 	return nil
+}
+
+// Keep says that the answer did not reach its caller although it was read, as a
+// proxy knows whose caller's connection broke.
+func (b *Body) Keep() {
+	if b.Unread != nil {
+		b.Unread()
+	}
+	b.Unread = nil
 }
 
 // A Refusal is what is wrong with a request, as its caller will read it.

@@ -13,7 +13,9 @@ import (
 	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
-func request() *http.Request { return httptest.NewRequest(http.MethodPost, "/v1/chat/completions", nil) }
+func request() *http.Request {
+	return httptest.NewRequest(http.MethodPost, "/v1/chat/completions", nil)
+}
 
 func text(t *testing.T, res *http.Response) string {
 	t.Helper()
