@@ -1,0 +1,283 @@
+package autobatcher_test
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// What a simulation checks, beside that it ends (a bubble in which somebody
+// hangs is a deadlock, and longest bounds every call):
+//
+//  1. A call ends with the answer of a line of its own: of its key's, with its
+//     prompt, that the provider has executed, byte for byte. Or with an error
+//     that has a cause: its line, its batch or the provider had that trouble.
+//  2. No two calls get the same line's answer. Allowed is one thing: a process
+//     that dies, or whose journal fails, after it has answered a call and
+//     before that was written down. The line then looks open, and the next
+//     equal call gets it.
+//  3. Nothing is paid for twice: of each key and prompt, no more lines were
+//     answered by the provider than calls (not tries) were made. Not counted
+//     are lines that nobody can be given: of a batch that was cancelled or
+//     failed, unless their answer was handed out; and those whose result the
+//     provider lost or spoilt, since such a call rides again, as documented.
+//     Where a journal that is not required failed to do something, the lines it
+//     was about may be paid for once more: calls go on without it, as
+//     documented.
+//  4. No paid result is thrown away: nobody is told that a line failed which
+//     the provider has answered.
+//  5. No batch is orphaned: the journal knows each batch the provider has, or
+//     did until it ended, and each batch it knows has ended once a last
+//     process has recovered them. No line stays held with nobody waiting.
+//  6. No batch is cancelled upstream by a process while somebody waits for it.
+//  7. The provider refuses no file and no create: each was within its rules.
+//  8. No call is left in a Transport.
+
+// find looks for a line at the provider.
+func (w *world) find(id lineID) (batchtest.Batch, batchtest.BatchLine, bool) {
+	for _, b := range w.srv.Batches() {
+		if b.ID != id.batch {
+			continue
+		}
+		for _, l := range b.Lines {
+			if l.CustomID == id.custom {
+				return b, l, true
+			}
+		}
+		return b, batchtest.BatchLine{}, false
+	}
+	return batchtest.Batch{}, batchtest.BatchLine{}, false
+}
+
+// answered reports whether a line was executed, with an answer that can be read.
+func answered(l batchtest.BatchLine) bool {
+	o := l.Outcome
+	return l.Finished && o.Code == "" && o.Garbage == "" && !o.Missing && o.Status < 300
+}
+
+// weigh judges a response. It returns how the call ended, or "" if it is to be
+// made again.
+func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) string {
+	id := lineID{res.Header.Get("Autobatcher-Batch-Id"), res.Header.Get("Autobatcher-Custom-Id")}
+	code := gjson.GetBytes(body, "error.code").String()
+	switch {
+	case code == "batch_not_submitted", code == "journal_failed" && w.required, code == "batch_deadline_exceeded":
+		return ""
+	case res.StatusCode < 300:
+		w.tally.answered.Add(1)
+		w.checkAnswer(p, e, id, body)
+		return "an answer of " + id.batch
+	}
+	w.tally.errors.Add(1)
+	w.checkError(e, id, res.StatusCode, code, body)
+	return "error " + code
+}
+
+func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
+	b, l, ok := w.find(id)
+	switch {
+	case !ok:
+		w.wrong("%v was answered by a line nobody knows: %v", e.ident, id)
+		return
+	case b.APIKey != e.key:
+		w.wrong("%v was answered by a line of %s", e.ident, b.APIKey)
+	case textOf(l.Body) != e.text:
+		w.wrong("%v was answered by the line of %q", e.ident, textOf(l.Body))
+	case !answered(l):
+		w.wrong("%v was answered by a line that has no answer: %+v", e.ident, l)
+	case e.prompt.stream && !bytes.Contains(body, []byte(id.batch+"/"+id.custom)):
+		w.wrong("%v: the stream says something else: %s", e.ident, body)
+	case !e.prompt.stream && !bytes.Equal(body, l.Outcome.Body):
+		w.wrong("%v got %s, and its line's answer is %s", e.ident, body, l.Outcome.Body)
+	}
+	w.mu.Lock()
+	before := w.handed[id]
+	w.handed[id] = append(before, handing{e, p})
+	w.mu.Unlock()
+	for _, h := range before {
+		if !w.mayBeForgotten(h.by, id) {
+			w.tally.duplicates.Add(1)
+			w.wrong("%v: the answer of %v was handed out twice, first by %s, then by %s", e.ident, id, h.by.name, p.name)
+		}
+	}
+}
+
+// mayBeForgotten reports whether a process that handed out an answer had no
+// chance to write that down.
+func (w *world) mayBeForgotten(p *replica, id lineID) bool {
+	r := w.record
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.toldBy(p, id) && (p.isDead() || w.trouble > 0) || p.lapsed.Load()
+}
+
+// checkError checks that an error has a cause.
+func (w *world) checkError(e *errand, id lineID, status int, code string, body []byte) {
+	b, l, found := w.find(id)
+	if found && answered(l) && len(b.Errors) == 0 {
+		w.tally.losses.Add(1)
+		w.wrong("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
+		return
+	}
+	failed := slices.ContainsFunc(b.Errors, func(p batchtest.BatchError) bool { return p.Code == code })
+	var cause bool
+	switch code {
+	case "batch_expired":
+		cause = b.Status == "expired"
+	case "batch_cancelled":
+		cause = b.CancelRequested
+	case "batch_failed":
+		cause = b.Status == "failed"
+	case "batch_line_missing":
+		cause = found && l.Finished
+	case "batch_create_unknown", "batch_lost":
+		cause = w.storms && id.batch == ""
+	case "batch_overdue":
+		cause = w.never
+	case "request_timeout":
+		cause = found && l.Outcome.Code == code
+	default:
+		cause = failed || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+	}
+	if !cause {
+		w.wrong("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
+	}
+}
+
+// watchCancel sees to it that a process cancels no batch somebody waits for.
+func (w *world) watchCancel(p *replica, req *http.Request) {
+	path, ok := strings.CutSuffix(req.URL.Path, "/cancel")
+	if !ok || !w.journal {
+		return
+	}
+	id := path[strings.LastIndex(path, "/")+1:]
+	for _, b := range w.known() {
+		if b.BatchID == id && b.Held > 0 {
+			w.wrong("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
+		}
+	}
+}
+
+// known is what the journal knows.
+func (w *world) known() []journal.Batch {
+	all, err := w.store.Batches(context.Background(), journal.Filter{})
+	if err != nil {
+		w.wrong("journal: %v", err)
+	}
+	return all
+}
+
+func (w *world) allEnded() bool {
+	return !slices.ContainsFunc(w.known(), func(b journal.Batch) bool { return b.State != journal.Ended })
+}
+
+// checkIdle checks what must hold when nobody waits any more.
+func (w *world) checkIdle() {
+	for _, p := range w.all {
+		if s := p.tr.Stats(); !p.isDead() && (s.Queued != 0 || s.Running != 0 || len(s.Queues) != 0) {
+			w.wrong("%s still has calls: %+v", p.name, s)
+		}
+	}
+	if w.record.troubles > 0 {
+		return // what the journal was not told it does not know
+	}
+	for _, b := range w.known() {
+		if b.State != journal.Ended {
+			w.wrong("batch %s %q is %s for ever; owner %q", b.Ref, b.BatchID, b.State, b.Owner)
+		}
+		if b.Held != 0 {
+			w.wrong("batch %s %q (%s): %d lines are held, and nobody waits", b.Ref, b.BatchID, b.State, b.Held)
+		}
+	}
+}
+
+// check checks what must hold in the end.
+func (w *world) check() {
+	w.checkPaid()
+	if w.journal {
+		w.checkOrphans()
+	}
+	for _, r := range w.srv.Requests() {
+		switch r.Status {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+			w.wrong("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
+		}
+	}
+	for id, all := range w.handed {
+		if ref := w.record.ids[id.batch]; len(all) > 0 && ref != "" {
+			w.tally.takenOver.Add(0)
+		}
+	}
+}
+
+// checkPaid counts the lines that were paid for.
+func (w *world) checkPaid() {
+	paid := make(map[ident]int)
+	for _, b := range w.srv.Batches() {
+		w.tally.batches.Add(1)
+		for _, l := range b.Lines {
+			if !l.Finished {
+				continue
+			}
+			w.tally.lines.Add(1)
+			switch handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0; {
+			case !answered(l):
+				w.tally.lost.Add(1)
+			case !handed && (b.CancelRequested || len(b.Errors) > 0):
+				w.tally.calledOff.Add(1)
+			default:
+				paid[ident{b.APIKey, textOf(l.Body)}]++
+			}
+		}
+	}
+	excused := w.excused()
+	for id, n := range paid {
+		if limit := w.asked[id] + excused[id]; n > limit {
+			w.tally.duplicates.Add(int64(n - limit))
+			w.wrong("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
+		}
+	}
+}
+
+// excused is how many lines more may be paid for since the journal failed.
+func (w *world) excused() map[ident]int {
+	idents := make(map[journal.Hash]ident)
+	for _, u := range w.srv.Uploads() {
+		for _, l := range u.Lines {
+			if print, ok := w.record.prints[l.CustomID]; ok {
+				idents[print] = ident{u.APIKey, textOf(l.Body)}
+			}
+		}
+	}
+	excused := make(map[ident]int)
+	for print, n := range w.record.excused {
+		excused[idents[print]] += n
+	}
+	return excused
+}
+
+// checkOrphans looks for batches that the journal does not know.
+func (w *world) checkOrphans() {
+	known := make(map[string]bool)
+	for _, b := range w.known() {
+		known[b.BatchID], known[b.InputFileID] = true, true
+	}
+	for _, b := range w.srv.Batches() {
+		ref := w.record.files[b.InputFileID]
+		blind := slices.ContainsFunc(b.Lines, func(l batchtest.BatchLine) bool { return w.record.blind[l.CustomID] })
+		switch {
+		case known[b.ID], known[b.InputFileID] && w.record.ids[b.ID] == "", w.record.ended[ref], blind:
+		case w.record.discarded[ref] != "":
+			w.wrong("%s is forgotten: %s discarded it, though it was created", b.ID, w.record.discarded[ref])
+		default:
+			w.wrong("%s is an orphan: the journal does not know it", b.ID)
+		}
+	}
+}
