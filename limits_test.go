@@ -607,3 +607,18 @@ func TestOneListingForManyBatches(t *testing.T) {
 		other.Close()
 	})
 }
+
+// A batch whose callers went away while it was uploaded is not created. One of
+// them may come back in the very moment of that.
+func TestComingBackToADesertedBatch(t *testing.T) {
+	setup{options: autobatcher.Options{BatchWindow: time.Second}}.play(t, func(s *scene) {
+		s.srv.Control(batchtest.OpUpload, batchtest.Delay(10*time.Second))
+		s.srv.Control(batchtest.OpDeleteFile, batchtest.Delay(40*time.Second))
+		first := s.chat("a")
+		s.until(5 * time.Second)
+		first.leave()
+		s.until(20 * time.Second) // its file is being deleted
+		s.chat("a").wait().want(200, s.elapsed()).says("a")
+		s.sent(1)
+	})
+}
