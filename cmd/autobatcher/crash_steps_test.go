@@ -1,0 +1,125 @@
+//go:build unix
+
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"time"
+
+	"github.com/autobatcher/autobatcher/batchtest"
+)
+
+// A step is a moment of a batch's life.
+type step struct {
+	name     string
+	provider string
+	server   batchtest.Options
+	window   string // of the process that is killed
+
+	// The provider stops at a request of this kind, and tells. Or else happened
+	// returns at the moment that is meant.
+	op       batchtest.Op
+	fault    func(reached chan<- struct{}) batchtest.Fault
+	happened func(*world, *proxyProcess)
+
+	strays int  // input files that nobody can know of
+	slow   bool // takes a quarter of a minute
+}
+
+var steps = []step{
+	{
+		name: "queued", window: "60", provider: "openai",
+		happened: func(w *world, s *proxyProcess) {
+			w.until(func() bool { return s.metric("autobatcher_calls_queued 10\n") })
+		},
+	},
+	{name: "uploading", window: "0.2", provider: "openai", op: batchtest.OpUpload, fault: before},
+	{
+		// What was uploaded has no id that anybody heard of. It costs nothing, and
+		// the provider lists it under its purpose.
+		name: "uploaded, not told", window: "0.2", provider: "openai", op: batchtest.OpUpload, fault: behind, strays: 1,
+	},
+	{name: "creating", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: before, slow: true},
+	{name: "created, not told", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: behind},
+	{
+		name: "created, just told", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: during,
+		server: batchtest.Options{Turnaround: time.Second},
+	},
+	{
+		name: "running", window: "0.2", provider: "openai", op: batchtest.OpRetrieve, fault: during,
+		server: batchtest.Options{Turnaround: 2 * time.Second},
+	},
+	{
+		name: "half delivered", window: "0.2", provider: "doubleword",
+		server:   batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: 2 * time.Second},
+		happened: func(w *world, _ *proxyProcess) { w.until(func() bool { return w.callers.answered() >= calls/2 }) },
+	},
+	{name: "reading results", window: "0.2", provider: "openai", op: batchtest.OpContent, fault: before},
+	{name: "results torn", window: "0.2", provider: "openai", op: batchtest.OpContent, fault: halfway},
+	{
+		name: "delivered", window: "0.2", provider: "openai",
+		happened: func(w *world, _ *proxyProcess) { w.until(func() bool { return w.callers.answered() == calls }) },
+	},
+}
+
+// before tells of a request, and leaves it without an answer until the client
+// is dead.
+func before(reached chan<- struct{}) batchtest.Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		close(reached)
+		return batchtest.Hang()(w, r)
+	}
+}
+
+// behind does what is asked before it stops answering.
+func behind(reached chan<- struct{}) batchtest.Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		batchtest.Proceed(httptest.NewRecorder(), r)
+		return before(reached)(w, r)
+	}
+}
+
+// during answers, and tells at that moment.
+func during(reached chan<- struct{}) batchtest.Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		batchtest.Proceed(w, r)
+		close(reached)
+		return true
+	}
+}
+
+// halfway stops in the middle of its answer.
+func halfway(reached chan<- struct{}) batchtest.Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		answer := httptest.NewRecorder()
+		batchtest.Proceed(answer, r)
+		for name := range answer.Header() {
+			w.Header().Set(name, answer.Header().Get(name))
+		}
+		_, _ = io.CopyN(w, answer.Body, int64(answer.Body.Len()/2)) // the client is there
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(100 * time.Millisecond) // for some answers to be delivered
+		return before(reached)(w, r)
+	}
+}
+
+// until waits for something to be seen.
+func (w *world) until(seen func() bool) {
+	for deadline := time.Now().Add(patience); !seen() && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// metric reports whether the proxy shows a line of metrics.
+func (p *proxyProcess) metric(line string) bool {
+	res, err := http.Get(strings.TrimSuffix(p.url, "/v1") + "/metrics")
+	if err != nil {
+		return false
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return err == nil && strings.Contains(string(text), line)
+}
