@@ -410,7 +410,7 @@ func (b *batch) uploadAndCreate() error {
 	if err := b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Uploaded, InputFileID: fileID}); err != nil {
 		return err
 	}
-	if b.isLonely() {
+	if b.desert() {
 		return errDeserted // while it was uploaded
 	}
 	// Close must not tear a create apart, or nobody would know of the batch.
@@ -488,6 +488,23 @@ func (b *batch) leaveGate() {
 // errDeserted is why a batch is not created although it could be.
 var errDeserted = errors.New("nobody waits for the batch any more")
 
+// desert gives a batch up that was not created yet and that nobody waits for,
+// and reports whether it did. From then on nobody comes back to its lines.
+func (b *batch) desert() bool {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	if b.waiting > 0 {
+		return false
+	}
+	for _, c := range b.open {
+		b.t.forget(c)
+		c.ended, c.Body = true, nil
+	}
+	clear(b.open)
+	b.t.unlist(b)
+	return true
+}
+
 // refused ends a batch that could not be submitted.
 func (b *batch) refused(err error) {
 	if b.t.ctx.Err() != nil {
@@ -496,7 +513,6 @@ func (b *batch) refused(err error) {
 	if errors.Is(err, errDeserted) {
 		b.discardInput(err)
 		b.t.ledger.Discard(b.t.ctx, b.ref)
-		b.settleRest(failure(http.StatusFailedDependency, "batch_not_submitted", err.Error()))
 		return
 	}
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)

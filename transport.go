@@ -657,6 +657,9 @@ func (t *Transport) close() {
 		b.writeNotes()
 		b.abandon(&answer{err: fmt.Errorf("%w before batch %s completed", ErrClosed, b.id)})
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.batches)
 }
 
 // cancelAll cancels the batches upstream, a few at a time.

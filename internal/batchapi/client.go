@@ -40,6 +40,7 @@ type Client struct {
 	api     openai.Client
 	profile provider.Profile
 	via     http.RoundTripper
+	base    *url.URL
 }
 
 // New returns a Client that sends header (who pays) with each request to base,
@@ -66,7 +67,7 @@ func New(base *url.URL, header http.Header, via http.RoundTripper, p provider.Pr
 	}
 	// Not openai.NewClient: that would add the environment's key to calls that
 	// brought another credential, or none.
-	return &Client{api: openai.Client{Options: opts}, profile: p, via: via}
+	return &Client{api: openai.Client{Options: opts}, profile: p, via: via, base: &root}
 }
 
 // shortErrors cuts the bodies of error answers short: the SDK reads them whole.
@@ -173,9 +174,10 @@ func (c *Client) Cancel(ctx context.Context, id string) error {
 const findPages = 20
 
 // Find looks for the batch made from an input file, which no other batch has,
-// among those created since a moment before the create was sent.
+// among those created since a moment before the create was sent. Without an
+// error, one that it does not find is not there.
 func (c *Client) Find(ctx context.Context, inputFileID string, since time.Time) (found Batch, ok bool, err error) {
-	err = c.list(ctx, findPages, func(item gjson.Result) bool {
+	whole, err := c.list(ctx, findPages, func(item gjson.Result) bool {
 		if item.Get("input_file_id").String() == inputFileID {
 			b, err := parseBatch(item)
 			found, ok = b, err == nil
@@ -183,6 +185,9 @@ func (c *Client) Find(ctx context.Context, inputFileID string, since time.Time) 
 		at := moment(item.Get("created_at"))
 		return !ok && (at.IsZero() || !at.Before(since))
 	})
+	if err == nil && !ok && !whole {
+		err = &Error{Op: "GET /batches", Err: errLongList}
+	}
 	return found, ok, err
 }
 
@@ -213,7 +218,11 @@ func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content
 		path = "result file"
 		res, err = c.fetch(ctx, fileID) //nolint:bodyclose // Content.Body is closed by the caller
 	} else {
+		opts = append(opts, option.WithHTTPClient(c.unredirected()))
 		res, err = c.do(ctx, http.MethodGet, path, nil, opts...) //nolint:bodyclose // likewise
+		if address := c.redirect(err); address != "" {
+			res, err = c.fetch(ctx, address) //nolint:bodyclose // likewise
+		}
 	}
 	if err != nil {
 		watch.stop()
@@ -228,8 +237,30 @@ func (c *Client) Content(ctx context.Context, fileID string, skip int) (*Content
 	return content, nil
 }
 
-// fetch gets a result file that the provider names by URL (SiliconFlow), without
-// the credential: the URL carries its own, and its host is another.
+// unredirected is a client that leaves redirects to redirect.
+func (c *Client) unredirected() *http.Client {
+	return &http.Client{
+		Transport:     shortErrors{c.via},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// redirect is where the provider has put a file: a signed URL at some storage's
+// host, which must be encrypted unless the provider itself is not.
+func (c *Client) redirect(err error) string {
+	var e *Error
+	if !errors.As(err, &e) || e.Status < 300 || e.Status >= 400 {
+		return ""
+	}
+	to, err := c.base.Parse(e.Header.Get("Location"))
+	if err != nil || to.Scheme != "https" && to.Scheme != c.base.Scheme {
+		return ""
+	}
+	return to.String()
+}
+
+// fetch gets a result file by its URL, without the credential: the URL carries
+// one of its own, and its host is another.
 func (c *Client) fetch(ctx context.Context, address string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {

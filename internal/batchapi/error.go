@@ -119,12 +119,14 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 		return seconds(s)
 	}
 	if at, err := http.ParseTime(value); err == nil {
-		return max(at.Sub(now), 0)
+		return min(max(at.Sub(now), 0), maxRetryAfter)
 	}
 	return -1
 }
 
-// seconds caps what a header may ask for, so that nonsense cannot overflow.
+// maxRetryAfter caps what a header may ask for, so that nonsense cannot overflow.
+const maxRetryAfter = 24 * time.Hour
+
 func seconds(s float64) time.Duration {
-	return time.Duration(min(s, (24*time.Hour).Seconds()) * float64(time.Second))
+	return time.Duration(min(s, maxRetryAfter.Seconds()) * float64(time.Second))
 }

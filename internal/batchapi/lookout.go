@@ -2,6 +2,7 @@ package batchapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -68,7 +69,7 @@ func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge tim
 	if l.seen == nil || time.Since(l.at) >= maxAge {
 		pages := int(l.watched.Load())/pageSize + 2
 		seen := make(map[string]Batch)
-		err := c.list(ctx, pages, func(b gjson.Result) bool {
+		_, err := c.list(ctx, pages, func(b gjson.Result) bool {
 			if parsed, err := parseBatch(b); err == nil {
 				seen[parsed.ID] = parsed
 			}
@@ -88,33 +89,44 @@ func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge tim
 const pageSize = 100
 
 // list shows the provider's batches, newest first, to visit until that returns
-// false or so many pages were read.
-func (c *Client) list(ctx context.Context, pages int, visit func(gjson.Result) bool) error {
-	after, last := "", ""
-	for n := range pages {
+// false or so many pages were read. It reports whether there was nothing more
+// to be seen.
+func (c *Client) list(ctx context.Context, pages int, visit func(gjson.Result) bool) (whole bool, err error) {
+	after, last, seen := "", "", 0
+	for range pages {
 		opts := []option.RequestOption{option.WithQuery("limit", "100")}
 		if after != "" {
 			opts = append(opts, option.WithQuery("after", after))
 		}
 		answer, err := c.object(ctx, http.MethodGet, "batches", nil, opts...)
 		if err != nil {
-			return err
+			return false, err
 		}
-		items := answer.Get("data").Array()
+		list := answer.Get("data")
 		if answer.IsArray() { // Together
-			items = answer.Array()
+			list = answer
 		}
+		if !list.IsArray() {
+			return false, &Error{Op: "GET /batches", Status: http.StatusOK, Body: clip([]byte(answer.Raw)), Err: errNoList}
+		}
+		items := list.Array()
 		for _, item := range items {
 			if !visit(item) {
-				return nil
+				return true, nil
 			}
 		}
+		seen += len(items)
 		// Doubleword answers an "after" it does not know with the first page.
 		if len(items) == 0 || !answer.Get("has_more").Bool() || items[len(items)-1].Get("id").String() == last {
-			return nil
+			return true, nil
 		}
 		last = items[len(items)-1].Get("id").String()
-		after = c.nextPage(last, (n+1)*pageSize)
+		after = c.nextPage(last, seen)
 	}
-	return nil
+	return false, nil
 }
+
+var (
+	errNoList   = errors.New("the answer is no list")
+	errLongList = errors.New("the list of batches goes on and on")
+)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"time"
 
 	"github.com/autobatcher/autobatcher/journal"
@@ -21,8 +22,8 @@ const (
 	// beat is how often a sign of life is given.
 	beat = 3 * time.Second
 
-	// silence is how long an owner may be silent before it counts as dead.
-	silence = 2 * beat
+	// glance is how often the others are looked at while they are waited for.
+	glance = beat / 6
 
 	// patience ends a request to the journal.
 	patience = 10 * time.Second
@@ -280,24 +281,62 @@ func (l *Ledger) Unfinished(ctx context.Context, payer journal.Hash) []journal.B
 }
 
 // TakeOver finds lines that earlier tries of the same calls left behind, here,
-// in a process that died or at another replica. Where an owner seems to have
-// died it waits for the lease to run out: that costs seconds, and another line
-// costs money. The error is not nil only where the journal is required.
+// in a process that died or at another replica. Before it comes back with less
+// than was asked for, every other owner must have given a sign of life, or have
+// lapsed: to wait costs seconds, and another line costs money. The error is not
+// nil only where the journal is required.
 func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) ([]journal.Taken, error) {
 	if l == nil || len(prints) == 0 {
 		return nil, nil
 	}
+	began := time.Now()
 	taken, err := l.takeOver(ctx, payer, prints)
-	for err == nil && count(taken) < len(prints) {
-		wait := l.dying(ctx)
-		if wait == 0 || !sleep(ctx, wait) {
-			break
-		}
+	for err == nil && count(taken) < len(prints) && l.lapse(ctx, began) {
 		var more []journal.Taken
 		more, err = l.takeOver(ctx, payer, missing(prints, taken))
 		taken = append(taken, more...)
 	}
 	return taken, l.weigh("take over", err)
+}
+
+// lapse waits until one of the other owners lapses that have given no sign of
+// life since began, and reports whether one did. It does not when all of them
+// live, or there are none.
+func (l *Ledger) lapse(ctx context.Context, began time.Time) bool {
+	before := quiet(l.owners(ctx), began)
+	for len(before) > 0 && sleep(ctx, glance) {
+		now := l.owners(ctx)
+		for name := range before {
+			if _, lives := now[name]; !lives {
+				return true
+			}
+		}
+		before = quiet(now, began)
+	}
+	return false
+}
+
+// owners are the other owners that have not lapsed, and how long each has been
+// silent.
+func (l *Ledger) owners(ctx context.Context) map[string]time.Duration {
+	var list []journal.Owner
+	l.say("owners", l.do(ctx, func(ctx context.Context) (err error) {
+		list, err = l.store.Owners(ctx)
+		return err
+	}))
+	others := make(map[string]time.Duration)
+	for _, o := range list {
+		if o.Name != l.owner {
+			others[o.Name] = o.Silent
+		}
+	}
+	return others
+}
+
+// quiet are those of them that have given no sign of life since began.
+func quiet(others map[string]time.Duration, began time.Time) map[string]time.Duration {
+	maps.DeleteFunc(others, func(_ string, silent time.Duration) bool { return silent < time.Since(began) })
+	return others
 }
 
 func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) (taken []journal.Taken, err error) {
@@ -310,24 +349,6 @@ func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []jour
 		return err
 	})
 	return taken, err
-}
-
-// dying is how long it takes until the next lease runs out of an owner that
-// gives no sign of life; 0 if all do.
-func (l *Ledger) dying(ctx context.Context) time.Duration {
-	var owners []journal.Owner
-	err := l.do(ctx, func(ctx context.Context) (err error) {
-		owners, err = l.store.Owners(ctx)
-		return err
-	})
-	l.say("owners", err)
-	var wait time.Duration
-	for _, o := range owners {
-		if o.Name != l.owner && o.Silent > silence && (wait == 0 || o.Left < wait) {
-			wait = max(o.Left, time.Millisecond)
-		}
-	}
-	return wait
 }
 
 func count(taken []journal.Taken) int {
