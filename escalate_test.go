@@ -17,6 +17,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // stuck is a provider whose batches never get to their lines, while real time
@@ -394,5 +395,49 @@ func TestStatsOfEscalatedCalls(t *testing.T) {
 		if got := s.tr.Stats(); got.Queued != 0 || got.Running != 0 || got.Failed != 0 {
 			s.Errorf("stats = %+v", got)
 		}
+	})
+}
+
+// A call that was sent in real time while its batch was held back is not sent
+// again with it.
+func TestEscalatedWhileHeldBack(t *testing.T) {
+	p := provider.OpenAI()
+	p.CreationsPerHour = 1
+	u := setup{options: autobatcher.Options{Escalate: autobatcher.EscalateDeadline, BatchSize: 1, Provider: &p}}
+	u.play(t, func(s *scene) {
+		s.chat("first").wait().want(200, s.elapsed())
+		began := s.elapsed()
+		r := s.chat("second", with("Autobatcher-Deadline", "10m")).want(200, began+9*time.Minute)
+		if r.header.Get("Autobatcher-Mode") != "realtime" {
+			s.Errorf("header = %v", r.header)
+		}
+		s.until(3 * time.Hour)
+		s.sent(1)
+		s.paidOnce()
+	})
+}
+
+// At Doubleword the results of what was under way still come after a cancel,
+// and are paid for: they are waited for before anything is sent again.
+func TestResultsThatComeAfterACancel(t *testing.T) {
+	u := doubleword(batchtest.Options{}, autobatcher.Options{Resubmits: 1})
+	u.play(t, func(s *scene) {
+		a, b := s.chat("a"), s.chat("b")
+		s.until(12 * time.Second)
+		s.cancel(s.batch().ID)
+		// At the first look one of two has been written.
+		s.srv.Control(batchtest.OpRetrieve, field("request_counts", `{"total":2,"completed":1,"failed":0}`))
+		s.srv.Control(batchtest.OpContent, rewrite(func(body []byte, h http.Header) []byte {
+			h.Set("X-Last-Line", "1")
+			return body[:bytes.IndexByte(body, '\n')+1]
+		}))
+		for text, call := range map[string]*pending{"a": a, "b": b} {
+			if r := call.wait().says(text); r.status != 200 {
+				s.Errorf("%s: status %d", text, r.status)
+			}
+		}
+		s.until(s.elapsed() + time.Hour)
+		s.sent(2)
+		s.paidOnce()
 	})
 }

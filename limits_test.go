@@ -622,3 +622,32 @@ func TestComingBackToADesertedBatch(t *testing.T) {
 		s.sent(1)
 	})
 }
+
+// A large batch that waits for room in the provider's queue is not overtaken
+// for ever by small ones.
+func TestALargeBatchGetsItsTurn(t *testing.T) {
+	u := queueOf(10_500, true, 30*time.Minute)
+	u.options.BatchSize = 1
+	u.play(t, func(s *scene) {
+		first := s.chat("first " + strings.Repeat("x", 32_000))
+		s.until(time.Second)
+		s.chat("second "+strings.Repeat("x", 32_000)).wait().want(200, s.elapsed()) // the limit is learned
+		first.wait()
+		began := s.elapsed()
+		small := func(i int) *pending { return s.chat(fmt.Sprint("small ", i) + strings.Repeat("x", 16_000)) }
+		calls := []*pending{small(0), small(1)}
+		large := s.chat("large " + strings.Repeat("x", 32_000))
+		for i := 2; i < 20; i++ {
+			s.until(s.elapsed() + 12*time.Minute)
+			calls = append(calls, small(i))
+		}
+		if r := large.wait(); r.status != 200 || r.at-began > 2*time.Hour {
+			s.Errorf("status %d after %v; want its turn within two hours", r.status, r.at-began)
+		}
+		for _, c := range calls {
+			if r := c.wait(); r.status != 200 {
+				s.Errorf("status %d: %s", r.status, r.body)
+			}
+		}
+	})
+}

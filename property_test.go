@@ -330,11 +330,20 @@ func (p *play) endAll(e ending) {
 			_ = p.srv.Expire(b.ID) // it has ended by itself
 			continue
 		}
-		req, _ := http.NewRequest(http.MethodPost, p.srv.URL+"/batches/"+b.ID+"/cancel", strings.NewReader("{}"))
-		req.Header.Set("Authorization", "Bearer "+b.APIKey)
-		if res, err := p.srv.Transport().RoundTrip(req); err == nil {
-			res.Body.Close()
-		}
+		p.cancel(b)
+	}
+}
+
+func (p *play) cancel(b batchtest.Batch) {
+	ctx, leave := context.WithTimeout(context.Background(), time.Minute)
+	defer leave()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.srv.URL+"/batches/"+b.ID+"/cancel", strings.NewReader("{}"))
+	if err != nil {
+		panic(err) // the addresses are ours
+	}
+	req.Header.Set("Authorization", "Bearer "+b.APIKey)
+	if res, err := p.srv.Transport().RoundTrip(req); err == nil {
+		res.Body.Close()
 	}
 }
 
