@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/ledger"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/payer"
 	"github.com/autobatcher/autobatcher/journal"
@@ -199,6 +200,10 @@ func (b *batch) lost(err error) {
 	b.closeToOthers()
 	b.emit(BatchTerminal)
 	b.giveUpRest(failure(http.StatusFailedDependency, code, "batch "+b.id+" was given up: "+err.Error()))
+	b.writeNotes()
+	if b.id != "" {
+		b.t.ledger.End(b.t.ctx, b.ref, code)
+	}
 }
 
 // cancelUpstream asks the provider to cancel the batch, again where that may
@@ -219,9 +224,19 @@ func (b *batch) cancelUpstream(ctx context.Context) {
 		if !again || batchapi.Sleep(ctx, wait) != nil {
 			b.t.log.Warn("batch could not be cancelled", "batch", b.id, "error", err)
 			b.emitError(BatchCancelFailed, err)
+			b.runOn()
 			return
 		}
 	}
+}
+
+// runOn takes back that the batch would be cancelled: it runs, and costs, and so
+// its lines are worth coming back to.
+func (b *batch) runOn() {
+	b.t.mu.Lock()
+	b.doomed = false
+	b.t.mu.Unlock()
+	_ = b.t.ledger.Advance(context.WithoutCancel(b.t.ctx), b.ref, journal.Step{State: journal.Running}) // it runs in any case
 }
 
 // doom marks the batch as one that will be cancelled, and reports whether it
@@ -335,34 +350,49 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 }
 
 // recover watches the batches again that the account has left open, when it is
-// first heard of.
+// first heard of, and from then on those that other replicas leave when they die.
 func (t *Transport) recover(like *batch) {
 	payer := like.payerHash()
 	t.mu.Lock()
-	known := t.known[payer]
-	t.known[payer] = true
+	known := t.accounts[payer] != nil
+	t.accounts[payer] = like
 	t.mu.Unlock()
-	if known {
-		return
+	if !known {
+		t.adoptOrphans()
 	}
-	for _, past := range t.ledger.Unfinished(t.ctx, payer) {
-		if past.State == journal.Ended {
-			continue // its results are read when its callers come back
-		}
-		if mine, _ := t.ledger.Claim(t.ctx, past.Ref); !mine {
-			continue // it is carried on elsewhere
-		}
+}
+
+// adoptOrphans resumes the batches that nobody carries on, as far as their
+// account's credential is known here.
+func (t *Transport) adoptOrphans() {
+	for _, past := range t.ledger.Orphans(t.ctx) {
 		t.mu.Lock()
-		t.batchOf(like, past)
+		like := t.accounts[past.Payer]
 		t.mu.Unlock()
+		if like == nil {
+			continue
+		}
+		if mine, _ := t.ledger.Claim(t.ctx, past.Ref); mine {
+			t.mu.Lock()
+			t.batchOf(like, past)
+			t.mu.Unlock()
+		}
+	}
+}
+
+// tendOrphans looks for such batches as long as the Transport lives: a replica
+// that dies holds on to its own until its lease runs out.
+func (t *Transport) tendOrphans() {
+	for batchapi.Sleep(t.ctx, ledger.Lease) == nil {
+		t.adoptOrphans()
 	}
 }
 
 // Recover resumes, with a journal, the batches that an earlier process left
 // running: those of the account that header (Authorization, and whatever else
-// says who pays) and baseURL ("https://api.openai.com/v1") stand for. Without
-// it they are resumed by the account's first call. What is asked of the
-// provider runs in the background; errors are logged.
+// says who pays) and baseURL ("https://api.openai.com/v1", with the query that
+// its calls have) stand for. Without it they are resumed by the account's first
+// call. What is asked of the provider runs in the background; errors are logged.
 func (t *Transport) Recover(baseURL string, header http.Header) error {
 	u, err := url.Parse(baseURL)
 	if err != nil {
@@ -372,8 +402,10 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 		return nil
 	}
 	base := strings.TrimSuffix(u.EscapedPath(), "/")
-	profile := t.profileFor(u, base)
-	like := &batch{t: t, profile: profile, suffix: endpoints[0], key: key{base: u.Scheme + "://" + u.Host + base, payer: payer.Of(header)}}
+	like := &batch{
+		t: t, profile: t.profileFor(u, base), suffix: endpoints[0],
+		key: key{base: upstreamOf(u, base), payer: payer.Of(header)},
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ending {

@@ -111,7 +111,7 @@ func (b *batch) readAll(fromStart bool) error {
 // results than those that were read.
 func (b *batch) sawAll() bool {
 	named := b.output.id != "" || b.errors.id != ""
-	if b.output.more || b.errors.more {
+	if b.output.more || b.errors.more || b.profile.LateResults && b.state.Status == "cancelled" {
 		return false
 	}
 	promised := b.state.Counts.Completed + b.state.Counts.Failed

@@ -373,13 +373,18 @@ func withoutStream(body []byte) ([]byte, error) {
 	return body, nil
 }
 
+// upstreamOf is where u leads, as far as the path base, with its query.
+func upstreamOf(u *url.URL, base string) string {
+	if u.RawQuery == "" {
+		return u.Scheme + "://" + u.Host + base
+	}
+	return u.Scheme + "://" + u.Host + base + "?" + u.RawQuery
+}
+
 // identify says who pays for the call, with whom it may share a batch, and by
 // what the same call is known again.
 func (t *Transport) identify(c *call, req *http.Request, base string, raw []byte) {
-	c.key.base = req.URL.Scheme + "://" + req.URL.Host + base
-	if req.URL.RawQuery != "" {
-		c.key.base += "?" + req.URL.RawQuery
-	}
+	c.key.base = upstreamOf(req.URL, base)
 	c.key.payer = payer.Of(req.Header)
 	if c.profile.OneEndpoint {
 		c.key.group = c.suffix

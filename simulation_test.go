@@ -528,7 +528,7 @@ func (w *world) runWeather() {
 				batchtest.OpContent, batchtest.OpContent, batchtest.OpList, batchtest.OpCancel,
 			}[d.IntN(9)]
 			for range 1 + d.IntN(3) {
-				w.srv.Control(op, mishap(d))
+				w.srv.Control(op, badLuck(d))
 			}
 			w.tell("faults at %s", op)
 		case n < 16:
@@ -544,7 +544,7 @@ func (w *world) runWeather() {
 	}
 }
 
-func mishap(d dice) batchtest.Fault {
+func badLuck(d dice) batchtest.Fault {
 	switch d.IntN(8) {
 	case 0, 1:
 		return batchtest.LoseAnswer()

@@ -324,9 +324,9 @@ type Transport struct {
 	lookouts  pace.Set[*batchapi.Lookout] // by account
 	escalated *pace.Hourly
 
-	ledger *ledger.Ledger        // nil without a journal
-	byRef  map[string]*batch     // journalled batches that others may still join; guarded by mu
-	known  map[journal.Hash]bool // payers whose batches were recovered; guarded by mu
+	ledger   *ledger.Ledger          // nil without a journal
+	byRef    map[string]*batch       // journalled batches that others may still join; guarded by mu
+	accounts map[journal.Hash]*batch // one batch of each account, whose credential can resume others; guarded by mu
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -343,7 +343,7 @@ func New(o Options) (*Transport, error) {
 		batches:  make(map[*batch]struct{}),
 		left:     make(map[fingerprint][]*call),
 		byRef:    make(map[string]*batch),
-		known:    make(map[journal.Hash]bool),
+		accounts: make(map[journal.Hash]*batch),
 		profiles: make(map[string]*provider.Profile),
 	}
 	rand.Read(t.secret[:])
@@ -368,6 +368,7 @@ func (t *Transport) openLedger() error {
 	case err == nil:
 		t.ledger, t.secret = l, l.Key()
 		t.work.Go(func() { l.Live(t.ctx) })
+		t.work.Go(t.tendOrphans)
 	case t.opts.JournalRequired:
 		return fmt.Errorf("autobatcher: Options.Journal: %w", err)
 	default:

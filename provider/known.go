@@ -105,10 +105,8 @@ func Doubleword() Profile {
 	p.MaxMetadata, p.MaxMetadataKey, p.MaxMetadataValue = 0, 0, 0
 	p.PartialResults = true
 	p.LateResults = true
-	p.InputDeleteCancels = true
 	// Its server takes any expiry; OpenAI's bounds are what SDKs expect.
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
-	p.ListSearch = true
 	return p
 }
 

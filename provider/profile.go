@@ -158,10 +158,6 @@ type Profile struct {
 
 	// Housekeeping and recovery.
 
-	// InputDeleteCancels: deleting the input file cancels its batch, so it must
-	// stay until the batch has ended.
-	InputDeleteCancels bool
-
 	// FileExpiryMin and FileExpiryMax bound expires_after of an upload.
 	// FileExpiryMax zero: it must not be sent.
 	FileExpiryMin, FileExpiryMax time.Duration
@@ -169,10 +165,6 @@ type Profile struct {
 	// OutputExpiry: output_expires_after may be sent with a new batch, within the
 	// bounds of FileExpiryMin and FileExpiryMax.
 	OutputExpiry bool
-
-	// ListSearch: the list of batches takes ?search=, which finds a batch by its
-	// metadata in one request. Elsewhere the list must be paged through.
-	ListSearch bool
 
 	// ListByOffset: the list's "after" is the number of batches to skip instead of
 	// the id of the last one seen.

@@ -121,7 +121,7 @@ func TestGenericIsSafe(t *testing.T) {
 	if !g.OneModel || !g.OneEndpoint {
 		t.Error("Generic mixes models or endpoints; some providers fail such a file")
 	}
-	if g.PartialResults || g.ListSearch || g.OutputExpiry || g.FileExpiryMax != 0 || g.ResultURLs {
+	if g.PartialResults || g.OutputExpiry || g.FileExpiryMax != 0 || g.ResultURLs {
 		t.Error("Generic uses more than the plain Batch API")
 	}
 	if g.MaxLines != reference.MaxLines || g.MaxBytes != reference.MaxBytes || g.MaxInputs != reference.MaxInputs {

@@ -16,6 +16,7 @@ import (
 // concurrent use.
 type Lookout struct {
 	watched atomic.Int64
+	listed  atomic.Bool   // the list was read once
 	turn    chan struct{} // holds the token of whoever reads the list
 	seen    map[string]Batch
 	at      time.Time // when the list was read
@@ -41,7 +42,7 @@ func (l *Lookout) Watch() (done func()) {
 // Look returns how a batch is doing, as of maxAge ago at most. What the list
 // does not show is asked for by itself.
 func (l *Lookout) Look(ctx context.Context, c *Client, id string, maxAge time.Duration) (Batch, error) {
-	if l.watched.Load() >= manyBatches {
+	if l.watched.Load() >= manyBatches || l.listed.Load() {
 		if b, ok := l.fromList(ctx, c, id, maxAge); ok {
 			return b, nil
 		}
@@ -67,6 +68,9 @@ func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge tim
 		return Batch{}, false
 	}
 	if l.seen == nil || time.Since(l.at) >= maxAge {
+		if l.watched.Load() < manyBatches {
+			return Batch{}, false
+		}
 		pages := int(l.watched.Load())/pageSize + 2
 		seen := make(map[string]Batch)
 		_, err := c.list(ctx, pages, func(b gjson.Result) bool {
@@ -80,6 +84,7 @@ func (l *Lookout) fromList(ctx context.Context, c *Client, id string, maxAge tim
 			return Batch{}, false
 		}
 		l.seen, l.at = seen, time.Now()
+		l.listed.Store(true)
 	}
 	b, ok := l.seen[id]
 	return b, ok

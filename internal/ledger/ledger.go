@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/autobatcher/autobatcher/journal"
@@ -270,15 +271,18 @@ func (l *Ledger) Settled(ctx context.Context, ref string) bool {
 	return ok && b.Delivered == b.Lines
 }
 
-// Unfinished lists the batches of a payer's that have not ended.
-func (l *Ledger) Unfinished(ctx context.Context, payer journal.Hash) []journal.Batch {
+// Orphans lists the batches that have not ended and that nobody carries on.
+func (l *Ledger) Orphans(ctx context.Context) []journal.Batch {
 	var found []journal.Batch
 	l.say("list", l.do(ctx, func(ctx context.Context) (err error) {
-		found, err = l.store.Batches(ctx, journal.Filter{Payer: &payer, Unfinished: true})
+		found, err = l.store.Batches(ctx, journal.Filter{Unfinished: true})
 		return err
 	}))
-	return found
+	return slices.DeleteFunc(found, func(b journal.Batch) bool { return b.Owner != "" || b.State == journal.Ended })
 }
+
+// Lease is how long an owner that died holds on to what it had.
+const Lease = lease
 
 // TakeOver finds lines that earlier tries of the same calls left behind, here,
 // in a process that died or at another replica. Before it comes back with less

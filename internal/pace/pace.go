@@ -5,6 +5,7 @@ package pace
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -57,38 +58,63 @@ func (h *Hourly) Wait(ctx context.Context) error {
 	}
 }
 
-// A Gate lets batches in as long as their tokens together stay within a limit
-// that the provider does not tell in advance, so it is learned: the gate is
-// wide open until the first refusal. It is safe for concurrent use.
+// A Gate lets batches in, first come, first served, as long as their tokens
+// together stay within a limit that the provider does not tell in advance, so
+// it is learned: the gate is wide open until the first refusal. It is safe for
+// concurrent use.
 type Gate struct {
 	mu      sync.Mutex
 	limit   int64 // 0: none learned
 	learned time.Time
 	used    int64
-	changed chan struct{} // closed and replaced when something left or was learned
+	queue   []*ticket
+}
+
+// A ticket is a place in the queue; in is closed when its batch may enter.
+type ticket struct {
+	tokens int64
+	in     chan struct{}
 }
 
 // NewGate returns a Gate without a limit.
-func NewGate() *Gate { return &Gate{changed: make(chan struct{})} }
+func NewGate() *Gate { return &Gate{} }
 
 // Enter waits until there is room for tokens, and takes it. A lone batch is
 // always let in, for who else could tell whether the limit still holds. It
 // returns the cause of ctx's end if that comes first.
 func (g *Gate) Enter(ctx context.Context, tokens int64) error {
-	for {
-		g.mu.Lock()
-		if limit := g.current(); limit == 0 || g.used == 0 || g.used+tokens <= limit {
-			g.used += tokens
-			g.mu.Unlock()
-			return nil
+	t := &ticket{tokens: tokens, in: make(chan struct{})}
+	g.mu.Lock()
+	g.queue = append(g.queue, t)
+	g.admit()
+	g.mu.Unlock()
+	select {
+	case <-t.in:
+		return nil
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if i := slices.Index(g.queue, t); i >= 0 {
+		g.queue = slices.Delete(g.queue, i, i+1)
+	} else {
+		g.used -= tokens // it was let in this very moment
+	}
+	g.admit()
+	return context.Cause(ctx)
+}
+
+// admit lets those in for whom there is room, in order. The caller holds mu.
+func (g *Gate) admit() {
+	limit := g.current()
+	for len(g.queue) > 0 {
+		head := g.queue[0]
+		if limit > 0 && g.used > 0 && g.used+head.tokens > limit {
+			return
 		}
-		changed := g.changed
-		g.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		g.used += head.tokens
+		g.queue = g.queue[1:]
+		close(head.in)
 	}
 }
 
@@ -97,7 +123,7 @@ func (g *Gate) Leave(tokens int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.used -= tokens
-	g.wake()
+	g.admit()
 }
 
 // fewTokens is less than any provider's limit; a gate does not learn a lower one.
@@ -119,7 +145,7 @@ func (g *Gate) Refused(tokens, told int64) (alone bool) {
 		learned = told
 	}
 	g.limit, g.learned = max(learned, 1), time.Now()
-	g.wake()
+	g.admit()
 	return alone
 }
 
@@ -140,11 +166,6 @@ func (g *Gate) current() int64 {
 		return 0 // nothing of it is left
 	}
 	return g.limit << hours
-}
-
-func (g *Gate) wake() {
-	close(g.changed)
-	g.changed = make(chan struct{})
 }
 
 // A Set is one value per name. It is safe for concurrent use, and bounded:
