@@ -651,3 +651,29 @@ func TestALargeBatchGetsItsTurn(t *testing.T) {
 		}
 	})
 }
+
+// An error file that is named, and empty, does not make a refused batch one
+// that ran.
+func TestRefusedBatchWithAnErrorFile(t *testing.T) {
+	u := poisoned(false)
+	u.run(t, "a bad line", func(s *scene) {
+		s.srv.Control(batchtest.OpRetrieve, field("error_file_id", `"file-none"`))
+		good, bad := s.chat("good"), s.chat(poison)
+		if r := bad.wait(); r.status != 400 {
+			s.Errorf("status %d: %s", r.status, r.body)
+		}
+		good.wait().want(200, s.elapsed()).says("good")
+	})
+	u = queueOf(10_500, true, 10*time.Minute)
+	u.run(t, "too many tokens", func(s *scene) {
+		first := s.chat("first " + strings.Repeat("x", 32_000))
+		s.until(11 * time.Second)
+		second := s.chat("second " + strings.Repeat("x", 32_000))
+		s.until(45 * time.Second) // between the first's poll and the second's
+		s.srv.Control(batchtest.OpRetrieve, field("error_file_id", `"file-none"`))
+		first.wait().want(200, s.elapsed())
+		if r := second.wait(); r.status != 200 {
+			s.Errorf("status %d: %s", r.status, r.body)
+		}
+	})
+}

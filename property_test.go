@@ -90,7 +90,7 @@ func drawTown(t *rapid.T) *town {
 	if !often("limited by hour", 2) {
 		w.PerHour = rapid.IntRange(3, 6).Draw(t, "per hour")
 	}
-	if !often("limited tokens", 3) {
+	if !often("limited tokens", 3) && w.Provider != "doubleword" { // that has no such limit
 		w.Tokens = int64(rapid.IntRange(400, 1000).Draw(t, "tokens"))
 	}
 	w.Faults = rapid.SliceOfN(rapid.Custom(drawMishap), 0, 4).Draw(t, "faults")
