@@ -558,7 +558,8 @@ const (
 // costs its caller, too many enqueued tokens cost time, and everybody else
 // rides again.
 func (b *batch) rejected() bool {
-	if b.state.Status != "failed" || b.state.OutputFileID != "" || b.state.ErrorFileID != "" || b.rides >= maxRides {
+	ran := b.state.Counts.Completed + b.state.Counts.Failed // a provider may name files that hold nothing
+	if b.state.Status != "failed" || len(b.state.Problems) == 0 || ran > 0 || b.rides >= maxRides {
 		return false
 	}
 	if p, ok := b.problem("token_limit_exceeded"); ok {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,7 +112,7 @@ func TestSpelling(t *testing.T) {
 			if up.method != "POST" || up.url != tt.upload || create.method != "POST" || create.url != tt.batches {
 				t.Errorf("%s %s, then %s %s", up.method, up.url, create.method, create.url)
 			}
-			want := append(tt.fields, part{"file", "batch-1.jsonl", text(file(3))})
+			want := slices.Concat(tt.fields, []part{{"file", "batch-1.jsonl", text(file(3))}})
 			if diff := cmp.Diff(want, parts(t, up), cmp.AllowUnexported(part{})); diff != "" {
 				t.Errorf("upload (-want +got)\n%s", diff)
 			}

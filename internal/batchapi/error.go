@@ -37,11 +37,14 @@ func (e *Error) Unwrap() error { return e.Err }
 func (e *Error) Message() string {
 	for _, path := range []string{"error.message", "message", "error", "detail"} {
 		if v := gjson.GetBytes(e.Body, path); v.Type == gjson.String && v.Str != "" && gjson.ValidBytes(e.Body) {
-			return v.Str
+			return short(v.Str)
 		}
 	}
-	return strings.ToValidUTF8(string(bytes.TrimSpace(e.Body[:min(len(e.Body), 500)])), "")
+	return short(string(bytes.TrimSpace(e.Body)))
 }
+
+// short is a text that is fit for a log line.
+func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), 500)], "") }
 
 // Code is the provider's error code, "" without one.
 func (e *Error) Code() string {
