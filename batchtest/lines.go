@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -186,7 +187,7 @@ func (p *parser) check(l *Line) *BatchError {
 	if err := p.checkID(l.CustomID); err != nil {
 		return err
 	}
-	if l.Method != "POST" {
+	if l.Method != http.MethodPost {
 		return badField("invalid_method", "method", "The HTTP method must be POST.")
 	}
 	if !allowed(p.manners.Endpoints, l.URL) {
