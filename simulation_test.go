@@ -83,7 +83,7 @@ func simulate(t *testing.T, seed uint64, m mutant, sum *tally) (wrongs []string)
 type tally struct {
 	seeds, seconds, calls, tries, answered, errors, gaveUp atomic.Int64
 	starts, crashes, closes, shutdowns                     atomic.Int64
-	batches, lines, again, takenOver, calledOff, lost      atomic.Int64
+	batches, lines, takenOver, calledOff, lost             atomic.Int64
 	duplicates, losses                                     atomic.Int64
 }
 
@@ -92,7 +92,7 @@ func (a *tally) each(b *tally, f func(mine, other *atomic.Int64)) {
 		{&a.seeds, &b.seeds}, {&a.seconds, &b.seconds}, {&a.calls, &b.calls}, {&a.tries, &b.tries},
 		{&a.answered, &b.answered}, {&a.errors, &b.errors}, {&a.gaveUp, &b.gaveUp},
 		{&a.starts, &b.starts}, {&a.crashes, &b.crashes}, {&a.closes, &b.closes}, {&a.shutdowns, &b.shutdowns},
-		{&a.batches, &b.batches}, {&a.lines, &b.lines}, {&a.again, &b.again}, {&a.takenOver, &b.takenOver},
+		{&a.batches, &b.batches}, {&a.lines, &b.lines}, {&a.takenOver, &b.takenOver},
 		{&a.calledOff, &b.calledOff}, {&a.lost, &b.lost}, {&a.duplicates, &b.duplicates}, {&a.losses, &b.losses},
 	} {
 		f(p[0], p[1])
@@ -106,7 +106,7 @@ func (a *tally) addTo(sum *tally) {
 func (a *tally) String() string {
 	return fmt.Sprintf("%d seeds, %d simulated hours: %d calls in %d tries (%d answered, %d ended in an error, %d gave up); "+
 		"%d processes started, %d crashed, %d closed, %d shut down; %d batches, %d lines executed and checked "+
-		"(%d answers from a line of another process or try, %d lines called off, %d lost by the provider); %d duplicates, %d losses",
+		"(%d answered by a line that another process had sent, %d lines called off, %d lost by the provider); %d duplicates, %d losses",
 		a.seeds.Load(), a.seconds.Load()/3600, a.calls.Load(), a.tries.Load(), a.answered.Load(), a.errors.Load(), a.gaveUp.Load(),
 		a.starts.Load(), a.crashes.Load(), a.closes.Load(), a.shutdowns.Load(), a.batches.Load(), a.lines.Load(),
 		a.takenOver.Load(), a.calledOff.Load(), a.lost.Load(), a.duplicates.Load(), a.losses.Load())
@@ -176,7 +176,7 @@ func newPlan(seed uint64) plan {
 	p.never = d.chance(0.03)
 	p.latency = d.of(0, 10*time.Millisecond, time.Second, 4*time.Second)
 	p.manage(d)
-	p.clients, p.callsEach = 2+d.IntN(12), 1+d.IntN(4)
+	p.clients, p.callsEach = 2+d.IntN(8), 1+d.IntN(4)
 	for i := range 1 + d.IntN(3) {
 		p.keys = append(p.keys, fmt.Sprintf("key-%d", i))
 	}
@@ -293,9 +293,6 @@ func newWorld(t *testing.T, seed uint64, m mutant) *world {
 		asked: make(map[ident]int), handed: make(map[lineID][]handing), planned: make(map[string]int),
 		record: newRecord(),
 	}
-	if m.plan != nil {
-		m.plan(&w.plan)
-	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
 	w.store = journal.NewMemory()
@@ -395,25 +392,39 @@ type errand struct {
 	prompt prompt
 }
 
-// runClient makes calls, one after the other.
+// runClient makes calls, one after the other or several at once.
 func (w *world) runClient(i int) {
 	d := newDice(w.seed, "client", i)
 	for range w.callsEach {
 		time.Sleep(d.between(0, w.length/time.Duration(w.callsEach)))
-		p := w.prompts[d.IntN(len(w.prompts))]
-		e := &errand{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
-		w.tally.calls.Add(1)
-		w.mu.Lock()
-		w.asked[e.ident]++
-		w.mu.Unlock()
-		w.insist(d, i, e)
+		calls := 1
+		if d.chance(0.3) {
+			calls += d.IntN(8)
+		}
+		var burst sync.WaitGroup
+		for range calls {
+			own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
+			burst.Go(func() { w.call(own, i) })
+		}
+		burst.Wait()
 	}
+}
+
+// call makes one call. Equal ones are made on purpose.
+func (w *world) call(d dice, client int) {
+	p := w.prompts[d.IntN(len(w.prompts))]
+	e := &errand{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
+	w.tally.calls.Add(1)
+	w.mu.Lock()
+	w.asked[e.ident]++
+	w.mu.Unlock()
+	w.insist(d, client, e)
 }
 
 // insist tries a call as SDKs do: the same bytes, until there is an answer, or
 // until it was tried often enough.
 func (w *world) insist(d dice, client int, e *errand) {
-	var patience time.Duration // of a try; 0: endless
+	patience := forever // of a try
 	if d.chance(0.4) {
 		patience = d.between(time.Second, 2*w.server.Turnaround)
 	}
@@ -442,6 +453,9 @@ func (w *world) insist(d dice, client int, e *errand) {
 	w.tell("client %d gives up", client)
 }
 
+// forever is a client without a timeout.
+const forever = 1000 * time.Hour
+
 func (w *world) pick(d dice) *replica {
 	choice := d.Float64()
 	w.mu.Lock()
@@ -455,12 +469,8 @@ func (w *world) pick(d dice) *replica {
 // try makes a call once. It returns how the call ended, or "" if it is to be
 // tried again.
 func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) string {
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), min(patience, w.longest()))
 	defer cancel()
-	if patience > 0 {
-		ctx, cancel = context.WithTimeout(ctx, patience)
-		defer cancel()
-	}
 	defer context.AfterFunc(p.gone, cancel)()
 	began := time.Now()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+e.prompt.path, strings.NewReader(e.prompt.body))
@@ -470,8 +480,8 @@ func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) str
 		req.Header.Set("Autobatcher-Deadline", deadline.String())
 	}
 	res, err := p.tr.RoundTrip(req)
-	if took := time.Since(began); took > longest {
-		w.wrong("%v took %v", e.ident, took)
+	if took := time.Since(began); took >= w.longest() {
+		w.wrong("%v hangs: nothing after %v", e.ident, took)
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, autobatcher.ErrClosed) {
@@ -487,9 +497,14 @@ func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) str
 	return w.weigh(p, e, res, body)
 }
 
-// longest is how long a call may take: it rides twice, for the longest window
-// and a day's patience each.
-const longest = 100 * time.Hour
+// longest is how long a call may take. A batch ends by its window and a day's
+// patience at the latest, and a call may ride twice.
+func (w *world) longest() time.Duration {
+	if w.never {
+		return 100 * time.Hour
+	}
+	return 30 * time.Hour
+}
 
 // runReplica starts processes, one after the other, and ends each of them in
 // one way or another but for the last.
@@ -502,8 +517,7 @@ func (w *world) runReplica(i int) {
 	for life := range lives {
 		p := w.start(fmt.Sprintf("replica %d.%d", i, life))
 		if d.chance(w.hurry) {
-			p.fuse.Store(1 + int64(d.IntN(40)))
-			p.after = d.chance(0.5)
+			p.fuse.light(d)
 		}
 		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))
 		p.end(d)
@@ -591,7 +605,8 @@ func (w *world) strike(d dice) {
 
 // epilogue lets a last process find what was left behind, and all batches end.
 func (w *world) epilogue() {
-	time.Sleep(time.Minute) // the leases of the dead run out
+	time.Sleep(5 * time.Minute) // leases run out, and patience with batches nobody waits for
+	w.checkDeserted()
 	w.calm.Store(true)
 	last := w.start("the last")
 	for _, key := range w.keys {

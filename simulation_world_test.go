@@ -30,11 +30,10 @@ type replica struct {
 	dead chan struct{}
 	die  sync.Once
 
-	steps, fuse atomic.Int64 // it dies at that step, if not 0
-	after       bool         // once that step is done, and not before it
-	lapsed      atomic.Bool  // it could not renew its lease in time
-	beaten      time.Time
-	ending      atomic.Bool
+	fuse   fuse
+	lapsed atomic.Bool // it could not renew its lease in time
+	beaten time.Time
+	ending atomic.Bool
 
 	mu   sync.Mutex
 	luck map[string]dice // decides about its requests, by kind
@@ -54,7 +53,7 @@ func (w *world) start(name string) *replica {
 	if w.journal {
 		o.Journal = &hand{Store: w.store, p: p}
 		if w.mutant.store != nil {
-			o.Journal = w.mutant.store(o.Journal)
+			o.Journal = w.mutant.store(w, o.Journal)
 		}
 	}
 	if *oneSeed != 0 {
@@ -160,16 +159,54 @@ func (p *replica) end(d dice) {
 	}
 }
 
-// step is a moment in which the process may die: before what it is about to do
-// (begin) or when it has just done it.
-func (p *replica) step(begin bool) bool {
-	if begin {
-		p.steps.Add(1)
+// A fuse ends a process at a certain one of its steps: requests to the provider
+// and to the journal. The zero fuse never does.
+type fuse struct {
+	kind  string // of step; "": of any kind
+	at    moment
+	steps atomic.Int64 // until then
+}
+
+// A moment is when, at a step, a process dies.
+type moment int
+
+const (
+	before moment = iota
+	during        // the request is on its way
+	after
+)
+
+// light sets the fuse.
+func (f *fuse) light(d dice) {
+	kinds := []string{
+		"", "", "POST files", "POST batches", "POST batches", "GET files content", "POST batches cancel", "DELETE files",
+		"begin", "advance", "advance", "deliver", "deliver", "take over", "release", "claim", "discard", "abandon",
 	}
-	if begin != p.after && p.steps.Load() == p.fuse.Load() {
-		p.crash()
+	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
+	steps := 1 + d.Int64N(4)
+	if f.kind == "" {
+		steps = 1 + d.Int64N(40)
+	}
+	f.steps.Store(steps)
+}
+
+// step reports whether the process still lives at that moment of a step.
+func (p *replica) step(kind string, at moment) bool {
+	f := &p.fuse
+	if f.kind == "" || f.kind == kind {
+		if at == before {
+			f.steps.Add(-1)
+		}
+		if at == f.at && f.steps.Load() == 0 {
+			p.tell("dies at %q (%d)", kind, at)
+			p.crash()
+		}
 	}
 	return !p.isDead()
+}
+
+func (p *replica) tell(format string, args ...any) {
+	p.w.tell("  "+p.name+": "+format, args...)
 }
 
 // decide draws from the luck that a process has with requests of a kind.
@@ -204,7 +241,8 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
-	if !v.p.step(true) {
+	kind := kindOf(req)
+	if !v.p.step(kind, before) {
 		return nil, errDead
 	}
 	v.p.w.watchCancel(v.p, req)
@@ -219,9 +257,10 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 			done <- res
 		}
 	}()
+	v.p.step(kind, during)
 	select {
 	case res := <-done:
-		if !v.p.step(false) {
+		if !v.p.step(kind, after) {
 			return nil, errDead
 		}
 		return res, nil
@@ -301,27 +340,27 @@ var errJournal = errors.New("trouble with the journal")
 // carried out all the same.
 func (h *hand) do(kind string, f func() error) error {
 	w := h.p.w
-	if !h.p.step(true) {
+	if !h.p.step(kind, before) {
 		return errDead
 	}
-	var before, after bool
+	var lost, unheard bool
 	if w.trouble > 0 && !w.calm.Load() {
 		h.p.decide(kind, func(d dice) {
-			before, after = d.chance(w.trouble/2), d.chance(w.trouble/2)
+			lost, unheard = d.chance(w.trouble/2), d.chance(w.trouble/2)
 		})
 	}
-	if before || after {
+	if lost || unheard {
 		w.record.note(func() { w.record.troubles++ })
-		w.tell("  %s: journal: %s fails; done: %v", h.p.name, kind, after)
+		h.p.tell("journal: %s fails; done: %v", kind, !lost)
 	}
-	if before {
+	if lost {
 		return errJournal
 	}
 	err := f()
-	if !h.p.step(false) {
+	if !h.p.step(kind, during) || !h.p.step(kind, after) {
 		return errDead
 	}
-	if after {
+	if unheard {
 		return errJournal
 	}
 	return err
@@ -350,7 +389,7 @@ func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line)
 	r := h.p.w.record
 	err := h.do("begin", func() error { return h.Store.Begin(ctx, b, lines) })
 	r.note(func() {
-		r.began(b.Ref, lines)
+		r.began(h.p, b.Ref, lines)
 		if errors.Is(err, errJournal) {
 			r.excuse(b.Ref)
 		}
@@ -429,7 +468,10 @@ func (h *hand) Deliver(ctx context.Context, owner, ref string, lines []int) erro
 
 func (h *hand) Abandon(ctx context.Context, owner, ref string) (done bool, err error) {
 	err = h.do("abandon", func() (err error) {
-		done, err = h.Store.Abandon(ctx, owner, ref)
+		if done, err = h.Store.Abandon(ctx, owner, ref); done {
+			r := h.p.w.record
+			r.note(func() { r.abandoned[ref] = true })
+		}
 		return err
 	})
 	return done && err == nil, err
@@ -465,10 +507,12 @@ func (h *hand) Forget(ctx context.Context, age time.Duration) (int, error) {
 type record struct {
 	mu        sync.Mutex
 	lines     map[string][]journal.Line // by ref
+	by        map[string]*replica       // who began it, by ref
 	files     map[string]string         // refs, by input file
 	ids       map[string]string         // refs, by batch id
 	ended     map[string]bool           // refs
 	discarded map[string]string         // refs, and by whom
+	abandoned map[string]bool           // refs of batches to be cancelled, and ids of those a cancel was sent for
 	told      map[lineID][]*replica     // who said that a line was delivered, by ref and custom id
 	prints    map[string]journal.Hash   // by custom id
 	blind     map[string]bool           // custom ids of lines the journal may not know
@@ -478,8 +522,8 @@ type record struct {
 
 func newRecord() *record {
 	return &record{
-		lines: make(map[string][]journal.Line), files: make(map[string]string), ids: make(map[string]string),
-		ended: make(map[string]bool), discarded: make(map[string]string), told: make(map[lineID][]*replica),
+		lines: make(map[string][]journal.Line), by: make(map[string]*replica), files: make(map[string]string), ids: make(map[string]string),
+		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]bool), told: make(map[lineID][]*replica),
 		prints: make(map[string]journal.Hash), blind: make(map[string]bool), excused: make(map[journal.Hash]int),
 	}
 }
@@ -490,7 +534,8 @@ func (r *record) note(f func()) {
 	f()
 }
 
-func (r *record) began(ref string, lines []journal.Line) {
+func (r *record) began(by *replica, ref string, lines []journal.Line) {
+	r.by[ref] = by
 	r.lines[ref] = slices.Clone(lines)
 	for _, l := range lines {
 		r.prints[l.CustomID] = l.Print
@@ -519,6 +564,19 @@ func (r *record) delivered(by *replica, ref string, lines []int) {
 // toldBy reports whether a process told the journal that it handed out a line.
 func (r *record) toldBy(p *replica, id lineID) bool {
 	return slices.Contains(r.told[lineID{r.ids[id.batch], id.custom}], p)
+}
+
+// lineOf finds a line of the batch with one of these prints.
+func (r *record) lineOf(ref string, prints []journal.Hash) (journal.Line, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n, l := range r.lines[ref] {
+		if slices.Contains(prints, l.Print) {
+			l.N = n
+			return l, true
+		}
+	}
+	return journal.Line{}, false
 }
 
 // excuse lets the lines of a batch be paid for once more: the journal may not
