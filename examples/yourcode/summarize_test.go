@@ -80,7 +80,8 @@ func TestABadDocumentCostsOnlyItself(t *testing.T) {
 }
 
 // What becomes of the batch as a whole can be played too: here its window of
-// 24 hours ends before one line is done. What was done is not lost.
+// 24 hours ends before one line is done. What was done is not lost; what was not
+// rides again once (see Options.Resubmits), and fails when it expires again.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
@@ -100,8 +101,8 @@ func TestExpiry(t *testing.T) {
 		if !errors.As(err, &failed) || failed.StatusCode != http.StatusFailedDependency || failed.Code != "batch_expired" {
 			t.Errorf("err = %v, want 424 batch_expired", err)
 		}
-		if n := len(server.Batches()); n != 1 {
-			t.Errorf("%d batches: the expired call was made again", n)
+		if n := len(server.Batches()); n != 2 {
+			t.Errorf("%d batches, want two", n)
 		}
 	})
 }

@@ -50,6 +50,7 @@ type Dashboard struct {
 
 	end  sync.Once
 	done chan struct{} // closed by Close
+	turn chan struct{} // holds a token while a refresh goes on
 	work sync.WaitGroup
 }
 
@@ -61,7 +62,7 @@ func New(o Options) *Dashboard {
 	if o.History <= 0 {
 		o.History = defaultHistory
 	}
-	d := &Dashboard{stats: o.Stats, board: newBoard(), done: make(chan struct{})}
+	d := &Dashboard{stats: o.Stats, board: newBoard(), done: make(chan struct{}), turn: make(chan struct{}, 1)}
 	d.feed.history.step = max(o.History/points, tick).Round(tick)
 	d.refresh(time.Now(), true)
 	d.work.Go(d.run)
@@ -102,16 +103,18 @@ func (d *Dashboard) run() {
 }
 
 // refresh takes a sample if one is due, and a new snapshot if one is wanted and
-// the last is old enough: however many watch, it is made once.
+// the last is old enough: however many watch, it is made once. One refresh goes
+// on at a time; no lock is held while Stats is asked.
 func (d *Dashboard) refresh(now time.Time, wanted bool) {
-	d.feed.mu.Lock()
-	defer d.feed.mu.Unlock()
-	due := d.feed.history.due(now)
-	wanted = wanted && d.feed.stale(now)
-	if d.feed.ended || !due && !wanted {
+	d.turn <- struct{}{}
+	defer func() { <-d.turn }()
+	due, wanted := d.feed.needs(now, wanted)
+	if !due && !wanted {
 		return
 	}
 	stats := d.stats()
+	d.feed.mu.Lock()
+	defer d.feed.mu.Unlock()
 	if due {
 		d.feed.sample(now, stats)
 	}

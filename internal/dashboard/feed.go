@@ -51,6 +51,17 @@ func (f *feed) watched() bool {
 	return len(f.viewers) > 0
 }
 
+// needs reports whether a sample is due, and whether a snapshot that is wanted
+// has to be made. Once the feed has ended, neither is.
+func (f *feed) needs(now time.Time, wanted bool) (due, stale bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended {
+		return false, false
+	}
+	return f.history.due(now), wanted && f.stale(now)
+}
+
 // sample adds to the history, and sends it. The caller holds f.mu.
 func (f *feed) sample(now time.Time, stats autobatcher.Stats) {
 	f.history.add(now, stats)
