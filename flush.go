@@ -55,6 +55,7 @@ type batch struct {
 
 	delivered []int   // lines the journal is to be told of
 	leaving   []*call // likewise: whose callers have gone
+	freed     int     // how many lines the journal hands out, since their callers have gone
 	noting    bool    // a goroutine is telling it
 	over      bool    // ended upstream: only results are to be read
 	reread    bool    // results that were read already are wanted again

@@ -109,15 +109,29 @@ func (b *batch) pause(d time.Duration) error {
 		case <-timer.C:
 			return nil
 		case <-b.abandoned:
-			b.writeNotes()
-			if b.isLonely() && b.t.ledger.Abandon(b.t.ctx, b.ref) {
-				b.t.log.Info("nobody waits for the batch, cancelling it", "batch", b.id)
-				b.cancelUpstream(b.t.ctx)
-			}
+			b.cancelIfLonely()
 		case <-b.t.ctx.Done():
 			return context.Cause(b.t.ctx)
 		}
 	}
+}
+
+// cancelIfLonely cancels a batch that nobody waits for, here or at another
+// replica.
+func (b *batch) cancelIfLonely() {
+	b.writeNotes()
+	if !b.isLonely() {
+		return
+	}
+	if b.t.ledger.Abandon(b.t.ctx, b.ref) {
+		b.t.log.Info("nobody waits for the batch, cancelling it", "batch", b.id)
+		b.cancelUpstream(b.t.ctx)
+		return
+	}
+	b.t.mu.Lock() // another replica's callers wait; they may leave, too
+	defer b.t.mu.Unlock()
+	b.lonely = nil
+	b.watchLonely()
 }
 
 // observe notes what the provider says of the batch, and tells what changed.
@@ -339,6 +353,7 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 		}
 		c.ID, c.batch, c.place, c.open = l.CustomID, other, l.N, false
 		other.open[c.ID] = c
+		other.freed = max(other.freed-1, 0)
 		other.reread = true
 		if c.waiter != nil {
 			other.waiting++
@@ -576,6 +591,7 @@ func (b *batch) takeLeaving() []int {
 			c.open = true
 			b.t.forget(c)
 			delete(b.open, c.ID)
+			b.freed++
 			lines = append(lines, c.place)
 		}
 	}

@@ -568,7 +568,7 @@ func (t *Transport) quit(w *waiter) {
 // watchLonely starts the time after which a batch without callers is
 // cancelled, or stops it. The caller holds t.mu.
 func (b *batch) watchLonely() {
-	lonely := b.waiting == 0 && len(b.open) > 0 && b.t.opts.AbandonAfter > 0
+	lonely := b.deserted() && b.t.opts.AbandonAfter > 0
 	switch {
 	case !lonely && b.lonely != nil:
 		b.lonely.Stop()
@@ -586,8 +586,12 @@ func (b *batch) watchLonely() {
 func (b *batch) isLonely() bool {
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
-	return b.waiting == 0 && len(b.open) > 0
+	return b.deserted()
 }
+
+// deserted reports whether there are lines left, and nobody waits for any. The
+// caller holds t.mu.
+func (b *batch) deserted() bool { return b.waiting == 0 && len(b.open)+b.freed > 0 }
 
 func (b *batch) openLines() int {
 	b.t.mu.Lock()
