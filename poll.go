@@ -76,9 +76,9 @@ func (b *batch) watch() error {
 				return nil
 			}
 			b.harvestPartial()
-		}
-		if time.Now().After(limit) {
-			return errOverdue
+			if time.Now().After(limit) {
+				return errOverdue
+			}
 		}
 	}
 }
@@ -345,6 +345,13 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 		i := slices.IndexFunc(b.calls, func(c *call) bool { return journal.Hash(c.print) == l.Print && b.open[c.ID] == c })
 		if i < 0 {
 			continue // taken for a call that was settled meanwhile: the lease will end
+		}
+		if first := other.open[l.CustomID]; first != nil {
+			if first.waiter != nil {
+				continue // our own caller's line, which we lost with our lease and have again now
+			}
+			first.ended = true
+			b.t.forget(first)
 		}
 		c := b.calls[i]
 		delete(b.open, c.ID)
