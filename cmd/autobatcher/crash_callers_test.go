@@ -31,18 +31,24 @@ type callers struct {
 	got   map[string]string // by caller, as "prompt #n"
 	lost  []error           // callers that were not answered
 	count atomic.Int64
+
+	stall chan struct{} // not nil: the first answers are not read on before it is closed
+	begun atomic.Int64  // how many are stalled
 }
 
 // call starts n callers. They turn to the first of the URLs, and to the next
 // whenever that fails them.
 func (w *world) call(n int, urls ...string) *callers {
 	c := &callers{asked: map[string]int{}, got: map[string]string{}}
+	if w.step.large {
+		c.stall = make(chan struct{})
+	}
 	name := fmt.Sprintf("prompt-%08x", rand.Uint32())
 	for i := range n {
 		prompt := fmt.Sprintf("%s-%d.", name, max(i, 1)) // the first two are twins
 		c.asked[prompt]++
 		c.work.Go(func() {
-			text, err := askPatiently(prompt, urls)
+			text, err := c.askPatiently(prompt, urls)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if err != nil {
@@ -55,6 +61,23 @@ func (w *world) call(n int, urls ...string) *callers {
 	}
 	return c
 }
+
+// hesitate keeps an answer waiting that has begun to come.
+func (c *callers) hesitate() {
+	if c.stall != nil {
+		c.begun.Add(1)
+		<-c.stall
+	}
+}
+
+// readOn ends all hesitating.
+func (c *callers) readOn() {
+	if c.stall != nil {
+		close(c.stall)
+	}
+}
+
+func (c *callers) reading() int { return int(c.begun.Load()) }
 
 func (c *callers) answered() int { return int(c.count.Load()) }
 
@@ -76,13 +99,13 @@ const maxTries = 60
 
 // askPatiently makes a call, and again with the same bytes after what an SDK takes for
 // passing: a broken connection, 408, 409, 429 and 5xx.
-func askPatiently(prompt string, urls []string) (string, error) {
+func (c *callers) askPatiently(prompt string, urls []string) (string, error) {
 	body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + prompt + `"}]}`)
 	var err error
 	for try := range maxTries {
 		var text string
 		var again bool
-		if text, again, err = askOnce(urls[try%len(urls)], body); !again {
+		if text, again, err = c.askOnce(urls[try%len(urls)], body); !again {
 			return text, err
 		}
 		time.Sleep(100*time.Millisecond + rand.N(200*time.Millisecond))
@@ -90,7 +113,7 @@ func askPatiently(prompt string, urls []string) (string, error) {
 	return "", fmt.Errorf("%s: %w", prompt, err)
 }
 
-func askOnce(url string, body []byte) (text string, again bool, err error) {
+func (c *callers) askOnce(url string, body []byte) (text string, again bool, err error) {
 	req, err := http.NewRequest(http.MethodPost, url+"/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return "", false, err
@@ -101,6 +124,7 @@ func askOnce(url string, body []byte) (text string, again bool, err error) {
 		return "", true, err
 	}
 	defer res.Body.Close()
+	c.hesitate()
 	answer, err := io.ReadAll(res.Body)
 	switch {
 	case err != nil:

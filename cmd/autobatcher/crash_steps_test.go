@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -20,21 +21,22 @@ type step struct {
 	window   string // of the process that is killed
 
 	// The provider stops at a request of this kind, and tells. Or else happened
-	// returns at the moment that is meant.
+	// reports whether it is the moment that is meant.
 	op       batchtest.Op
 	fault    func(reached chan<- struct{}) batchtest.Fault
-	happened func(*world, *proxyProcess)
+	happened func(*world, *proxyProcess) bool
 
-	strays int  // input files that nobody can know of
-	slow   bool // takes a quarter of a minute
+	flags  []string // of serve
+	again  int      // how many more processes get there, and are killed
+	large  bool     // answers that no buffer holds, for callers who read slowly at first
+	strays int      // input files that nobody can know of
+	slow   bool     // takes a quarter of a minute
 }
 
 var steps = []step{
 	{
 		name: "queued", window: "60", provider: "openai",
-		happened: func(w *world, s *proxyProcess) {
-			w.until(func() bool { return s.metric("autobatcher_calls_queued 10\n") })
-		},
+		happened: func(_ *world, s *proxyProcess) bool { return s.metric("autobatcher_calls_queued 10\n") },
 	},
 	{name: "uploading", window: "0.2", provider: "openai", op: batchtest.OpUpload, fault: before},
 	{
@@ -55,13 +57,26 @@ var steps = []step{
 	{
 		name: "half delivered", window: "0.2", provider: "doubleword",
 		server:   batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: 2 * time.Second},
-		happened: func(w *world, _ *proxyProcess) { w.until(func() bool { return w.callers.answered() >= calls/2 }) },
+		happened: func(w *world, _ *proxyProcess) bool { return w.callers.answered() >= calls/2 },
 	},
 	{name: "reading results", window: "0.2", provider: "openai", op: batchtest.OpContent, fault: before},
 	{name: "results torn", window: "0.2", provider: "openai", op: batchtest.OpContent, fault: halfway},
 	{
 		name: "delivered", window: "0.2", provider: "openai",
-		happened: func(w *world, _ *proxyProcess) { w.until(func() bool { return w.callers.answered() == calls }) },
+		happened: func(w *world, _ *proxyProcess) bool { return w.callers.answered() == calls },
+	},
+	{
+		name: "running, thrice", window: "0.2", provider: "openai", op: batchtest.OpRetrieve, fault: during, again: 2,
+		server: batchtest.Options{Turnaround: 3 * time.Second},
+	},
+	{
+		name: "the second of three batches", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: second(behind),
+		flags: []string{"--batch-size", "4"}, server: batchtest.Options{Turnaround: time.Second},
+	},
+	{
+		name: "answering", window: "0.2", provider: "openai", large: true,
+		server:   batchtest.Options{Answer: atLength},
+		happened: func(w *world, _ *proxyProcess) bool { return w.callers.reading() == calls },
 	},
 }
 
@@ -104,6 +119,27 @@ func halfway(reached chan<- struct{}) batchtest.Fault {
 		time.Sleep(100 * time.Millisecond) // for some answers to be delivered
 		return before(reached)(w, r)
 	}
+}
+
+// second passes over the first request.
+func second(then func(chan<- struct{}) batchtest.Fault) func(chan<- struct{}) batchtest.Fault {
+	return func(reached chan<- struct{}) batchtest.Fault {
+		fault, seen := then(reached), false
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if !seen {
+				seen = true
+				return false
+			}
+			return fault(w, r)
+		}
+	}
+}
+
+// atLength is batchtest.Echo in an answer that takes a while to be read.
+func atLength(l batchtest.Line) batchtest.Outcome {
+	o := batchtest.Echo(l)
+	o.Body = bytes.Join([][]byte{[]byte(`{"filler":"`), bytes.Repeat([]byte("x"), 16<<20), []byte(`","answer":`), o.Body, []byte("}")}, nil)
+	return o
 }
 
 // until waits for something to be seen.

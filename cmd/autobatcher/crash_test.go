@@ -67,12 +67,11 @@ type world struct {
 	step    step
 	srv     *batchtest.Server
 	journal string
-	reached chan struct{} // closed when the step is
 	callers *callers
 }
 
 func newWorld(t *testing.T, s step, journal string) *world {
-	w := &world{T: t, step: s, journal: journal, reached: make(chan struct{})}
+	w := &world{T: t, step: s, journal: journal}
 	s.server.Logf = t.Logf
 	w.srv = batchtest.NewServer(s.server)
 	t.Cleanup(w.srv.Close)
@@ -84,9 +83,14 @@ func (w *world) restart(sum *tallied) {
 	port := freePort(w.T)
 	first := w.serve(port, w.step.window)
 	w.callers = w.call(calls, first.url)
-	w.arrange(first)
-	w.await()
+	w.untilReached(first)
 	first.kill()
+	for range w.step.again {
+		next := w.serve(port, "0.2")
+		w.untilReached(next)
+		next.kill()
+	}
+	w.callers.readOn()
 	second := w.serve(port, "0.2")
 	w.callers.wait()
 	w.check(sum)
@@ -98,10 +102,11 @@ func (w *world) restart(sum *tallied) {
 func (w *world) failOver(sum *tallied) {
 	first, second := w.serve(freePort(w.T), w.step.window), w.serve(freePort(w.T), "0.2")
 	w.callers = w.call(calls, first.url, second.url)
-	w.arrange(first)
-	w.await()
+	w.untilReached(first)
 	others := w.call(calls/2, second.url, first.url)
 	first.kill()
+	w.callers.readOn()
+	others.readOn()
 	w.callers.wait()
 	others.wait()
 	w.callers.join(others)
@@ -109,23 +114,17 @@ func (w *world) failOver(sum *tallied) {
 	second.end()
 }
 
-// arrange lets the step happen.
-func (w *world) arrange(s *proxyProcess) {
-	if w.step.fault != nil {
-		w.srv.Control(w.step.op, w.step.fault(w.reached))
-	}
-	if w.step.happened != nil {
-		go func() {
-			w.step.happened(w, s)
-			close(w.reached)
-		}()
-	}
-}
-
-func (w *world) await() {
+// untilReached lets the step happen, and waits for it.
+func (w *world) untilReached(s *proxyProcess) {
 	w.Helper()
+	if w.step.happened != nil {
+		w.until(func() bool { return w.step.happened(w, s) })
+		return
+	}
+	reached := make(chan struct{})
+	w.srv.Control(w.step.op, w.step.fault(reached))
 	select {
-	case <-w.reached:
+	case <-reached:
 	case <-time.After(patience):
 		w.Fatal("the step was never reached")
 	}
@@ -146,6 +145,7 @@ func (w *world) serve(port int, window string) *proxyProcess {
 	p.cmd = exec.Command("autobatcher", "serve", "--base-url", w.srv.URL, "--api-key", "key", "--provider", w.step.provider,
 		"--port", fmt.Sprint(port), "--batch-window", window, "--poll-interval", "0.1",
 		"--journal", w.journal, "--journal-required", "--keep-active-batches-on-close")
+	p.cmd.Args = append(p.cmd.Args, w.step.flags...)
 	p.cmd.Env = []string{"GORACE=" + promptly}
 	p.cmd.Stderr = &p.log
 	if err := p.cmd.Start(); err != nil {

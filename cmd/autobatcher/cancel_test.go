@@ -1,0 +1,47 @@
+//go:build unix
+
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/autobatcher/autobatcher/batchtest"
+)
+
+// A batch that callers wait for is cancelled only by force. The serve that
+// watches it tells them.
+func TestCancelByForce(t *testing.T) {
+	s := step{provider: "openai", server: batchtest.Options{Turnaround: time.Hour}, flags: []string{"--resubmits", "-1"}}
+	w := newWorld(t, s, filepath.Join(t.TempDir(), "journal.db"))
+	p := w.serve(freePort(t), "0")
+	answer := make(chan error, 1)
+	go func() {
+		_, _, err := new(callers).askOnce(p.url, []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`))
+		answer <- err
+	}()
+	w.until(func() bool { return strings.Contains(p.log.String(), "batch submitted") })
+	id := w.srv.Batches()[0].ID
+	cancel := func(flags ...string) (string, error) {
+		args := append([]string{"batches", "cancel", "--base-url", w.srv.URL, "--api-key", "key", "--journal", w.journal}, flags...)
+		out, err := exec.Command("autobatcher", args...).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := cancel(id); err == nil || !strings.Contains(out, "callers of a running process wait for 1 of its lines") {
+		t.Errorf("without force: %v, %s", err, out)
+	}
+	if w.srv.Batches()[0].CancelRequested {
+		t.Fatal("it was cancelled without force")
+	}
+	if out, err := cancel("--force", id); err != nil || out != "cancelling "+id+"\n" {
+		t.Errorf("by force: %v, %s", err, out)
+	}
+	if err := <-answer; err == nil || !strings.Contains(err.Error(), "batch_cancelled") {
+		t.Errorf("the caller was told: %v", err)
+	}
+	w.checkJournal()
+	p.end()
+}
