@@ -67,6 +67,7 @@ type batch struct {
 	submitErr error         // why it never will be; read after submitted
 
 	// Set when the batch is opened.
+	gate    *pace.Gate    // of its account and model: holds back what the provider would refuse for too many tokens
 	rides   int           // how often its calls rode before because a file was refused
 	delay   time.Duration // before it is sent
 	guesses *int          // how many more batches may be halved to find a bad line
@@ -82,7 +83,7 @@ type batch struct {
 	suffix     string // of the first line's endpoint
 	path       string // the same as the line names it
 	tokens     int64  // estimate of what it enqueues
-	entered    *pace.Gate
+	entered    bool   // the gate
 	created    time.Time
 	seen       bool      // told of at least once
 	cancelling time.Time // since when the provider says so
@@ -139,6 +140,7 @@ func (t *Transport) newBatch(c *call) *batch {
 		submitted: make(chan struct{}),
 		done:      make(chan struct{}),
 	}
+	b.gate = t.gates.Of(b.account()+"\x00"+b.key.group, pace.NewGate)
 	t.batches[b] = struct{}{}
 	return b
 }
@@ -193,7 +195,7 @@ func (b *batch) maxBytes() int64 {
 	if wanted := b.t.opts.BatchBytes; wanted > 0 {
 		limit = min(limit, wanted)
 	}
-	if tokens := b.gate().Limit(); tokens > 0 {
+	if tokens := b.gate.Limit(); tokens > 0 {
 		limit = min(limit, tokens*bytesPerToken)
 	}
 	return limit
@@ -202,12 +204,6 @@ func (b *batch) maxBytes() int64 {
 // bytesPerToken is what a token is reckoned at. A gate that was told otherwise
 // by a refusal learns a lower limit.
 const bytesPerToken = 4
-
-// gate holds back batches of this credential and model that the provider
-// would refuse for too many enqueued tokens.
-func (b *batch) gate() *pace.Gate {
-	return b.t.gates.Of(b.account()+"\x00"+b.key.group, pace.NewGate)
-}
 
 // creations paces how many batches are created within an hour.
 func (b *batch) creations() *pace.Hourly {
@@ -467,11 +463,10 @@ func (b *batch) takeTurn() error {
 	b.t.mu.Lock()
 	tokens := b.bytes / bytesPerToken
 	b.t.mu.Unlock()
-	gate := b.gate()
-	if err := gate.Enter(b.t.ctx, tokens); err != nil {
+	if err := b.gate.Enter(b.t.ctx, tokens); err != nil {
 		return err
 	}
-	b.entered, b.tokens = gate, tokens
+	b.entered, b.tokens = true, tokens
 	if err := b.creations().Wait(b.t.ctx); err != nil {
 		b.leaveGate()
 		return err
@@ -480,9 +475,9 @@ func (b *batch) takeTurn() error {
 }
 
 func (b *batch) leaveGate() {
-	if b.entered != nil {
-		b.entered.Leave(b.tokens)
-		b.entered = nil
+	if b.entered {
+		b.gate.Leave(b.tokens)
+		b.entered = false
 	}
 }
 
@@ -670,10 +665,9 @@ func (b *batch) holdBack(p batchapi.Problem) {
 	if m := told.FindStringSubmatch(p.Message); m != nil {
 		limit, _ = strconv.ParseInt(strings.ReplaceAll(m[1], ",", ""), 10, 64)
 	}
-	gate := b.entered
-	alone := gate.Refused(b.tokens, limit)
-	b.t.log.Warn("too many tokens enqueued, the batch will go again", "batch", b.id, "tokens", b.tokens, "limit", gate.Limit())
-	tooMuch := b.tokens > gate.Limit() || alone && b.rides >= manyWaits
+	alone := b.gate.Refused(b.tokens, limit)
+	b.t.log.Warn("too many tokens enqueued, the batch will go again", "batch", b.id, "tokens", b.tokens, "limit", b.gate.Limit())
+	tooMuch := b.tokens > b.gate.Limit() || alone && b.rides >= manyWaits
 	b.leaveGate()
 	delay := min(time.Minute<<min(b.rides, 4), 15*time.Minute)
 	if half := len(b.calls) / 2; tooMuch && half > 0 {
