@@ -38,7 +38,7 @@ var mutants = []mutant{
 	{name: "a create is not written down before it is sent", store: func(_ *world, s journal.Store) journal.Store { return tooLate{s} }, says: "were paid for"},
 	{name: "deliveries are not written down", store: func(_ *world, s journal.Store) journal.Store { return undelivered{s} }, says: "handed out twice"},
 	{name: "lines are never released", store: func(_ *world, s journal.Store) journal.Store { return unreleased{s} }, says: "are held, and nobody waits"},
-	// {name: "a batch that somebody waits for is cancelled", store: func(_ *world, s journal.Store) journal.Store { return ruthless{s} }, says: "are waited for"},
+	{name: "a batch that somebody waits for is cancelled", store: func(_ *world, s journal.Store) journal.Store { return ruthless{s} }, says: "are waited for"},
 }
 
 // mutantSeeds is how many schedules a mutant may survive.

@@ -141,7 +141,10 @@ type plan struct {
 	journal   bool
 	required  bool
 	trouble   float64 // how likely a request to the journal fails
+	cuts      bool    // a process may lose sight of the journal for longer than its lease
 	storms    bool    // the provider's troubles
+	nights    bool    // nobody is there for hours
+	recovers  bool    // a process knows all keys when it starts
 	flaws     float64 // how likely a line comes to grief
 	never     bool    // some lines never finish
 	hurry     float64 // how likely a fuse ends a process
@@ -168,7 +171,8 @@ func newPlan(seed uint64) plan {
 	} else if d.chance(0.25) {
 		p.trouble, p.required = 0.05*d.Float64(), d.chance(0.5)
 	}
-	p.storms = d.chance(0.8)
+	p.cuts = p.trouble > 0 && d.chance(0.3)
+	p.storms, p.nights, p.recovers = d.chance(0.8), d.chance(0.1), d.chance(0.5)
 	p.hurry = d.Float64()
 	if d.chance(0.5) {
 		p.flaws = 0.1 * d.Float64()
@@ -219,6 +223,12 @@ func (p *plan) manage(d dice) {
 	p.options.JournalRequired = p.required
 	if d.chance(0.2) {
 		p.options.AbandonAfter = -1
+	}
+	if d.chance(0.1) {
+		p.server.MaxEnqueuedTokens = 60 + d.Int64N(200)
+	}
+	if d.chance(0.1) {
+		p.server.RequestsPerMinute = 5 + d.IntN(30)
 	}
 	p.server.Logf = func(string, ...any) {}
 }
@@ -522,6 +532,9 @@ func (w *world) runReplica(i int) {
 		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))
 		p.end(d)
 		pause := d.of(0, d.between(0, 10*time.Second), d.between(time.Second, 10*time.Minute), d.between(time.Second, time.Hour))
+		if w.nights {
+			pause = d.between(6*time.Hour, 18*time.Hour)
+		}
 		if !w.sleep(pause) {
 			break
 		}
@@ -559,9 +572,11 @@ func (w *world) runWeather() {
 }
 
 func badLuck(d dice) batchtest.Fault {
-	switch d.IntN(8) {
+	switch d.IntN(9) {
 	case 0, 1:
 		return batchtest.LoseAnswer()
+	case 7:
+		return batchtest.Hang()
 	case 2:
 		return batchtest.Reset()
 	case 3:
@@ -593,7 +608,9 @@ func (w *world) strike(d dice) {
 		_ = w.srv.FailBatch(b.ID, code, "struck", d.IntN(2))
 	case 2:
 		w.tell("%s is cancelled by another", b.ID)
-		req, _ := http.NewRequest(http.MethodPost, w.srv.URL+"/batches/"+b.ID+"/cancel", nil)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+"/batches/"+b.ID+"/cancel", nil)
 		req.Header.Set("Authorization", "Bearer "+b.APIKey)
 		if res, err := w.srv.Transport().RoundTrip(req); err == nil {
 			res.Body.Close()
@@ -609,11 +626,7 @@ func (w *world) epilogue() {
 	w.checkDeserted()
 	w.calm.Store(true)
 	last := w.start("the last")
-	for _, key := range w.keys {
-		if err := last.tr.Recover(w.srv.URL, http.Header{"Authorization": {"Bearer " + key}}); err != nil {
-			w.wrong("Recover: %v", err)
-		}
-	}
+	w.recoverAll(last)
 	for range 24 {
 		for _, b := range w.srv.Batches() {
 			_ = w.srv.Finish(b.ID)
@@ -629,4 +642,5 @@ func (w *world) epilogue() {
 	for _, p := range w.all {
 		p.conclude(func() { p.tr.Close() })
 	}
+	w.srv.Close() // ends what hangs there
 }

@@ -31,8 +31,9 @@ type replica struct {
 	die  sync.Once
 
 	fuse   fuse
-	lapsed atomic.Bool // it could not renew its lease in time
+	lapsed bool // it could not renew its lease in time
 	beaten time.Time
+	blind  time.Time // until then it does not reach the journal; guarded by mu
 	ending atomic.Bool
 
 	mu   sync.Mutex
@@ -65,10 +66,22 @@ func (w *world) start(name string) *replica {
 	}
 	w.tally.starts.Add(1)
 	w.tell("%s starts", name)
+	if w.recovers {
+		w.recoverAll(p)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.up, w.all = append(w.up, p), append(w.all, p)
 	return p
+}
+
+// recoverAll lets a process resume the batches of all keys.
+func (w *world) recoverAll(p *replica) {
+	for _, key := range w.keys {
+		if err := p.tr.Recover(w.srv.URL, http.Header{"Authorization": {"Bearer " + key}}); err != nil && !p.isDead() {
+			w.wrong("Recover: %v", err)
+		}
+	}
 }
 
 // A teller makes a process's log part of the story.
@@ -346,7 +359,7 @@ func (h *hand) do(kind string, f func() error) error {
 	var lost, unheard bool
 	if w.trouble > 0 && !w.calm.Load() {
 		h.p.decide(kind, func(d dice) {
-			lost, unheard = d.chance(w.trouble/2), d.chance(w.trouble/2)
+			lost, unheard = d.chance(w.trouble/2) || time.Now().Before(h.p.blind), d.chance(w.trouble/2)
 		})
 	}
 	if lost || unheard {
@@ -372,17 +385,31 @@ func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration)
 		return errDead
 	}
 	fails := false
-	if w.trouble > 0 && lease > 0 && !h.p.beaten.IsZero() && !w.calm.Load() {
-		h.p.decide("heartbeat", func(d dice) { fails = d.chance(w.trouble) })
+	if w.trouble > 0 && lease > 0 && h.p.tr != nil && !w.calm.Load() {
+		h.p.decide("heartbeat", func(d dice) {
+			fails = d.chance(w.trouble)
+			if w.cuts && d.chance(0.002) {
+				h.p.blind = time.Now().Add(d.between(time.Second, time.Minute))
+			}
+			fails = fails || time.Now().Before(h.p.blind)
+		})
 	}
 	if fails {
 		return errJournal
 	}
-	if !h.p.beaten.IsZero() && time.Since(h.p.beaten) >= 15*time.Second {
-		h.p.lapsed.Store(true)
-	}
+	h.p.hasLapsed()
+	h.p.mu.Lock()
 	h.p.beaten = time.Now()
+	h.p.mu.Unlock()
 	return h.Store.Heartbeat(ctx, owner, lease)
+}
+
+// hasLapsed reports whether a process was ever without a lease.
+func (p *replica) hasLapsed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lapsed = p.lapsed || !p.isDead() && !p.ending.Load() && !p.beaten.IsZero() && time.Since(p.beaten) >= 15*time.Second
+	return p.lapsed
 }
 
 func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) error {
@@ -390,7 +417,7 @@ func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line)
 	err := h.do("begin", func() error { return h.Store.Begin(ctx, b, lines) })
 	r.note(func() {
 		r.began(h.p, b.Ref, lines)
-		if errors.Is(err, errJournal) {
+		if err != nil && !h.p.isDead() {
 			r.excuse(b.Ref)
 		}
 	})
@@ -406,7 +433,7 @@ func (h *hand) Advance(ctx context.Context, owner, ref string, s journal.Step) e
 		}
 		return err
 	})
-	if errors.Is(err, errJournal) {
+	if err != nil && !h.p.isDead() {
 		r.note(func() { r.excuse(ref) })
 	}
 	return err
@@ -442,6 +469,9 @@ func (h *hand) TakeOver(ctx context.Context, owner string, payer journal.Hash, p
 			r.note(func() { r.excusePrints(prints) })
 		}
 		return nil, err
+	}
+	for _, t := range taken {
+		h.p.tell("takes over %d lines of %s %q (%s, of %q), %v", len(t.Lines), t.Batch.Ref, t.Batch.BatchID, t.Batch.State, t.Batch.Owner, t.Lines[0].CustomID)
 	}
 	return taken, nil
 }
