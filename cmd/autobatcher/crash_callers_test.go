@@ -40,7 +40,7 @@ type callers struct {
 // whenever that fails them.
 func (w *world) call(n int, urls ...string) *callers {
 	c := &callers{asked: map[string]int{}, got: map[string]string{}}
-	if w.step.large {
+	if w.step.slowly {
 		c.stall = make(chan struct{})
 	}
 	name := fmt.Sprintf("prompt-%08x", rand.Uint32())
