@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/ledger"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/pace"
 	"github.com/autobatcher/autobatcher/internal/payer"
@@ -53,12 +54,12 @@ type batch struct {
 	lonely  *time.Timer      // runs while none has
 	doomed  bool             // being cancelled: nobody takes over its lines
 
-	delivered []int   // lines the journal is to be told of
-	leaving   []*call // likewise: whose callers have gone
-	freed     int     // how many lines the journal hands out, since their callers have gone
-	noting    bool    // a goroutine is telling it
-	over      bool    // ended upstream: only results are to be read
-	reread    bool    // results that were read already are wanted again
+	told    []int   // delivered lines the journal is to be told of
+	leaving []*call // likewise: whose callers have gone
+	freed   int     // how many lines the journal hands out, since their callers have gone
+	noting  bool    // a goroutine is telling it
+	over    bool    // ended upstream: only results are to be read
+	reread  bool    // results that were read already are wanted again
 
 	full      chan struct{} // closed when sealed
 	abandoned chan struct{} // told when the batch was lonely for too long
@@ -481,6 +482,9 @@ func (b *batch) leaveGate() {
 	}
 }
 
+// unknown is the status of a batch of which it is not known whether it exists.
+const unknown = "unknown"
+
 // errDeserted is why a batch is not created although it could be.
 var errDeserted = errors.New("nobody waits for the batch any more")
 
@@ -506,6 +510,12 @@ func (b *batch) refused(err error) {
 	if b.t.ctx.Err() != nil {
 		return // Close tells the callers
 	}
+	if errors.Is(err, ledger.ErrTaken) {
+		b.t.log.Warn("the journal gave the batch to another process before it was created; its calls ride again", "calls", b.size)
+		b.discardInput(err)
+		b.startOver()
+		return
+	}
 	if errors.Is(err, errDeserted) {
 		b.discardInput(err)
 		b.t.ledger.Discard(b.t.ctx, b.ref)
@@ -514,7 +524,9 @@ func (b *batch) refused(err error) {
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)
 	b.emitError(BatchSubmissionFailed, err)
 	b.discardInput(err)
-	if !errors.Is(err, batchapi.ErrUnsure) {
+	if errors.Is(err, batchapi.ErrUnsure) {
+		b.t.ledger.End(b.t.ctx, b.ref, unknown) // so that nobody waits for it to be created
+	} else {
 		b.t.ledger.Discard(b.t.ctx, b.ref)
 	}
 	var failed *batchapi.Error
@@ -564,10 +576,29 @@ func (b *batch) rejected() bool {
 		return false
 	}
 	b.emit(BatchTerminal)
-	b.writeNotes()
-	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
-	b.tidy()
+	b.close()
 	return true
+}
+
+// lines are the calls that wait for the batch's lines now, by place; nil where a
+// line has none. They need not be those that were sent: a caller who comes back
+// takes a line over.
+func (b *batch) lines() []*call {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	lines := make([]*call, b.size)
+	for _, c := range b.open {
+		for c.place >= len(lines) { // another process's batch, whose size is not known
+			lines = append(lines, nil)
+		}
+		lines[c.place] = c
+	}
+	return lines
+}
+
+// waitedFor are those of the lines that have a call.
+func waitedFor(lines []*call) []*call {
+	return slices.DeleteFunc(slices.Clone(lines), func(c *call) bool { return c == nil })
 }
 
 // halveForLine halves the batch if the provider says that a line is bad, but
@@ -592,26 +623,31 @@ func (b *batch) blame(problems []batchapi.Problem) bool {
 	if b.rides >= maxRides {
 		return false
 	}
+	lines, named := b.lines(), false
 	guilty := make(map[*call]batchapi.Problem)
 	for _, p := range problems {
-		if p.Line < 1 || p.Line > len(b.calls) {
+		if p.Line < 1 || p.Line > len(lines) {
 			continue
 		}
-		named := b.calls[p.Line-1]
-		guilty[named] = p
-		for _, c := range b.calls {
-			if p.Code == modelNotFound && c.model == named.model {
+		named = true
+		culprit := lines[p.Line-1]
+		if culprit == nil {
+			continue // its caller has gone
+		}
+		guilty[culprit] = p
+		for _, c := range waitedFor(lines) {
+			if p.Code == modelNotFound && c.model == culprit.model {
 				guilty[c] = p
 			}
 		}
 	}
-	if len(guilty) == 0 {
+	if !named {
 		return false
 	}
 	for c, p := range guilty {
 		b.t.settle(c, lineRefused(b.id, p))
 	}
-	rest := slices.DeleteFunc(slices.Clone(b.calls), func(c *call) bool { _, bad := guilty[c]; return bad })
+	rest := slices.DeleteFunc(waitedFor(lines), func(c *call) bool { _, bad := guilty[c]; return bad })
 	if b.rides < manyRides {
 		b.respawn(rest, 0)
 	} else {
@@ -632,8 +668,11 @@ var lineCodes = []string{"invalid_json_line", "duplicate_custom_id", "url_mismat
 // halve lets the two halves of a batch ride apart when one of its lines is bad
 // and the provider did not say which. A batch of one has found it.
 func (b *batch) halve(p batchapi.Problem) bool {
-	if len(b.calls) == 1 {
-		b.t.settle(b.calls[0], lineRefused(b.id, p))
+	calls := waitedFor(b.lines())
+	if b.size == 1 {
+		for _, c := range calls {
+			b.t.settle(c, lineRefused(b.id, p))
+		}
 		return true
 	}
 	if b.guesses == nil {
@@ -647,9 +686,9 @@ func (b *batch) halve(p batchapi.Problem) bool {
 	if spent {
 		return false
 	}
-	half := len(b.calls) / 2
-	b.respawn(b.calls[:half], 0)
-	b.respawn(b.calls[half:], 0)
+	half := len(calls) / 2
+	b.respawn(calls[:half], 0)
+	b.respawn(calls[half:], 0)
 	return true
 }
 
@@ -670,12 +709,13 @@ func (b *batch) holdBack(p batchapi.Problem) {
 	tooMuch := b.tokens > b.gate.Limit() || alone && b.rides >= manyWaits
 	b.leaveGate()
 	delay := min(time.Minute<<min(b.rides, 4), 15*time.Minute)
-	if half := len(b.calls) / 2; tooMuch && half > 0 {
-		b.respawn(b.calls[:half], delay)
-		b.respawn(b.calls[half:], delay)
+	calls := waitedFor(b.lines())
+	if half := len(calls) / 2; tooMuch && half > 0 {
+		b.respawn(calls[:half], delay)
+		b.respawn(calls[half:], delay)
 		return
 	}
-	b.respawn(b.calls, delay)
+	b.respawn(calls, delay)
 }
 
 // respawn lets calls of a batch that has ended ride again in a batch of their

@@ -208,8 +208,11 @@ func (b *batch) lost(err error) {
 	}
 	b.t.log.Error("batch given up", "batch", b.id, "error", err)
 	code := "batch_lost"
-	if errors.Is(err, errOverdue) {
+	switch {
+	case errors.Is(err, errOverdue):
 		code = "batch_overdue"
+	case errors.Is(err, batchapi.ErrUnsure):
+		code = "batch_create_unknown"
 	}
 	b.closeToOthers()
 	b.emit(BatchTerminal)
@@ -329,7 +332,7 @@ func (t *Transport) batchOf(like *batch, past journal.Batch) *batch {
 	b.key.window = past.Window
 	b.ref, b.past, b.id = past.Ref, past.State, past.BatchID
 	b.state = batchapi.Batch{ID: past.BatchID, InputFileID: past.InputFileID}
-	b.models, b.size, b.created = past.Models, past.Lines, cmp.Or(past.Created, past.Began)
+	b.models, b.created = past.Models, cmp.Or(past.Created, past.Began)
 	b.open = make(map[string]*call)
 	b.sealed = true
 	close(b.submitted)
@@ -350,7 +353,7 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 			if first.waiter != nil {
 				continue // our own caller's line, which we lost with our lease and have again now
 			}
-			first.ended = true
+			first.ended, first.open = true, true // its line is c's now, and not to be released
 			b.t.forget(first)
 		}
 		c := b.calls[i]
@@ -446,6 +449,9 @@ func (b *batch) resume() {
 		b.lost(err)
 		return
 	}
+	if past, ok := b.t.ledger.Look(b.t.ctx, b.ref); ok {
+		b.size = past.Lines
+	}
 	if !b.settlePast() {
 		return
 	}
@@ -458,6 +464,9 @@ func (b *batch) resume() {
 		b.lost(err)
 		return
 	}
+	if b.rejected() {
+		return
+	}
 	b.harvest()
 }
 
@@ -465,6 +474,10 @@ func (b *batch) resume() {
 // was. If not, the calls that took over its lines ride in a new one.
 func (b *batch) settlePast() bool {
 	for b.id == "" {
+		if b.past == journal.Ended {
+			b.lost(batchapi.ErrUnsure)
+			return false
+		}
 		mine, _ := b.t.ledger.Claim(b.t.ctx, b.ref)
 		if mine {
 			return b.lookForPast()
@@ -549,7 +562,7 @@ func (b *batch) wantsReread() bool {
 // it told soon. The caller holds t.mu.
 func (b *batch) noteDelivered(c *call) {
 	if b.ref != "" {
-		b.delivered = append(b.delivered, c.place)
+		b.told = append(b.told, c.place)
 		b.tellJournal()
 	}
 }
@@ -574,8 +587,8 @@ func (b *batch) writeNotes() {
 	ctx := context.WithoutCancel(b.t.ctx) // the journal must know even when the Transport closes
 	for {
 		b.t.mu.Lock()
-		delivered, leaving := b.delivered, len(b.leaving)
-		b.delivered = nil
+		delivered, leaving := b.told, len(b.leaving)
+		b.told = nil
 		b.noting = len(delivered)+leaving > 0
 		ref := b.ref
 		b.t.mu.Unlock()
@@ -597,8 +610,10 @@ func (b *batch) takeLeaving() []int {
 		if c.waiter == nil && c.batch == b && !c.open {
 			c.open = true
 			b.t.forget(c)
-			delete(b.open, c.ID)
-			b.freed++
+			if b.open[c.ID] == c {
+				delete(b.open, c.ID)
+				b.freed++
+			}
 			lines = append(lines, c.place)
 		}
 	}

@@ -119,7 +119,9 @@ func (b *batch) sawAll() bool {
 		// Nothing ran where validation failed or the end came first.
 		return b.state.Status != "completed" && (b.state.Status == "failed" || promised == 0)
 	}
-	return promised > 0 && b.size-b.openLines() >= promised
+	// Of another process's batch only some lines are waited for here, and the
+	// others say nothing of them.
+	return b.past == "" && promised > 0 && b.size-b.openLines() >= promised
 }
 
 // refresh looks once more at a batch that has ended: the ids of its files may
@@ -255,10 +257,15 @@ func (b *batch) conclude() {
 	} else {
 		b.emit(BatchTerminal)
 	}
-	b.writeNotes()
-	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
 	b.t.log.Info("batch ended", "batch", b.id, "status", b.state.Status, "completed", b.state.Counts.Completed, "failed", b.state.Counts.Failed)
+	b.close()
+}
+
+// close ends a batch in the journal, when its files are tidied up.
+func (b *batch) close() {
+	b.writeNotes()
 	b.tidy()
+	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
 }
 
 func (b *batch) takeAgain() []*call {
@@ -274,8 +281,7 @@ func (b *batch) takeAgain() []*call {
 // read, or whose callers may come back. At Doubleword, deleting an input file
 // deletes its batch, so never before its end.
 func (b *batch) tidy() {
-	wanted := b.unread || b.garbled || !b.t.ledger.Settled(b.t.ctx, b.ref)
-	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || wanted {
+	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || b.unread || b.garbled || !b.delivered() {
 		return
 	}
 	for _, id := range []string{b.state.InputFileID, b.output.id, b.errors.id} {
@@ -283,6 +289,22 @@ func (b *batch) tidy() {
 			continue
 		}
 		b.delete(id)
+	}
+}
+
+// readPatience is how long callers are waited for who read their answers yet.
+const readPatience = time.Minute
+
+// delivered reports whether every line's caller has its answer, as far as the
+// journal knows, which is soon told.
+func (b *batch) delivered() bool {
+	for wait := time.Second; ; wait *= 2 {
+		if b.t.ledger.Settled(b.t.ctx, b.ref) {
+			return true
+		}
+		if wait > readPatience/2 || batchapi.Sleep(b.t.ctx, wait) != nil {
+			return false
+		}
 	}
 }
 
@@ -338,6 +360,7 @@ type answer struct {
 	reply.Answer
 	err      error
 	realtime bool
+	line     *call // whose line it came from; nil for an answer that was kept
 }
 
 // failure is an answer of ours, in OpenAI's error shape.
@@ -402,8 +425,8 @@ func (t *Transport) settle(c *call, a *answer) {
 		}
 		return
 	}
-	if a.err == nil {
-		c.batch.noteDelivered(c)
+	if a.line = c; a.Ours || a.realtime {
+		c.batch.noteDelivered(c) // a line that failed is of no use to anybody
 	}
 	switch {
 	case a.Ours || a.err != nil:
@@ -530,7 +553,11 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 	c := w.call
 	select {
 	case a := <-w.answer: // it came in this very moment
-		t.keepForRetry(c, a)
+		if a.line != nil && a.line.batch.ref != "" && !a.Ours {
+			a.line.batch.noteLeft(a.line)
+		} else {
+			t.keepForRetry(c, a)
+		}
 		return a.BatchID
 	default:
 	}
@@ -611,13 +638,33 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		res = a.Response(req)
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
-		body.Unread = func() {
+		t.follow(body, c, a)
+	}
+	return res, nil
+}
+
+// follow notes whether the caller lives to read its answer. If not, the line is
+// still there for the call's next try: in the journal, if that knows it, or else
+// as an answer that is kept.
+func (t *Transport) follow(body *reply.Body, c *call, a *answer) {
+	journalled := a.line != nil && a.line.batch.ref != "" && !a.Ours
+	if journalled {
+		body.Done = func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
+			journalled = false
+			a.line.batch.noteDelivered(a.line)
+		}
+	}
+	body.Unread = func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if journalled {
+			a.line.batch.noteLeft(a.line)
+		} else {
 			t.keep(c, a, t.keepTime(a))
 		}
 	}
-	return res, nil
 }
 
 // refuse answers a request that cannot be batched. Only what is no refusal,

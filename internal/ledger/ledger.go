@@ -172,14 +172,22 @@ func (l *Ledger) weigh(what string, err error) error {
 	return nil
 }
 
-// Advance writes down how far a batch got. The error is not nil only where the
-// journal is required.
+// Advance writes down how far a batch got. The error is not nil where the
+// journal is required and failed, and where it has given the batch to another.
 func (l *Ledger) Advance(ctx context.Context, ref string, s journal.Step) error {
 	if l == nil || ref == "" {
 		return nil
 	}
-	return l.weigh("advance", l.do(ctx, func(ctx context.Context) error { return l.store.Advance(ctx, l.owner, ref, s) }))
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Advance(ctx, l.owner, ref, s) })
+	if errors.Is(err, journal.ErrNotOwner) || errors.Is(err, journal.ErrNoBatch) {
+		return fmt.Errorf("%w: %w", ErrTaken, err)
+	}
+	return l.weigh("advance", err)
 }
+
+// ErrTaken is wrapped by the error of Advance for a batch that another owner
+// has taken: this one's lease had run out.
+var ErrTaken = errors.New("the batch was taken by another process")
 
 // End writes down that a batch has ended, whoever carried it on.
 func (l *Ledger) End(ctx context.Context, ref, status string) {

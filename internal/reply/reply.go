@@ -8,6 +8,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -137,7 +138,7 @@ func statusLine(status int) string {
 
 func newResponse(req *http.Request, status int, h http.Header, body []byte) *http.Response {
 	content := &Body{ctx: req.Context()}
-	content.Reset(body)
+	content.r.Reset(body)
 	return &http.Response{
 		Status:     statusLine(status),
 		StatusCode: status,
@@ -181,12 +182,46 @@ func looksLikeEvents(body []byte) bool {
 	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
 }
 
-// A Body is the body of a response. A caller that goes away in the middle of it
-// did not live to read the answer.
+// A Body is the body of a response, which knows whether its caller lived to
+// read it.
 type Body struct {
-	bytes.Reader
-	ctx    context.Context // the caller's
-	Unread func()          // if not nil, called once in that case
+	r   bytes.Reader
+	ctx context.Context // the caller's
+
+	// Done, if not nil, is called once: when the end was reached, or the caller
+	// closed the body because it had enough.
+	Done func()
+
+	// Unread, if not nil, is called once if the caller went away in the middle.
+	Unread func()
+}
+
+// Len is how many bytes were not read yet.
+func (b *Body) Len() int { return b.r.Len() }
+
+// Read implements io.Reader.
+func (b *Body) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.Len() == 0 {
+		b.done()
+	}
+	return n, err
+}
+
+// WriteTo implements io.WriterTo.
+func (b *Body) WriteTo(w io.Writer) (int64, error) {
+	n, err := b.r.WriteTo(w)
+	if b.Len() == 0 && err == nil {
+		b.done()
+	}
+	return n, err
+}
+
+func (b *Body) done() {
+	if b.Done != nil {
+		b.Done()
+	}
+	b.Done = nil
 }
 
 // Close is called by whoever reads the response.
@@ -195,6 +230,7 @@ func (b *Body) Close() error {
 		b.Keep()
 	}
 	b.Unread = nil
+	b.done()
 	return nil
 }
 
@@ -203,6 +239,7 @@ func (b *Body) Close() error {
 func (b *Body) Keep() {
 	if b.Unread != nil {
 		b.Unread()
+		b.Done = nil
 	}
 	b.Unread = nil
 }
