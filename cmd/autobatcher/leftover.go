@@ -22,13 +22,20 @@ type leftoverSettings struct {
 }
 
 func newLeftoverSettings() leftoverSettings {
-	return leftoverSettings{escalateMargin: seconds(time.Minute), abandonAfter: grace(2 * time.Minute)}
+	return leftoverSettings{
+		resubmits:      1,
+		escalate:       string(autobatcher.EscalateNever),
+		escalateMargin: seconds(time.Minute),
+		escalateLimit:  100,
+		files:          string(autobatcher.FilesKeep),
+		abandonAfter:   grace(2 * time.Minute),
+	}
 }
 
 func (s *leftoverSettings) leftoverFlags(p process) []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{
-			Name: "resubmits", Destination: &s.resubmits, Value: 1, Category: aboutBatches,
+			Name: "resubmits", Destination: &s.resubmits, Value: s.resubmits, Category: aboutBatches,
 			Sources: p.source("AUTOBATCHER_RESUBMITS"),
 			Usage:   "put a call that its batch left unanswered into another batch, up to `N` times; -1 for never",
 		},
@@ -38,12 +45,12 @@ func (s *leftoverSettings) leftoverFlags(p process) []cli.Flag {
 			Usage:   "cancel a running batch that nobody has waited for since `SECONDS`, a duration, or never",
 		},
 		&cli.StringFlag{
-			Name: "files", Destination: &s.files, Value: string(autobatcher.FilesKeep), Category: aboutBatches,
+			Name: "files", Destination: &s.files, Value: s.files, Category: aboutBatches,
 			Sources: p.source("AUTOBATCHER_FILES"),
 			Usage:   "`WHAT` becomes of a batch's files: keep, expire after three days where the provider can, or delete once all is delivered",
 		},
 		&cli.StringFlag{
-			Name: "escalate", Destination: &s.escalate, Value: string(autobatcher.EscalateNever), Category: aboutDeadlines,
+			Name: "escalate", Destination: &s.escalate, Value: s.escalate, Category: aboutDeadlines,
 			Sources: p.source("AUTOBATCHER_ESCALATE"),
 			Usage:   "send a call in real time, at full price, `WHEN`: never, failed (its batch could not answer it), or deadline (that, or its deadline is near)",
 		},
@@ -53,7 +60,7 @@ func (s *leftoverSettings) leftoverFlags(p process) []cli.Flag {
 			Usage:   "with --escalate deadline, do so `SECONDS`, or a duration, before the deadline",
 		},
 		&cli.IntFlag{
-			Name: "escalate-limit", Destination: &s.escalateLimit, Value: 100, Category: aboutDeadlines,
+			Name: "escalate-limit", Destination: &s.escalateLimit, Value: s.escalateLimit, Category: aboutDeadlines,
 			Sources: p.source("AUTOBATCHER_ESCALATE_LIMIT"),
 			Usage:   "send no more than `N` calls an hour in real time, so that a bad night is no bill; -1 for no limit",
 		},
