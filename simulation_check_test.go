@@ -188,11 +188,11 @@ func (w *world) watchCancel(p *replica, req *http.Request) {
 // nobody waits for is not paid for to its end. A batch that was resumed is
 // left alone: its callers may have died with its first owner, and come back.
 func (w *world) checkDeserted() {
-	if w.options.AbandonAfter < 0 || w.record.troubles > 0 {
+	if w.options.AbandonAfter < 0 || w.record.troubles.Load() > 0 {
 		return
 	}
 	for _, b := range w.known() {
-		p := w.record.by[b.Ref]
+		p := w.record.beganBy(b.Ref)
 		if b.State != journal.Running || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
 			continue
 		}
@@ -222,7 +222,7 @@ func (w *world) checkIdle() {
 			w.wrong("%s still has calls: %+v", p.name, s)
 		}
 	}
-	if w.record.troubles > 0 {
+	if w.record.troubles.Load() > 0 {
 		return // what the journal was not told it does not know
 	}
 	for _, b := range w.known() {
@@ -281,7 +281,10 @@ func (w *world) checkPaid() {
 // calledOff reports whether one of ours wanted a batch cancelled, even if the
 // provider did not hear of it or came to an end first.
 func (w *world) calledOff(batchID string) bool {
-	return w.record.abandoned[batchID] || w.record.abandoned[w.record.ids[batchID]]
+	r := w.record
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.abandoned[batchID] || r.abandoned[r.ids[batchID]]
 }
 
 // excused is how many lines more may be paid for since the journal failed.

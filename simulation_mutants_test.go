@@ -231,7 +231,7 @@ func (l tooLate) Advance(ctx context.Context, owner, ref string, s journal.Step)
 type undelivered struct{ journal.Store }
 
 func (u undelivered) Deliver(ctx context.Context, owner, ref string, lines []int) error {
-	return u.Store.Release(ctx, owner, ref, lines)
+	return u.Release(ctx, owner, ref, lines)
 }
 
 // unreleased keeps lines whose callers have gone.

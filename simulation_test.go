@@ -5,7 +5,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"hash/fnv"
 	"io"
 	"math/rand/v2"
 	"net/http"
@@ -16,16 +15,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/tidwall/gjson"
-
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/journal"
-	"github.com/autobatcher/autobatcher/provider"
 )
 
 var (
-	simulations = flag.Int("seeds", 40, "how many schedules TestSimulation plays, from seed 1 on")
+	simulations = flag.Int("seeds", 20, "how many schedules TestSimulation plays, from seed 1 on")
 	oneSeed     = flag.Uint64("seed", 0, "the only schedule TestSimulation plays")
 )
 
@@ -89,11 +85,24 @@ type tally struct {
 
 func (a *tally) each(b *tally, f func(mine, other *atomic.Int64)) {
 	for _, p := range [][2]*atomic.Int64{
-		{&a.seeds, &b.seeds}, {&a.seconds, &b.seconds}, {&a.calls, &b.calls}, {&a.tries, &b.tries},
-		{&a.answered, &b.answered}, {&a.errors, &b.errors}, {&a.gaveUp, &b.gaveUp},
-		{&a.starts, &b.starts}, {&a.crashes, &b.crashes}, {&a.closes, &b.closes}, {&a.shutdowns, &b.shutdowns},
-		{&a.batches, &b.batches}, {&a.lines, &b.lines}, {&a.takenOver, &b.takenOver},
-		{&a.calledOff, &b.calledOff}, {&a.lost, &b.lost}, {&a.duplicates, &b.duplicates}, {&a.losses, &b.losses},
+		{&a.seeds, &b.seeds},
+		{&a.seconds, &b.seconds},
+		{&a.calls, &b.calls},
+		{&a.tries, &b.tries},
+		{&a.answered, &b.answered},
+		{&a.errors, &b.errors},
+		{&a.gaveUp, &b.gaveUp},
+		{&a.starts, &b.starts},
+		{&a.crashes, &b.crashes},
+		{&a.closes, &b.closes},
+		{&a.shutdowns, &b.shutdowns},
+		{&a.batches, &b.batches},
+		{&a.lines, &b.lines},
+		{&a.takenOver, &b.takenOver},
+		{&a.calledOff, &b.calledOff},
+		{&a.lost, &b.lost},
+		{&a.duplicates, &b.duplicates},
+		{&a.losses, &b.losses},
 	} {
 		f(p[0], p[1])
 	}
@@ -110,155 +119,6 @@ func (a *tally) String() string {
 		a.seeds.Load(), a.seconds.Load()/3600, a.calls.Load(), a.tries.Load(), a.answered.Load(), a.errors.Load(), a.gaveUp.Load(),
 		a.starts.Load(), a.crashes.Load(), a.closes.Load(), a.shutdowns.Load(), a.batches.Load(), a.lines.Load(),
 		a.takenOver.Load(), a.calledOff.Load(), a.lost.Load(), a.duplicates.Load(), a.losses.Load())
-}
-
-// dice decide what one actor does.
-type dice struct{ *rand.Rand }
-
-func newDice(seed uint64, actor ...any) dice {
-	h := fnv.New64a()
-	fmt.Fprint(h, actor...)
-	return dice{rand.New(rand.NewPCG(seed, h.Sum64()))}
-}
-
-func (d dice) chance(p float64) bool { return d.Float64() < p }
-
-// between is a duration of that order of magnitude. It is never a round one,
-// so that things happen at the same instant only where one causes the other.
-func (d dice) between(low, high time.Duration) time.Duration {
-	return low + time.Duration(d.Int64N(int64(high-low)+1))
-}
-
-func (d dice) of(lengths ...time.Duration) time.Duration { return lengths[d.IntN(len(lengths))] }
-
-// A plan is what a seed decides beforehand.
-type plan struct {
-	seed      uint64
-	manners   string
-	maxLines  int
-	length    time.Duration // in which calls are made and processes die
-	replicas  int
-	journal   bool
-	required  bool
-	trouble   float64 // how likely a request to the journal fails
-	cuts      bool    // a process may lose sight of the journal for longer than its lease
-	storms    bool    // the provider's troubles
-	nights    bool    // nobody is there for hours
-	recovers  bool    // a process knows all keys when it starts
-	flaws     float64 // how likely a line comes to grief
-	never     bool    // some lines never finish
-	hurry     float64 // how likely a fuse ends a process
-	latency   time.Duration
-	server    batchtest.Options
-	options   autobatcher.Options
-	clients   int
-	callsEach int
-	keys      []string
-	prompts   []prompt
-}
-
-// A prompt is a body that calls have in common. Its text is found in no other.
-type prompt struct {
-	path, text, body string
-	stream           bool
-}
-
-func newPlan(seed uint64) plan {
-	d := newDice(seed, "plan")
-	p := plan{seed: seed, length: d.between(20*time.Minute, 4*time.Hour), replicas: 1 + d.IntN(3), journal: true}
-	if d.chance(0.1) {
-		p.journal, p.replicas = false, 1 // then nothing outlives the process
-	} else if d.chance(0.25) {
-		p.trouble, p.required = 0.05*d.Float64(), d.chance(0.5)
-	}
-	p.cuts = p.trouble > 0 && d.chance(0.3)
-	p.storms, p.nights, p.recovers = d.chance(0.8), d.chance(0.1), d.chance(0.5)
-	p.hurry = d.Float64()
-	if d.chance(0.5) {
-		p.flaws = 0.1 * d.Float64()
-	}
-	p.never = d.chance(0.03)
-	p.latency = d.of(0, 10*time.Millisecond, time.Second, 4*time.Second)
-	p.manage(d)
-	p.clients, p.callsEach = 2+d.IntN(8), 1+d.IntN(4)
-	for i := range 1 + d.IntN(3) {
-		p.keys = append(p.keys, fmt.Sprintf("key-%d", i))
-	}
-	for i := range 1 + d.IntN(6) {
-		p.prompts = append(p.prompts, newPrompt(d, i))
-	}
-	return p
-}
-
-// manage decides the provider's ways and the Options of all processes.
-func (p *plan) manage(d dice) {
-	turnaround := d.between(time.Minute, p.length/2)
-	p.server.Turnaround = turnaround
-	p.server.Validating = d.of(0, 0, time.Minute)
-	p.server.Finalizing = d.of(0, 0, time.Minute)
-	profile := provider.OpenAI()
-	switch p.manners = []string{"openai", "openai", "doubleword", "doubleword", "llm-d"}[d.IntN(5)]; p.manners {
-	case "openai":
-		p.server.Manners = batchtest.OpenAI()
-	case "doubleword":
-		p.server.Manners, profile = batchtest.Doubleword(), provider.Doubleword()
-	case "llm-d":
-		p.server.Manners, profile = batchtest.LLMD(), provider.LLMD()
-	}
-	if d.chance(0.3) {
-		p.maxLines = 1 + d.IntN(4)
-		p.server.Manners.MaxLines, profile.MaxLines = int64(p.maxLines), p.maxLines
-	}
-	if d.chance(0.3) {
-		p.server.Manners.VisibleAfter = d.between(0, 4*time.Second)
-	}
-	p.options = autobatcher.Options{
-		Provider:      &profile,
-		PollInterval:  max(turnaround/6, 20*time.Second),
-		BatchWindow:   d.between(time.Second, time.Minute),
-		BatchSize:     1 + d.IntN(10),
-		CancelOnClose: d.chance(0.2),
-		Files:         []autobatcher.FilePolicy{"", "", autobatcher.FilesDelete, autobatcher.FilesExpire}[d.IntN(4)],
-	}
-	p.options.JournalRequired = p.required
-	if d.chance(0.2) {
-		p.options.AbandonAfter = -1
-	}
-	if d.chance(0.1) {
-		p.server.MaxEnqueuedTokens = 60 + d.Int64N(200)
-	}
-	if d.chance(0.1) {
-		p.server.RequestsPerMinute = 5 + d.IntN(30)
-	}
-	p.server.Logf = func(string, ...any) {}
-}
-
-func newPrompt(d dice, i int) prompt {
-	model, text := fmt.Sprintf("m%d", d.IntN(2)), fmt.Sprintf("prompt %d", i)
-	stream := ""
-	if d.chance(0.3) {
-		stream = `"stream":true,`
-	}
-	p := prompt{path: "/chat/completions", text: text, stream: stream != ""}
-	switch d.IntN(4) {
-	default:
-		p.body = `{"model":"` + model + `",` + stream + `"messages":[{"role":"user","content":"` + text + `"}]}`
-	case 0:
-		p.path, p.stream = "/embeddings", false
-		p.body = `{"model":"` + model + `","input":"` + text + `"}`
-	case 1:
-		p.path = "/responses"
-		p.body = `{"model":"` + model + `",` + stream + `"input":"` + text + `"}`
-	}
-	return p
-}
-
-// textOf finds the prompt's text in a line's body.
-func textOf(body []byte) string {
-	if text := gjson.GetBytes(body, "messages.0.content"); text.Exists() {
-		return text.String()
-	}
-	return gjson.GetBytes(body, "input").String()
 }
 
 // A world is everything there is in one simulation. Its mutex is never held
@@ -525,10 +385,11 @@ func (w *world) runReplica(i int) {
 		lives = d.IntN(4)
 	}
 	for life := range lives {
-		p := w.start(fmt.Sprintf("replica %d.%d", i, life))
+		var light func(*fuse)
 		if d.chance(w.hurry) {
-			p.fuse.light(d)
+			light = func(f *fuse) { f.light(d) }
 		}
+		p := w.start(fmt.Sprintf("replica %d.%d", i, life), light)
 		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))
 		p.end(d)
 		pause := d.of(0, d.between(0, 10*time.Second), d.between(time.Second, 10*time.Minute), d.between(time.Second, time.Hour))
@@ -539,7 +400,7 @@ func (w *world) runReplica(i int) {
 			break
 		}
 	}
-	p := w.start(fmt.Sprintf("replica %d", i))
+	p := w.start(fmt.Sprintf("replica %d", i), nil)
 	<-w.over
 	p.leave()
 }
@@ -625,7 +486,7 @@ func (w *world) epilogue() {
 	time.Sleep(5 * time.Minute) // leases run out, and patience with batches nobody waits for
 	w.checkDeserted()
 	w.calm.Store(true)
-	last := w.start("the last")
+	last := w.start("the last", nil)
 	w.recoverAll(last)
 	for range 24 {
 		for _, b := range w.srv.Batches() {
