@@ -25,13 +25,14 @@ import (
 //     equal call gets it.
 //  3. Nothing is paid for twice: of each key and prompt, no more lines were
 //     answered by the provider than calls (not tries) were made. Not counted
-//     are lines that nobody can be given: of a batch that was called off or
-//     failed, unless their answer was handed out; and those whose result the
-//     provider lost or spoilt, since such a call rides again, as documented.
-//     Where a journal that is not required failed to do something, the lines it
-//     was about may be paid for once more: calls go on without it, as
-//     documented. And where it was out of reach for longer than a lease, so that
-//     a process that lives was taken for dead, 2 and 3 are not checked at all.
+//     are lines of a batch that was called off, since nobody is given them until
+//     it has ended; of one that the provider failed as a whole, since nobody is
+//     given them at all; and those whose result the provider lost or spoilt,
+//     since such a call rides again, as documented. Where the journal failed to
+//     do something, the lines it was about may be paid for once more: calls go on
+//     without it, as documented. And where it was out of reach for longer than a
+//     lease, so that a process that lives was taken for dead, 2 and 3 are not
+//     checked at all.
 //  4. No paid result is thrown away: nobody is told that a line failed which
 //     the provider has answered.
 //  5. No batch is orphaned: the journal knows each batch the provider has, or
@@ -156,7 +157,7 @@ func (w *world) checkError(p *replica, e *errand, id lineID, status int, code st
 	case "batch_line_missing":
 		cause = found && l.Finished
 	case "batch_create_unknown", "batch_lost":
-		cause = w.storms && id.batch == ""
+		cause = (w.storms || w.trouble > 0) && id.batch == ""
 	case "batch_overdue":
 		cause = w.never
 	case "request_timeout":
@@ -259,13 +260,16 @@ func (w *world) checkPaid() {
 				continue
 			}
 			w.tally.lines.Add(1)
-			switch handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0; {
+			handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0
+			switch {
 			case !answered(l):
 				w.tally.lost.Add(1)
-			case !handed && (b.CancelRequested || len(b.Errors) > 0 || w.calledOff(b.ID)):
+			case b.CancelRequested, w.calledOff(b.ID), len(b.Errors) > 0 && !handed:
 				w.tally.calledOff.Add(1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++
+				w.tell("paid: %v: line %s of %s (%s, journal %s), handed out: %v", ident{b.APIKey, textOf(l.Body)},
+					l.CustomID, b.ID, b.Status, w.record.ids[b.ID], handed)
 			}
 		}
 	}

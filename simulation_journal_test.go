@@ -89,6 +89,7 @@ func (p *replica) hasLapsed() bool {
 func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) error {
 	r := h.p.w.record
 	err := h.do("begin", func() error { return h.Store.Begin(ctx, b, lines) })
+	h.p.tell("begins %s with %d lines, %s first: %v", b.Ref, len(lines), lines[0].CustomID, err)
 	r.note(func() {
 		r.began(h.p, b.Ref, lines)
 		if err != nil && !h.p.isDead() {
@@ -153,6 +154,7 @@ func (h *hand) TakeOver(ctx context.Context, owner string, payer journal.Hash, p
 func (h *hand) Release(ctx context.Context, owner, ref string, lines []int) error {
 	r := h.p.w.record
 	err := h.do("release", func() error { return h.Store.Release(ctx, owner, ref, lines) })
+	h.p.tell("releases lines %v of %s: %v", lines, ref, err)
 	if errors.Is(err, errJournal) {
 		r.note(func() { r.excuseLines(ref, lines) })
 	}
@@ -161,6 +163,7 @@ func (h *hand) Release(ctx context.Context, owner, ref string, lines []int) erro
 
 func (h *hand) Deliver(ctx context.Context, owner, ref string, lines []int) error {
 	r := h.p.w.record
+	h.p.tell("delivers lines %v of %s", lines, ref)
 	return h.do("deliver", func() error {
 		err := h.Store.Deliver(ctx, owner, ref, lines)
 		if err == nil {
