@@ -21,7 +21,7 @@ import (
 )
 
 var (
-	simulations = flag.Int("seeds", 20, "how many schedules TestSimulation plays, from seed 1 on")
+	simulations = flag.Int("seeds", 12, "how many schedules TestSimulation plays, from seed 1 on")
 	oneSeed     = flag.Uint64("seed", 0, "the only schedule TestSimulation plays")
 )
 
