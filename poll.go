@@ -216,7 +216,7 @@ func (b *batch) lost(err error) {
 	}
 	b.closeToOthers()
 	b.emit(BatchTerminal)
-	b.giveUpRest(failure(http.StatusFailedDependency, code, "batch "+b.id+" was given up: "+err.Error()))
+	b.giveUpRest(failure(http.StatusFailedDependency, code, strings.TrimSuffix("batch "+b.id, " ")+" was given up: "+err.Error()))
 	b.writeNotes()
 	if b.id != "" {
 		b.t.ledger.End(b.t.ctx, b.ref, code)
@@ -288,6 +288,11 @@ func (b *batch) journalBegin() error {
 	defer b.t.mu.Unlock()
 	b.ref = ref
 	b.t.byRef[ref] = b
+	for _, c := range b.open {
+		if c.waiter == nil {
+			b.noteLeft(c) // while the journal did not know the line yet
+		}
+	}
 	return nil
 }
 

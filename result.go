@@ -420,7 +420,10 @@ func (t *Transport) settle(c *call, a *answer) {
 	delete(c.batch.open, c.ID)
 	if c.waiter == nil {
 		t.forget(c)
-		if c.batch.ref == "" { // else the journal knows where to find it
+		switch {
+		case c.unwanted:
+			c.batch.noteDelivered(c) // its caller has an answer
+		case c.batch.ref == "": // else the journal knows where to find it
 			t.keepForRetry(c, a)
 		}
 		return
