@@ -580,6 +580,7 @@ func (b *batch) noteLeft(c *call) {
 }
 
 func (b *batch) tellJournal() {
+	b.t.untold[b] = struct{}{}
 	if !b.noting && !b.t.ending {
 		b.noting = true
 		b.t.work.Go(b.writeNotes)
@@ -595,6 +596,9 @@ func (b *batch) writeNotes() {
 		delivered, leaving := b.told, len(b.leaving)
 		b.told = nil
 		b.noting = len(delivered)+leaving > 0
+		if !b.noting {
+			delete(b.t.untold, b)
+		}
 		ref := b.ref
 		b.t.mu.Unlock()
 		if len(delivered)+leaving == 0 {

@@ -652,10 +652,14 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 func (t *Transport) follow(body *reply.Body, c *call, a *answer) {
 	journalled := a.line != nil && a.line.batch.ref != "" && !a.Ours
 	if journalled {
+		t.mu.Lock()
+		t.reading++
+		t.mu.Unlock()
 		body.Done = func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			journalled = false
+			t.reading--
 			a.line.batch.noteDelivered(a.line)
 		}
 	}
@@ -663,6 +667,7 @@ func (t *Transport) follow(body *reply.Body, c *call, a *answer) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if journalled {
+			t.reading--
 			a.line.batch.noteLeft(a.line)
 		} else {
 			t.keep(c, a, t.keepTime(a))

@@ -309,6 +309,8 @@ type Transport struct {
 	ending   bool                    // starts no new goroutines
 	waiting  int                     // callers inside RoundTrip
 	empty    bool                    // drained was closed
+	reading  int                     // answers of journalled lines that are being read
+	untold   map[*batch]struct{}     // batches with notes that the journal has not got
 	seq      int                     // how many batches there were
 	queues   map[key]*batch          // the batches that still collect
 	batches  map[*batch]struct{}     // every batch that has not ended
@@ -344,6 +346,7 @@ func New(o Options) (*Transport, error) {
 		left:     make(map[fingerprint][]*call),
 		byRef:    make(map[string]*batch),
 		accounts: make(map[journal.Hash]*batch),
+		untold:   make(map[*batch]struct{}),
 		profiles: make(map[string]*provider.Profile),
 	}
 	rand.Read(t.secret[:])
@@ -574,20 +577,19 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 	t.dispatchAll()
 	var err error
 	select {
-	case <-t.drained:
-		t.conclude(ctx)
+	case <-t.drained: // Close lets the last answers be read
 	case <-ctx.Done():
 		err = contextError(ctx)
 	}
 	return errors.Join(err, t.Close())
 }
 
-// concludePatience is how long Close waits for batches whose last result has
-// just been delivered to tell so.
+// concludePatience is how long Close and Shutdown wait for what has just been
+// answered: callers that read, batches that tell of their end.
 const concludePatience = 2 * time.Second
 
-// conclude lets the batches finish that have ended upstream, so that their
-// events and the journal tell so.
+// conclude lets the batches finish that have ended upstream, and callers read
+// the answers they were given, so that the events and the journal tell so.
 func (t *Transport) conclude(ctx context.Context) {
 	t.mu.Lock()
 	all := t.allBatches()
@@ -603,6 +605,18 @@ func (t *Transport) conclude(ctx context.Context) {
 			}
 		}
 	}
+	for t.beingRead() > 0 && batchapi.Sleep(ctx, glance) == nil {
+		continue
+	}
+}
+
+// glance is how often Close looks whether the last answers have been read.
+const glance = 10 * time.Millisecond
+
+func (t *Transport) beingRead() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reading
 }
 
 // callers counts callers in and out, and notes when a Transport that takes no
@@ -641,6 +655,7 @@ func (t *Transport) close() {
 	t.work.Wait() // no batch moves from here on, so that what follows is in order
 	defer t.ledger.Leave()
 	t.ledger.Renew()
+	t.writeLastNotes()
 
 	t.mu.Lock()
 	_, active = t.census() // a batch may have been created meanwhile
@@ -661,6 +676,16 @@ func (t *Transport) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	clear(t.batches)
+}
+
+// writeLastNotes tells the journal what it was not told yet.
+func (t *Transport) writeLastNotes() {
+	t.mu.Lock()
+	untold := slices.Collect(maps.Keys(t.untold))
+	t.mu.Unlock()
+	for _, b := range untold {
+		b.writeNotes()
+	}
 }
 
 // cancelAll cancels the batches upstream, a few at a time.
