@@ -206,6 +206,9 @@ func (b *batch) lost(err error) {
 	if b.t.ctx.Err() != nil {
 		return // Close tells the callers
 	}
+	if errors.Is(err, errOverdue) && !b.readResults() {
+		return // what there is of results was paid for
+	}
 	b.t.log.Error("batch given up", "batch", b.id, "error", err)
 	code := "batch_lost"
 	switch {

@@ -68,11 +68,19 @@ const (
 // harvest reads the results of a batch that has ended, whatever its status,
 // until every line has its answer or there is no hope left for the others.
 func (b *batch) harvest() {
+	if b.readResults() {
+		b.conclude()
+	}
+}
+
+// readResults reads both files as often as that may help. It reports false if
+// the Transport ended meanwhile.
+func (b *batch) readResults() bool {
 	began := time.Now()
 	for try := 1; ; try++ {
 		err := b.readAll(try > 1)
 		if b.t.ctx.Err() != nil {
-			return // Close tells the callers
+			return false // Close tells the callers
 		}
 		patience := missingPatience
 		if err != nil && transient(err) {
@@ -85,11 +93,11 @@ func (b *batch) harvest() {
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
 		if batchapi.Sleep(b.t.ctx, wait) != nil {
-			return
+			return false
 		}
 		b.refresh()
 	}
-	b.conclude()
+	return true
 }
 
 // readAll reads both files, from where they were left or from the beginning:
@@ -363,6 +371,12 @@ type answer struct {
 	line     *call // whose line it came from; nil for an answer that was kept
 }
 
+// journalled reports whether the journal is to be told when the caller has read
+// the answer.
+func (a *answer) journalled() bool {
+	return a.line != nil && a.line.batch.ref != "" && !a.Ours && !a.realtime && a.err == nil
+}
+
 // failure is an answer of ours, in OpenAI's error shape.
 func failure(status int, code, message string) *answer {
 	return &answer{Answer: reply.Failure(status, code, message)}
@@ -436,6 +450,9 @@ func (t *Transport) settle(c *call, a *answer) {
 		t.stats.Failed++
 	case !a.realtime:
 		t.stats.Answered++
+	}
+	if a.journalled() {
+		t.reading++
 	}
 	c.waiter.answer <- a
 	c.waiter = nil
@@ -556,7 +573,8 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 	c := w.call
 	select {
 	case a := <-w.answer: // it came in this very moment
-		if a.line != nil && a.line.batch.ref != "" && !a.Ours {
+		if a.journalled() {
+			t.reading--
 			a.line.batch.noteLeft(a.line)
 		} else {
 			t.keepForRetry(c, a)
@@ -650,11 +668,8 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 // still there for the call's next try: in the journal, if that knows it, or else
 // as an answer that is kept.
 func (t *Transport) follow(body *reply.Body, c *call, a *answer) {
-	journalled := a.line != nil && a.line.batch.ref != "" && !a.Ours
+	journalled := a.journalled()
 	if journalled {
-		t.mu.Lock()
-		t.reading++
-		t.mu.Unlock()
 		body.Done = func() {
 			t.mu.Lock()
 			defer t.mu.Unlock()
