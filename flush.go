@@ -252,6 +252,7 @@ func (b *batch) run() {
 		return
 	}
 	if err := b.rejoin(); err != nil {
+		b.submitErr = err
 		b.refused(err)
 		return
 	}
