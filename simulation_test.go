@@ -71,7 +71,7 @@ func simulate(t *testing.T, seed uint64, m mutant, sum *tally) (wrongs []string)
 		if *oneSeed != 0 {
 			t.Logf("%+v\n%s", w.plan, w.story.String())
 		}
-		time.Sleep(time.Hour) // what is still on its way arrives, and is forgotten
+		time.Sleep(time.Minute) // what is still on its way arrives, and is forgotten
 	})
 	return wrongs
 }
