@@ -596,6 +596,9 @@ func (b *batch) writeNotes() {
 	ctx := context.WithoutCancel(b.t.ctx) // the journal must know even when the Transport closes
 	for {
 		b.t.mu.Lock()
+		if b.ref == "" { // the journal has forgotten the batch
+			b.told, b.leaving = nil, nil
+		}
 		delivered, leaving := b.told, len(b.leaving)
 		b.told = nil
 		b.noting = len(delivered)+leaving > 0
