@@ -352,9 +352,15 @@ func (t *Transport) batchOf(like *batch, past journal.Batch) *batch {
 // moveTo lets calls of b wait for lines of another batch that are the same
 // calls'. The caller holds t.mu.
 func (b *batch) moveTo(other *batch, lines []journal.Line) {
+	waiting := make(map[journal.Hash][]*call) // of each print, in the order they came
+	for _, c := range b.calls {
+		if b.open[c.ID] == c {
+			waiting[journal.Hash(c.print)] = append(waiting[journal.Hash(c.print)], c)
+		}
+	}
 	for _, l := range lines {
-		i := slices.IndexFunc(b.calls, func(c *call) bool { return journal.Hash(c.print) == l.Print && b.open[c.ID] == c })
-		if i < 0 {
+		alike := waiting[l.Print]
+		if len(alike) == 0 {
 			continue // taken for a call that was settled meanwhile: the lease will end
 		}
 		if first := other.open[l.CustomID]; first != nil {
@@ -364,7 +370,8 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 			first.ended, first.open = true, true // its line is c's now, and not to be released
 			b.t.forget(first)
 		}
-		c := b.calls[i]
+		c := alike[0]
+		waiting[l.Print] = alike[1:]
 		delete(b.open, c.ID)
 		if c.waiter != nil {
 			b.waiting--
