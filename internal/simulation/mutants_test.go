@@ -1,4 +1,4 @@
-package autobatcher_test
+package simulation
 
 import (
 	"bytes"

@@ -1,9 +1,10 @@
-package autobatcher_test
+package simulation
 
 import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -66,7 +67,7 @@ func (w *world) start(name string, light func(*fuse)) *replica {
 	if p.tr, err = autobatcher.New(o); err != nil {
 		w.wrong("New: %v", err)
 	}
-	w.tally.starts.Add(1)
+	w.tally.add(countStarts, 1)
 	w.tell("%s starts", name)
 	if w.recovers {
 		w.recoverAll(p)
@@ -110,7 +111,7 @@ func (p *replica) isDead() bool {
 func (p *replica) crash() {
 	p.die.Do(func() {
 		p.w.tell("%s CRASHES", p.name)
-		p.w.tally.crashes.Add(1)
+		p.w.tally.add(countCrashes, 1)
 		p.leave()
 		close(p.dead)
 		go p.decay()
@@ -166,11 +167,11 @@ func (p *replica) end(d dice) {
 		p.crash()
 	case 2:
 		w.tell("%s is closed", p.name)
-		w.tally.closes.Add(1)
+		w.tally.add(countCloses, 1)
 		p.conclude(func() { p.tr.Close() })
 	case 3:
 		w.tell("%s is shut down within %v", p.name, patience)
-		w.tally.shutdowns.Add(1)
+		w.tally.add(countShutdowns, 1)
 		ctx, cancel := context.WithTimeout(p.gone, patience)
 		defer cancel()
 		p.conclude(func() { _ = p.tr.Shutdown(ctx) }) // ctx may well have ended
@@ -263,6 +264,9 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !v.p.step(kind, before) {
 		return nil, errDead
 	}
+	if req.Method != http.MethodGet {
+		v.p.tell("%s %s", req.Method, req.URL.Path)
+	}
 	v.p.w.watchCancel(v.p, req)
 	sent := req.Clone(context.WithoutCancel(req.Context()))
 	sent.Body = io.NopCloser(bytes.NewReader(text))
@@ -343,4 +347,33 @@ func shuffle(text []byte, seed uint64) []byte {
 		newDice(seed).Shuffle(len(lines), func(i, j int) { lines[i], lines[j] = lines[j], lines[i] })
 	}
 	return bytes.Join(lines, nil)
+}
+
+// runReplica starts processes, one after the other, and ends each of them in
+// one way or another but for the last.
+func (w *world) runReplica(i int) {
+	d := newDice(w.seed, "replica", i)
+	lives := 0
+	if w.journal {
+		lives = d.IntN(4)
+	}
+	for life := range lives {
+		var light func(*fuse)
+		if d.chance(w.hurry) {
+			light = func(f *fuse) { f.light(d) }
+		}
+		p := w.start(fmt.Sprintf("replica %d.%d", i, life), light)
+		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))
+		p.end(d)
+		pause := d.of(0, d.between(0, 10*time.Second), d.between(time.Second, 10*time.Minute), d.between(time.Second, time.Hour))
+		if w.nights {
+			pause = d.between(6*time.Hour, 18*time.Hour)
+		}
+		if !w.sleep(pause) {
+			break
+		}
+	}
+	p := w.start(fmt.Sprintf("replica %d", i), nil)
+	<-w.over
+	p.leave()
 }

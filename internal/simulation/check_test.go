@@ -1,4 +1,4 @@
-package autobatcher_test
+package simulation
 
 import (
 	"bytes"
@@ -74,11 +74,11 @@ func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) st
 	case code == "batch_not_submitted", code == "journal_failed" && w.required, code == "batch_deadline_exceeded":
 		return ""
 	case res.StatusCode < 300:
-		w.tally.answered.Add(1)
+		w.tally.add(countAnswered, 1)
 		w.checkAnswer(p, e, id, body)
 		return "an answer of " + id.batch
 	}
-	w.tally.errors.Add(1)
+	w.tally.add(countErrored, 1)
 	w.checkError(p, e, id, res.StatusCode, code, body)
 	return "error " + code
 }
@@ -102,7 +102,7 @@ func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
 	}
 	w.record.note(func() {
 		if by := w.record.by[w.record.ids[id.batch]]; by != nil && by != p {
-			w.tally.takenOver.Add(1)
+			w.tally.add(countTakenOver, 1)
 		}
 	})
 	w.mu.Lock()
@@ -111,7 +111,7 @@ func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
 	w.mu.Unlock()
 	for _, h := range before {
 		if !w.mayBeForgotten(h.by, id) {
-			w.tally.duplicates.Add(1)
+			w.tally.add(countDuplicates, 1)
 			w.wrong("%v: the answer of %v was handed out twice, first by %s, then by %s", e.ident, id, h.by.name, p.name)
 		}
 	}
@@ -138,7 +138,7 @@ func (w *world) lapsed() bool {
 func (w *world) checkError(p *replica, e *errand, id lineID, status int, code string, body []byte) {
 	b, l, found := w.find(id)
 	if found && answered(l) && len(b.Errors) == 0 {
-		w.tally.losses.Add(1)
+		w.tally.add(countLosses, 1)
 		w.wrong("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
 		return
 	}
@@ -254,18 +254,18 @@ func (w *world) check() {
 func (w *world) checkPaid() {
 	paid := make(map[ident]int)
 	for _, b := range w.srv.Batches() {
-		w.tally.batches.Add(1)
+		w.tally.add(countBatches, 1)
 		for _, l := range b.Lines {
 			if !l.Finished {
 				continue
 			}
-			w.tally.lines.Add(1)
+			w.tally.add(countExecuted, 1)
 			handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0
 			switch {
 			case !answered(l):
-				w.tally.lost.Add(1)
+				w.tally.add(countSpoilt, 1)
 			case b.CancelRequested, w.calledOff(b.ID), len(b.Errors) > 0 && !handed:
-				w.tally.calledOff.Add(1)
+				w.tally.add(countCalledOff, 1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++
 				w.tell("paid: %v: line %s of %s (%s, journal %s), handed out: %v", ident{b.APIKey, textOf(l.Body)},
@@ -276,7 +276,7 @@ func (w *world) checkPaid() {
 	excused := w.excused()
 	for id, n := range paid {
 		if limit := w.asked[id] + excused[id]; n > limit && !w.lapsed() {
-			w.tally.duplicates.Add(int64(n - limit))
+			w.tally.add(countDuplicates, int64(n-limit))
 			w.wrong("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
 		}
 	}

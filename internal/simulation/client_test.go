@@ -1,0 +1,134 @@
+package simulation
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+)
+
+// An errand is one call of a client's, with all its tries.
+type errand struct {
+	ident
+	prompt prompt
+}
+
+// runClient makes calls, one after the other or several at once.
+func (w *world) runClient(i int) {
+	d := newDice(w.seed, "client", i)
+	for range w.callsEach {
+		time.Sleep(d.between(0, w.length/time.Duration(w.callsEach)))
+		calls := 1
+		if d.chance(0.3) {
+			calls += d.IntN(8)
+		}
+		var burst sync.WaitGroup
+		for range calls {
+			own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
+			burst.Go(func() { w.call(own, i) })
+		}
+		burst.Wait()
+	}
+}
+
+// call makes one call. Equal ones are made on purpose.
+func (w *world) call(d dice, client int) {
+	p := w.prompts[d.IntN(len(w.prompts))]
+	e := &errand{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
+	w.tally.add(countCalls, 1)
+	w.mu.Lock()
+	w.asked[e.ident]++
+	w.mu.Unlock()
+	w.insist(d, client, e)
+}
+
+// insist tries a call as SDKs do: the same bytes, until there is an answer, or
+// until it was tried often enough.
+func (w *world) insist(d dice, client int, e *errand) {
+	patience := forever // of a try
+	if d.chance(0.4) {
+		patience = d.between(time.Second, 2*w.server.Turnaround)
+	}
+	deadline := time.Duration(0)
+	if d.chance(0.1) {
+		deadline = d.between(time.Second, w.server.Turnaround)
+	}
+	tries := 1 + d.IntN(8)
+	for try := 1; try <= tries; try++ {
+		p := w.pick(d)
+		if p == nil { // nobody is there; a load balancer says so at once
+			time.Sleep(d.between(time.Second, 5*time.Minute))
+			try--
+			continue
+		}
+		w.tally.add(countTries, 1)
+		w.tell("client %d asks %s for %v (try %d, patience %v)", client, p.name, e.ident, try, patience)
+		if end := w.try(p, e, patience, deadline); end != "" {
+			w.tell("client %d: %s", client, end)
+			return
+		}
+		w.tell("client %d got nothing from %s", client, p.name)
+		time.Sleep(d.of(d.between(time.Millisecond, 2*time.Second), d.between(time.Second, time.Minute), d.between(time.Second, 10*time.Minute)))
+	}
+	w.tally.add(countGaveUp, 1)
+	w.tell("client %d gives up", client)
+}
+
+// forever is a client without a timeout.
+const forever = 1000 * time.Hour
+
+func (w *world) pick(d dice) *replica {
+	choice := d.Float64()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.up) == 0 {
+		return nil
+	}
+	return w.up[int(choice*float64(len(w.up)))]
+}
+
+// try makes a call once. It returns how the call ended, or "" if it is to be
+// tried again.
+func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) string {
+	ctx, cancel := context.WithTimeout(context.Background(), min(patience, w.longest()))
+	defer cancel()
+	defer context.AfterFunc(p.gone, cancel)()
+	began := time.Now()
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+e.prompt.path, strings.NewReader(e.prompt.body))
+	req.Header.Set("Authorization", "Bearer "+e.key)
+	req.Header.Set("Content-Type", "application/json")
+	if deadline > 0 {
+		req.Header.Set("Autobatcher-Deadline", deadline.String())
+	}
+	res, err := p.tr.RoundTrip(req)
+	if took := time.Since(began); took >= w.longest() {
+		w.wrong("%v hangs: nothing after %v", e.ident, took)
+	}
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, autobatcher.ErrClosed) {
+			w.wrong("%v ended in the error %v", e.ident, err)
+		}
+		return ""
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		w.wrong("%v: body: %v", e.ident, err)
+	}
+	return w.weigh(p, e, res, body)
+}
+
+// longest is how long a call may take. A batch ends by its window and a day's
+// patience at the latest, and a call may ride twice.
+func (w *world) longest() time.Duration {
+	if w.never {
+		return 100 * time.Hour
+	}
+	return 30 * time.Hour
+}

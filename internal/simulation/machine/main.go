@@ -1,0 +1,154 @@
+// Command machine plays schedules of the simulation exactly: each in a
+// WebAssembly machine of its own, with a single processor, whose clock and
+// chance follow from the seed. There the order of goroutines follows from it,
+// too, and so a schedule that fails fails again, on any computer, to the letter.
+//
+//	go run ./internal/simulation/machine -seeds 1000
+//	go run ./internal/simulation/machine -seed 28
+//
+// It exits 1 if a schedule failed, and tells its story.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+)
+
+// errFailed says that a schedule failed, after its story was told.
+var errFailed = errors.New("what must always hold did not")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "machine:", err)
+		os.Exit(1)
+	}
+}
+
+// settings are what the flags say.
+type settings struct {
+	seed, seeds   uint64
+	order, orders uint64
+	parallel      int
+	twice         bool
+}
+
+func (s *settings) parse(args []string, stderr io.Writer) error {
+	flags := flag.NewFlagSet("machine", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Uint64Var(&s.seed, "seed", 0, "play this schedule only, and tell its story")
+	flags.Uint64Var(&s.seeds, "seeds", 100, "how many schedules to play, from seed 1 on")
+	flags.Uint64Var(&s.order, "order", 0, "the order of goroutines to play them in, a seed of its own")
+	flags.Uint64Var(&s.orders, "orders", 1, "in how many orders to play each, from that one on")
+	flags.IntVar(&s.parallel, "parallel", runtime.NumCPU(), "how many to play at once; each takes up to 2 GB of memory")
+	flags.BoolVar(&s.twice, "twice", false, "play each twice, and fail if the second time is not like the first")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("%q is one argument too many", flags.Arg(0))
+	}
+	if s.parallel < 1 {
+		return fmt.Errorf("-parallel is %d; it must be at least 1", s.parallel)
+	}
+	return nil
+}
+
+// schedules are those to be played.
+func (s *settings) schedules() (all []schedule) {
+	first, last := uint64(1), s.seeds
+	if s.seed != 0 {
+		first, last = s.seed, s.seed
+	}
+	for seed := first; seed <= last; seed++ {
+		for order := s.order; order < s.order+s.orders; order++ {
+			all = append(all, schedule{seed, order})
+		}
+	}
+	return all
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var s settings
+	if err := s.parse(args, stderr); err != nil {
+		return err
+	}
+	began := time.Now()
+	fmt.Fprintln(stderr, "building the machine, which takes half a minute or more …")
+	m, err := build(ctx, stderr)
+	if err != nil {
+		return err
+	}
+	defer m.close(context.WithoutCancel(ctx))
+	sum, failed := playAll(ctx, m, &s, stdout, stderr)
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	for _, what := range slices.Sorted(maps.Keys(sum)) {
+		fmt.Fprintf(stdout, "%10s  %s\n", humanize.Comma(sum[what]), what)
+	}
+	fmt.Fprintf(stdout, "%d schedules played in %v, %d failed\n", len(s.schedules()), time.Since(began).Round(time.Second), failed)
+	if failed > 0 {
+		return errFailed
+	}
+	return nil
+}
+
+// playAll plays the schedules side by side, and adds up what they came to.
+func playAll(ctx context.Context, m *machine, s *settings, stdout, stderr io.Writer) (sum map[string]int64, failed int) {
+	schedules := s.schedules()
+	progress := mpb.NewWithContext(ctx, mpb.WithOutput(stderr))
+	bar := progress.AddBar(int64(len(schedules)),
+		mpb.PrependDecorators(decor.CountersNoUnit("%d of %d schedules")),
+		mpb.AppendDecorators(decor.AverageETA(decor.ET_STYLE_GO)))
+	var mu sync.Mutex
+	sum = make(map[string]int64)
+	conclude := func(o *outcome) {
+		mu.Lock()
+		defer mu.Unlock()
+		bar.Increment()
+		for what, n := range o.tally {
+			sum[what] += n
+		}
+		if o.err != nil {
+			failed++
+		}
+		if o.err != nil || s.seed != 0 && s.orders == 1 {
+			fmt.Fprintf(stdout, "%s", o.story)
+		}
+		if o.err != nil {
+			fmt.Fprintf(stdout, "FAILED: %v\nto see it again: go run ./internal/simulation/machine -seed %d -order %d\n\n", o.err, o.seed, o.order)
+		}
+	}
+	var work sync.WaitGroup
+	next := make(chan schedule)
+	for range s.parallel {
+		work.Go(func() {
+			for sched := range next {
+				conclude(m.playSurely(ctx, sched, s.twice))
+			}
+		})
+	}
+	for _, sched := range schedules {
+		next <- sched
+	}
+	close(next)
+	work.Wait()
+	progress.Shutdown()
+	return sum, failed
+}
