@@ -2,10 +2,12 @@ package autobatcher_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,8 +35,9 @@ func newFleet(t *testing.T, server batchtest.Options) *fleet {
 type process struct {
 	f *fleet
 	*autobatcher.Transport
-	cut context.CancelFunc // crashes the process
-	log strings.Builder
+	cut  context.CancelFunc // crashes the process
+	away atomic.Bool        // the journal hears nothing of it for now
+	log  strings.Builder
 }
 
 // start starts a process.
@@ -49,7 +52,7 @@ func (f *fleet) start(o autobatcher.Options) *process {
 		}
 		return f.srv.Transport().RoundTrip(req)
 	})
-	o.Journal = mortal{f.store, ctx}
+	o.Journal = mortal{f.store, ctx, &p.away}
 	o.Logger = slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	if p.Transport, err = autobatcher.New(o); err != nil {
@@ -59,15 +62,20 @@ func (f *fleet) start(o autobatcher.Options) *process {
 	return p
 }
 
-// A mortal journal hears nothing more of a process that is dead.
+// A mortal journal hears nothing more of a process that is dead, or nothing for
+// a while.
 type mortal struct {
 	journal.Store
-	ctx context.Context
+	ctx  context.Context
+	away *atomic.Bool
 }
 
-func (m mortal) Heartbeat(ctx context.Context, owner string, lease time.Duration) error {
+func (m mortal) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
 	if err := m.ctx.Err(); err != nil {
-		return err
+		return false, err
+	}
+	if m.away.Load() {
+		return false, errors.New("no route to host")
 	}
 	return m.Store.Heartbeat(ctx, owner, lease)
 }
@@ -175,6 +183,25 @@ func TestCallsAliveAtTwoReplicasAreNeverMerged(t *testing.T) {
 		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
 		first := a.ask(t.Context(), "one")
 		time.Sleep(time.Minute)
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantAnswer(first, "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+func TestAReplicaThatWasTakenForDeadHoldsItsLinesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		first := a.ask(t.Context(), "one")
+		time.Sleep(time.Minute)
+		a.away.Store(true)
+		time.Sleep(time.Minute)
+		if list, _ := f.store.Batches(t.Context(), journal.Filter{}); len(list) != 1 || list[0].Open != 1 {
+			t.Fatalf("%+v; want a batch with an open line", list)
+		}
+		a.away.Store(false)
+		time.Sleep(5 * time.Second)
 		f.wantAnswer(b.ask(t.Context(), "one"), "one")
 		f.wantAnswer(first, "one")
 		f.wantPaid(2, 2)

@@ -658,6 +658,43 @@ func (b *batch) releaseAll() {
 	})
 }
 
+// lapsed holds again, in the background, what callers wait for here: the journal
+// took this process for dead, and opened all it held.
+func (t *Transport) lapsed() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ending {
+		t.work.Go(t.holdAgain)
+	}
+}
+
+func (t *Transport) holdAgain() {
+	t.mu.Lock()
+	held := make(map[*batch]string)
+	for b := range t.batches {
+		if b.ref != "" {
+			held[b] = b.ref
+		}
+	}
+	t.mu.Unlock()
+	for b, ref := range held {
+		t.ledger.Hold(t.ctx, ref, b.awaitedLines)
+	}
+}
+
+// awaitedLines are the lines that callers wait for here.
+func (b *batch) awaitedLines() []int {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	var lines []int
+	for _, c := range b.open {
+		if c.waiter != nil {
+			lines = append(lines, c.place)
+		}
+	}
+	return lines
+}
+
 // EventName says what happened.
 type EventName string
 

@@ -365,7 +365,7 @@ func (t *Transport) openLedger() error {
 		return nil
 	}
 	l, err := ledger.Open(t.opts.Journal, ledger.Options{
-		Required: t.opts.JournalRequired, KeepFor: max(t.opts.KeepFor, 0), Logger: t.log,
+		Required: t.opts.JournalRequired, KeepFor: max(t.opts.KeepFor, 0), Logger: t.log, Lapsed: t.lapsed,
 	})
 	switch {
 	case err == nil:

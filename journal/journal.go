@@ -138,8 +138,10 @@ type Store interface {
 	// Heartbeat gives owner a lease that runs out this long from now. Zero or
 	// less ends the lease: everything that owner holds is open at once, as it
 	// should be when a process ends. An owner that comes back after its lease
-	// ran out keeps what nobody else asked about meanwhile; the rest is open.
-	Heartbeat(ctx context.Context, owner string, lease time.Duration) error
+	// ran out keeps what it has, if nobody used the journal meanwhile; else all of
+	// that is open. It reports whether the owner holds nothing: it is new, or was
+	// taken for dead, and then Hold and Claim give back what nobody took yet.
+	Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error)
 
 	// Owners lists those whose lease runs, by name. An owner that is silent for
 	// longer than it should be is probably dead, and its lines will soon be
@@ -173,6 +175,11 @@ type Store interface {
 	// as many as there are. No line is ever taken by two. It returns ErrLapsed
 	// if owner has no lease. Thousands of prints cost one round trip.
 	TakeOver(ctx context.Context, owner string, payer Hash, prints []Hash) ([]Taken, error)
+
+	// Hold makes owner hold those of the lines that are open, whatever the state
+	// of their batch: an owner that was taken for dead lives, and its callers wait.
+	// It returns ErrLapsed.
+	Hold(ctx context.Context, owner, ref string, lines []int) error
 
 	// Release makes those of the lines open that owner holds: their callers
 	// have gone.

@@ -95,17 +95,18 @@ func (m *Memory) inOrder() []*memoryBatch {
 func (m *Memory) Key(context.Context) (Hash, error) { return m.key, nil }
 
 // Heartbeat implements Store.
-func (m *Memory) Heartbeat(_ context.Context, owner string, d time.Duration) error {
+func (m *Memory) Heartbeat(_ context.Context, owner string, d time.Duration) (fresh bool, err error) {
 	m.mu.Lock() // not m.lock: an owner that comes back keeps what it has
 	defer m.mu.Unlock()
 	if d <= 0 {
 		delete(m.owners, owner)
 		m.orphan(owner)
-		return nil
+		return true, nil
 	}
+	_, known := m.owners[owner]
 	now := time.Now()
 	m.owners[owner] = lease{heard: now, until: now.Add(d)}
-	return nil
+	return !known, nil
 }
 
 // Owners implements Store.
@@ -238,19 +239,41 @@ func (b *memoryBatch) known() Batch {
 	return k
 }
 
+// Hold implements Store.
+func (m *Memory) Hold(_ context.Context, owner, ref string, lines []int) error {
+	m.lock()
+	defer m.mu.Unlock()
+	if err := m.leased(owner); err != nil {
+		return err
+	}
+	m.change(ref, lines, func(l *memoryLine) {
+		if l.owner == "" {
+			l.owner = owner
+		}
+	})
+	return nil
+}
+
+// change applies f to those of a batch's lines that were not delivered.
+func (m *Memory) change(ref string, lines []int, f func(*memoryLine)) {
+	if b := m.batches[ref]; b != nil {
+		for _, n := range lines {
+			if l := b.lines[n]; l != nil {
+				f(l)
+			}
+		}
+	}
+}
+
 // Release implements Store.
 func (m *Memory) Release(_ context.Context, owner, ref string, lines []int) error {
 	m.lock()
 	defer m.mu.Unlock()
-	b := m.batches[ref]
-	if b == nil {
-		return nil
-	}
-	for _, n := range lines {
-		if l := b.lines[n]; l != nil && l.owner == owner {
+	m.change(ref, lines, func(l *memoryLine) {
+		if l.owner == owner {
 			l.owner = ""
 		}
-	}
+	})
 	return nil
 }
 
@@ -258,15 +281,11 @@ func (m *Memory) Release(_ context.Context, owner, ref string, lines []int) erro
 func (m *Memory) Deliver(_ context.Context, owner, ref string, lines []int) error {
 	m.lock()
 	defer m.mu.Unlock()
-	b := m.batches[ref]
-	if b == nil {
-		return nil
-	}
-	for _, n := range lines {
-		if l := b.lines[n]; l != nil && (l.owner == owner || l.owner == "") {
-			delete(b.lines, n)
+	m.change(ref, lines, func(l *memoryLine) {
+		if l.owner == owner || l.owner == "" {
+			delete(m.batches[ref].lines, l.N)
 		}
-	}
+	})
 	return nil
 }
 

@@ -161,7 +161,7 @@ func (c *canceller) cancelAll(ctx context.Context, batches []journal.Batch, say 
 // note makes sure that nobody takes over a line of a batch that is cancelled.
 // Where a process watches the batch, that process sees to it.
 func (c *canceller) note(ctx context.Context, ref string) error {
-	if err := c.store.Heartbeat(ctx, c.owner, cancelLease); err != nil {
+	if _, err := c.store.Heartbeat(ctx, c.owner, cancelLease); err != nil {
 		return err
 	}
 	defer c.store.Heartbeat(context.WithoutCancel(ctx), c.owner, 0) //nolint:errcheck // the lease ends by itself

@@ -138,7 +138,7 @@ func (p process) explainOpen(ctx context.Context, place string, err error) error
 // writable ends the lease of an owner that there is not, which takes what any
 // change takes.
 func writable(ctx context.Context, store journal.Store) (journal.Store, error) {
-	if err := store.Heartbeat(ctx, "nobody", 0); err != nil {
+	if _, err := store.Heartbeat(ctx, "nobody", 0); err != nil {
 		_ = store.Close() // nothing was written
 		return nil, err
 	}

@@ -44,6 +44,7 @@ type Ledger struct {
 	key      journal.Hash
 	keepFor  time.Duration
 	required bool
+	lapsed   func()
 	log      *slog.Logger
 
 	// turn holds a token. Whoever releases or takes over lines has it, so that
@@ -56,12 +57,16 @@ type Options struct {
 	Required bool          // fail rather than go on without the journal
 	KeepFor  time.Duration // after which a batch that ended is forgotten
 	Logger   *slog.Logger
+
+	// Lapsed is told that the lease had run out, so that what was held is open:
+	// Hold and Claim give back what nobody took yet. It must not wait.
+	Lapsed func()
 }
 
 // Open takes out a lease under a new name.
 func Open(store journal.Store, o Options) (*Ledger, error) {
 	l := &Ledger{
-		store: store, owner: rand.Text(), required: o.Required, keepFor: o.KeepFor, log: o.Logger,
+		store: store, owner: rand.Text(), required: o.Required, keepFor: o.KeepFor, lapsed: o.Lapsed, log: o.Logger,
 		turn: make(chan struct{}, 1),
 	}
 	l.turn <- struct{}{}
@@ -71,7 +76,8 @@ func Open(store journal.Store, o Options) (*Ledger, error) {
 	if l.key, err = store.Key(ctx); err != nil {
 		return nil, err
 	}
-	return l, store.Heartbeat(ctx, l.owner, lease)
+	_, err = store.Heartbeat(ctx, l.owner, lease)
+	return l, err
 }
 
 // Key keys the hashes that go into the journal.
@@ -96,10 +102,16 @@ func (l *Ledger) Live(ctx context.Context) {
 	}
 }
 
+// beat renews the lease.
 func (l *Ledger) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return l.store.Heartbeat(ctx, l.owner, lease)
+	fresh, err := l.store.Heartbeat(ctx, l.owner, lease)
+	if fresh && err == nil {
+		l.log.Warn("journal: it was out of reach for longer than the lease, so that others may have taken what callers wait for here")
+		l.lapsed()
+	}
+	return err
 }
 
 func (l *Ledger) forget(ctx context.Context) {
@@ -119,7 +131,8 @@ func (l *Ledger) Leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	l.say("leave", l.store.Heartbeat(ctx, l.owner, 0))
+	_, err := l.store.Heartbeat(ctx, l.owner, 0)
+	l.say("leave", err)
 }
 
 // Renew extends the lease for a Close that takes its time.
@@ -142,7 +155,7 @@ func (l *Ledger) do(ctx context.Context, f func(context.Context) error) error {
 	defer cancel()
 	err := f(ctx)
 	if errors.Is(err, journal.ErrLapsed) {
-		if err = l.store.Heartbeat(ctx, l.owner, lease); err == nil {
+		if err = l.beat(ctx); err == nil {
 			err = f(ctx)
 		}
 	}
@@ -224,6 +237,18 @@ func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
 		return
 	}
 	l.say("deliver", l.do(ctx, func(ctx context.Context) error { return l.store.Deliver(ctx, l.owner, ref, lines) }))
+}
+
+// Hold holds lines again after the lease had run out, those of them that choose
+// returns and nobody took meanwhile, and carries their batch on if nobody does.
+func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) {
+	if _, err := l.Claim(ctx, ref); err != nil || !l.take(ctx) {
+		return
+	}
+	defer l.give()
+	if lines := choose(); len(lines) > 0 {
+		l.say("hold", l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) }))
+	}
 }
 
 // Release makes lines open whose callers have gone: those that choose returns.

@@ -21,21 +21,24 @@ var (
 // An owner is a Ledger that gives signs of life until it is stopped.
 type owner struct {
 	*ledger.Ledger
-	stop context.CancelFunc
-	log  *strings.Builder
+	stop   context.CancelFunc
+	log    *strings.Builder
+	lapses *int // how often it was told that its lease had run out
 }
 
 func open(t *testing.T, store journal.Store, required bool) *owner {
 	t.Helper()
-	log := new(strings.Builder)
-	l, err := ledger.Open(store, ledger.Options{Required: required, KeepFor: time.Hour, Logger: slog.New(slog.NewTextHandler(log, nil))})
+	log, lapses := new(strings.Builder), new(int)
+	l, err := ledger.Open(store, ledger.Options{
+		Required: required, KeepFor: time.Hour, Lapsed: func() { *lapses++ }, Logger: slog.New(slog.NewTextHandler(log, nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { l.Live(ctx); close(done) }()
-	o := &owner{l, func() { stop(); <-done }, log}
+	o := &owner{l, func() { stop(); <-done }, log, lapses}
 	t.Cleanup(o.stop)
 	return o
 }
@@ -146,6 +149,43 @@ func TestABatchThatWasTaken(t *testing.T) {
 		}
 		if err := a.Advance(t.Context(), "one", journal.Step{State: journal.Creating}); !errors.Is(err, ledger.ErrTaken) {
 			t.Errorf("advance: %v, want ErrTaken", err)
+		}
+	})
+}
+
+// A distant journal is out of reach for a while.
+type distant struct {
+	journal.Store
+	until time.Time
+}
+
+func (d *distant) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
+	if time.Now().Before(d.until) {
+		return false, errBroken
+	}
+	return d.Store.Heartbeat(ctx, owner, lease)
+}
+
+func TestALapseIsToldAndUndone(t *testing.T) {
+	bubble(t, func(t *testing.T, store journal.Store) {
+		far := &distant{Store: store}
+		a, b := open(t, far, false), open(t, store, false)
+		a.begin(t, "one")
+		for _, away := range []time.Duration{ledger.Lease / 2, 2 * ledger.Lease} {
+			far.until = time.Now().Add(away)
+			time.Sleep(away)
+			b.Orphans(t.Context())
+			time.Sleep(ledger.Lease)
+		}
+		if *a.lapses != 1 || *b.lapses != 0 {
+			t.Fatalf("a was told of %d lapses, b of %d; want 1 and 0", *a.lapses, *b.lapses)
+		}
+		a.Hold(t.Context(), "one", func() []int { return []int{0} })
+		if n, _ := b.takes(t); n != 0 {
+			t.Error("a line that is held again was taken")
+		}
+		if mine, err := a.Claim(t.Context(), "one"); !mine || err != nil {
+			t.Errorf("a carries its batch on: %v, %v", mine, err)
 		}
 	})
 }

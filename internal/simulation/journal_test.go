@@ -50,10 +50,10 @@ func (h *hand) do(kind string, f func() error) error {
 	return err
 }
 
-func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration) error {
+func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
 	w := h.p.w
 	if h.p.isDead() {
-		return errDead
+		return false, errDead
 	}
 	fails := false
 	if w.trouble > 0 && lease > 0 && !w.calm.Load() {
@@ -69,7 +69,7 @@ func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration)
 		})
 	}
 	if fails {
-		return errJournal
+		return false, errJournal
 	}
 	h.p.hasLapsed()
 	h.p.mu.Lock()
@@ -149,6 +149,11 @@ func (h *hand) TakeOver(ctx context.Context, owner string, payer journal.Hash, p
 		h.p.tell("takes over %d lines of %s %q (%s, of %q), %v", len(t.Lines), t.Batch.Ref, t.Batch.BatchID, t.Batch.State, t.Batch.Owner, t.Lines[0].CustomID)
 	}
 	return taken, nil
+}
+
+func (h *hand) Hold(ctx context.Context, owner, ref string, lines []int) error {
+	h.p.tell("holds lines %v of %s again", lines, ref)
+	return h.do("hold", func() error { return h.Store.Hold(ctx, owner, ref, lines) })
 }
 
 func (h *hand) Release(ctx context.Context, owner, ref string, lines []int) error {

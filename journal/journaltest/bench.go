@@ -46,7 +46,7 @@ func newBench(b *testing.B, store journal.Store) *bench {
 	for n := range s.numbers {
 		s.numbers[n] = n
 	}
-	s.must(s.Heartbeat(b.Context(), "a", long))
+	s.must(beat(b.Context(), s.Store, "a", long))
 	return s
 }
 

@@ -12,6 +12,7 @@
 package journaltest
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"testing"
@@ -83,14 +84,28 @@ const long = time.Hour
 func (s *suite) alive(owners ...string) {
 	s.Helper()
 	for _, owner := range owners {
-		s.ok(s.Heartbeat(s.Context(), owner, long))
+		s.beat(owner, long)
 	}
 }
 
 // gone ends the owner's lease.
 func (s *suite) gone(owner string) {
 	s.Helper()
-	s.ok(s.Heartbeat(s.Context(), owner, 0))
+	s.beat(owner, 0)
+}
+
+// beat gives the owner a lease, and reports whether it then holds nothing.
+func (s *suite) beat(owner string, lease time.Duration) (fresh bool) {
+	s.Helper()
+	fresh, err := s.Heartbeat(s.Context(), owner, lease)
+	s.ok(err)
+	return fresh
+}
+
+// beat gives the owner a lease.
+func beat(ctx context.Context, store journal.Store, owner string, lease time.Duration) error {
+	_, err := store.Heartbeat(ctx, owner, lease)
+	return err
 }
 
 // begin begins a batch of the usual payer's, with a line for each print.

@@ -84,7 +84,7 @@ var leaseTests = []test{
 	}},
 	{"a lease runs out by itself", func(s *suite) {
 		s.alive("b")
-		s.ok(s.Heartbeat(s.Context(), "a", time.Second))
+		s.beat("a", time.Second)
 		s.begin("a", "one", "p")
 		s.until("a's line is open", func() bool { return len(s.take("b", "p")) == 1 })
 		s.claims("b", true)
@@ -94,13 +94,56 @@ var leaseTests = []test{
 	}},
 	{"a heartbeat keeps what is held", func(s *suite) {
 		s.alive("b")
-		s.ok(s.Heartbeat(s.Context(), "a", time.Second))
+		s.beat("a", time.Second)
 		s.begin("a", "one", "p")
 		s.alive("a")
-		s.ok(s.Heartbeat(s.Context(), "short", time.Second))
+		s.beat("short", time.Second)
 		s.until("another lease as long has run out", func() bool { return len(s.owners()) == 2 })
 		s.same("taken", s.take("b", "p"))
 		s.counts("one", 0, 1, 0)
+	}},
+	{"an owner that was taken for dead is told", func(s *suite) {
+		s.same("fresh", s.fresh("a"), "fresh")
+		s.same("known", s.fresh("a"), "known")
+		s.beat("a", time.Second)
+		s.begin("a", "one", "p", "q", "r")
+		s.until("a is taken for dead", func() bool { return s.batch("one").Open == 3 })
+		s.alive("b")
+		s.same("by another", s.take("b", "p"), "one/0")
+		if err := s.Hold(s.Context(), "a", "one", []int{1}); !errors.Is(err, journal.ErrLapsed) {
+			s.Errorf("Hold without a lease: %v, want ErrLapsed", err)
+		}
+		s.same("back", s.fresh("a"), "fresh")
+		s.same("again", s.fresh("a"), "known")
+		s.ok(s.Hold(s.Context(), "a", "one", []int{0, 1, 1}))
+		s.counts("one", 0, 2, 1)
+		s.same("what is left", s.take("b", "p", "q", "r"), "one/2")
+		s.ok(s.Deliver(s.Context(), "a", "one", []int{0, 1}))
+		s.counts("one", 1, 2, 0)
+		s.claims("a", true)
+	}},
+	{"what is held again is held", func(s *suite) {
+		s.alive("a", "b")
+		s.running("a", "one", "p", "q")
+		s.gone("a")
+		s.alive("a")
+		s.ok(s.Hold(s.Context(), "a", "one", []int{0}))
+		s.claims("b", true)
+		if ok, err := s.Abandon(s.Context(), "b", "one"); ok || err != nil {
+			s.Errorf("Abandon = %v, %v, though a holds a line", ok, err)
+		}
+		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
+		s.same("taken", s.take("b", "p", "q"), "one/0", "one/1")
+	}},
+	{"there is nothing to hold", func(s *suite) {
+		s.alive("a")
+		s.begin("a", "one", "p")
+		s.ok(s.Deliver(s.Context(), "a", "one", []int{0}))
+		for _, lines := range [][]int{nil, {0}, {7}, {-1}} {
+			s.ok(s.Hold(s.Context(), "a", "one", lines))
+			s.ok(s.Hold(s.Context(), "a", "no such", lines))
+		}
+		s.counts("one", 1, 0, 0)
 	}},
 	{"owners are those whose lease runs", func(s *suite) {
 		s.same("at first", s.owners())
@@ -129,6 +172,15 @@ var leaseTests = []test{
 		s.alive("b")
 		s.same("taken", s.take("b", "p", "q", "r"), "one/0", "one/1")
 	}},
+}
+
+// fresh says in words what Heartbeat reports.
+func (s *suite) fresh(owner string) []string {
+	s.Helper()
+	if s.beat(owner, long) {
+		return []string{"fresh"}
+	}
+	return []string{"known"}
 }
 
 func (s *suite) owners() []string {

@@ -130,7 +130,7 @@ var raceTests = []test{
 				_, err := store.Claim(s.Context(), "a", "one")
 				return err
 			},
-			func(store journal.Store) error { return store.Heartbeat(s.Context(), "a", long) },
+			func(store journal.Store) error { return beat(s.Context(), store, "a", long) },
 			func(store journal.Store) error { return s.dies(store) },
 		} {
 			store := s.another()
@@ -171,7 +171,7 @@ var raceTests = []test{
 // dies is an owner that comes, begins a batch and goes.
 func (s *suite) dies(store journal.Store) error {
 	const owner, ref = "mayfly", "of the mayfly"
-	if err := store.Heartbeat(s.Context(), owner, long); err != nil {
+	if err := beat(s.Context(), store, owner, long); err != nil {
 		return err
 	}
 	if err := store.Begin(s.Context(), batch(owner, ref), lines("r")); err != nil {
@@ -180,7 +180,7 @@ func (s *suite) dies(store journal.Store) error {
 	if err := store.Discard(s.Context(), owner, ref); err != nil {
 		return err
 	}
-	return store.Heartbeat(s.Context(), owner, 0)
+	return beat(s.Context(), store, owner, 0)
 }
 
 // repeat does something until it is done, or fails.
@@ -208,7 +208,7 @@ func life(s *suite, store journal.Store, owner, ref string) error {
 		group = append(group, journal.Line{CustomID: customID(n), Print: p})
 	}
 	steps := []func() error{
-		func() error { return store.Heartbeat(ctx, owner, long) },
+		func() error { return beat(ctx, store, owner, long) },
 		func() error { return store.Begin(ctx, batch(owner, ref), group) },
 		func() error { return store.Advance(ctx, owner, ref, journal.Step{State: journal.Creating}) },
 		func() error {

@@ -153,6 +153,22 @@ func describe(ctx context.Context, tx pgx.Tx, all []found) ([]journal.Taken, err
 	})
 }
 
+// Hold implements journal.Store.
+func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error {
+	return s.update(ctx, func(tx pgx.Tx) error {
+		id, err := leased(ctx, tx, owner)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
+			with b as materialized (select id from autobatcher.batches where ref = $2 for key share)
+			update autobatcher.lines set owner = $1
+			where batch = (select id from b) and n = any($3::integer[]) and owner is null`,
+			id, ref, lines)
+		return err
+	})
+}
+
 // Release implements journal.Store.
 func (s *Store) Release(ctx context.Context, owner, ref string, lines []int) error {
 	return s.transact(ctx, func(tx pgx.Tx) error {

@@ -11,18 +11,19 @@ import (
 )
 
 // Heartbeat implements journal.Store.
-func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) error {
+func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
 	if lease <= 0 {
-		return s.transact(ctx, func(tx pgx.Tx) error {
+		return true, s.transact(ctx, func(tx pgx.Tx) error {
 			return end(ctx, tx, `delete from autobatcher.owners where name = $1 returning id`, owner)
 		})
 	}
-	_, err := s.pool.Exec(ctx, `
+	err = s.pool.QueryRow(ctx, `
 		insert into autobatcher.owners (name, heard, until)
 		values ($1, clock_timestamp(), clock_timestamp() + $2)
-		on conflict (name) do update set heard = clock_timestamp(), until = clock_timestamp() + $2`,
-		owner, lease)
-	return s.explain(err)
+		on conflict (name) do update set heard = clock_timestamp(), until = clock_timestamp() + $2
+		returning xmax = 0`, // a row that was there before has been locked
+		owner, lease).Scan(&fresh)
+	return fresh, s.explain(err)
 }
 
 // bury ends the leases of owners that were not heard of for too long.

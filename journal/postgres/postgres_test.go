@@ -3,7 +3,9 @@
 package postgres
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/journal/journaltest"
@@ -14,6 +16,11 @@ func TestStore(t *testing.T) {
 		url := newDatabase(t)
 		return func() journal.Store { return mustOpen(t, url) }
 	})
+}
+
+func beat(ctx context.Context, s *Store, owner string, lease time.Duration) error {
+	_, err := s.Heartbeat(ctx, owner, lease)
+	return err
 }
 
 func mustOpen(t testing.TB, url string) *Store {

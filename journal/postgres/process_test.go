@@ -37,7 +37,7 @@ func child(ctx context.Context, url, owner string) error {
 	for i := 0; ; i++ {
 		ref := fmt.Sprint(owner, "-", i)
 		err := errors.Join(
-			s.Heartbeat(ctx, owner, 2*time.Second),
+			beat(ctx, s, owner, 2*time.Second),
 			s.Begin(ctx, journal.Batch{Ref: ref, Owner: owner}, make([]journal.Line, childLines)))
 		if err != nil {
 			return err
@@ -51,7 +51,7 @@ func child(ctx context.Context, url, owner string) error {
 func TestKilledReplica(t *testing.T) {
 	url := newDatabase(t)
 	s := mustOpen(t, url)
-	if err := s.Heartbeat(t.Context(), "survivor", time.Hour); err != nil {
+	if err := beat(t.Context(), s, "survivor", time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	begun := runAndKill(t, url, 5)

@@ -71,7 +71,7 @@ func TestTroubleLater(t *testing.T) {
 	url := newDatabase(t)
 	s := mustOpen(t, url)
 	execute(t, url, `drop table autobatcher.lines`)
-	if err := s.Heartbeat(t.Context(), "a", time.Hour); err != nil {
+	if err := beat(t.Context(), s, "a", time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	err := s.Begin(t.Context(), journal.Batch{Ref: "one", Owner: "a"}, []journal.Line{{}})
@@ -140,7 +140,7 @@ func TestHumbleRole(t *testing.T) {
 		grant usage on schema autobatcher to %[1]s;
 		grant select, insert, update, delete on all tables in schema autobatcher to %[1]s`, role))
 	s := mustOpen(t, strings.Replace(address, "user=postgres", "user="+role, 1))
-	if err := s.Heartbeat(t.Context(), "a", time.Hour); err != nil {
+	if err := beat(t.Context(), s, "a", time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Begin(t.Context(), journal.Batch{Ref: "one", Owner: "a"}, []journal.Line{{}}); err != nil {

@@ -162,6 +162,23 @@ func hold(ctx context.Context, tx *sql.Tx, owner int64, all []found) ([]journal.
 	return taken, nil
 }
 
+// Hold implements journal.Store.
+func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error {
+	return s.update(ctx, func(tx *sql.Tx) error {
+		id, err := leased(ctx, tx, owner)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `
+			update lines set owner = ?
+			where batch = (select id from batches where ref = ?)
+				and n in (select value from json_each(?))
+				and owner is null`,
+			id, ref, list(lines))
+		return err
+	})
+}
+
 // Release implements journal.Store.
 func (s *Store) Release(ctx context.Context, owner, ref string, lines []int) error {
 	return s.update(ctx, func(tx *sql.Tx) error {

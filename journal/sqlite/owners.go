@@ -12,11 +12,12 @@ import (
 )
 
 // Heartbeat implements journal.Store.
-func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) error {
+func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
 	var id int64
 	var lock *os.File // of an owner that is new
-	err := s.transact(ctx, func(tx *sql.Tx) (err error) {
+	err = s.transact(ctx, func(tx *sql.Tx) (err error) {
 		id, err = idOf(ctx, tx, owner)
+		fresh = id == 0 || lease <= 0
 		switch {
 		case err != nil:
 			return err
@@ -31,16 +32,16 @@ func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration
 		return err
 	})
 	if lock == nil {
-		return err
+		return fresh, err
 	}
 	if err != nil {
 		lock.Close()
-		return err
+		return false, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.alive[id] = lock
-	return nil
+	return fresh, nil
 }
 
 // join makes the owner known, and locks the file that shows it lives.

@@ -116,7 +116,7 @@ func openAs(ctx context.Context, path, owner string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, s.Heartbeat(ctx, owner, time.Hour)
+	return s, beat(ctx, s, owner, time.Hour)
 }
 
 var testPayer = journal.Hash{9}
@@ -273,7 +273,7 @@ func TestProcessesRaceForLines(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Heartbeat(t.Context(), "dead", 0); err != nil {
+	if err := beat(t.Context(), s, "dead", 0); err != nil {
 		t.Fatal(err)
 	}
 	var racers []*child
@@ -320,9 +320,14 @@ func TestProcessesOpenAtOnce(t *testing.T) {
 	}
 }
 
+func beat(ctx context.Context, s *Store, owner string, lease time.Duration) error {
+	_, err := s.Heartbeat(ctx, owner, lease)
+	return err
+}
+
 func mustBeat(t *testing.T, s *Store, owner string) {
 	t.Helper()
-	if err := s.Heartbeat(t.Context(), owner, time.Hour); err != nil {
+	if err := beat(t.Context(), s, owner, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -147,7 +147,7 @@ func TestBusy(t *testing.T) {
 	}
 	defer s.Close()
 	unlock := holdLock(t, path)
-	if err := s.Heartbeat(t.Context(), "a", time.Hour); !errors.Is(err, journal.ErrBusy) {
+	if err := beat(t.Context(), s, "a", time.Hour); !errors.Is(err, journal.ErrBusy) {
 		t.Errorf("Heartbeat: %v, want ErrBusy", err)
 	}
 	unlock()
@@ -248,7 +248,7 @@ func TestLeaseExactly(t *testing.T) {
 		}
 		defer s.Close()
 		mustBeat(t, s, "parent")
-		if err := s.Heartbeat(t.Context(), "a", 30*time.Second); err != nil {
+		if err := beat(t.Context(), s, "a", 30*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Begin(t.Context(), testBatch("a", "one"), testLines(3)); err != nil {
