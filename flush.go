@@ -90,8 +90,8 @@ type batch struct {
 	cancelling time.Time // since when the provider says so
 	output     resultFile
 	errors     resultFile
-	unread     bool // the last download failed
-	garbled    bool // a result line was not understood
+	unread     error // of the last download
+	garbled    bool  // a result line was not understood
 }
 
 // enter queues a call, and returns the waiter that its answer will reach.

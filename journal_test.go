@@ -208,6 +208,20 @@ func TestAReplicaThatWasTakenForDeadHoldsItsLinesAgain(t *testing.T) {
 	})
 }
 
+func TestResultsThatCouldNotBeReadAreLookedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{})
+		a := f.start(autobatcher.Options{})
+		mend := f.srv.Keep(batchtest.OpContent, batchtest.Tear(10))
+		if r := <-a.ask(t.Context(), "one"); r.status != http.StatusFailedDependency || !strings.Contains(r.body, "batch_results_unread") {
+			t.Errorf("%d, %v, %s; want batch_results_unread", r.status, r.err, r.body)
+		}
+		mend()
+		f.wantAnswer(a.ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
 func TestRecoverWatchesWhatAnEarlierProcessLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})

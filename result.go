@@ -3,6 +3,7 @@ package autobatcher
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -60,9 +61,10 @@ const (
 	// after a batch has ended: files may become visible late.
 	missingPatience = 2 * time.Minute
 
-	// brokenPatience is how long downloads that fail are repeated: the results
-	// are paid for.
-	brokenPatience = time.Hour
+	// brokenPatience is how long downloads that break or are refused in passing
+	// are repeated. The results are paid for, and kept for weeks; callers who
+	// waited a day for their batch had better wait another than pay again.
+	brokenPatience = 24 * time.Hour
 )
 
 // harvest reads the results of a batch that has ended, whatever its status,
@@ -82,13 +84,9 @@ func (b *batch) readResults() bool {
 		if b.t.ctx.Err() != nil {
 			return false // Close tells the callers
 		}
-		patience := missingPatience
-		if err != nil && transient(err) {
-			patience = brokenPatience
-		}
-		b.unread = err != nil
+		b.unread = err
 		wait := batchapi.Backoff(try)
-		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > patience {
+		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > b.readPatience() {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
@@ -99,6 +97,21 @@ func (b *batch) readResults() bool {
 	}
 	return true
 }
+
+// readPatience is how long to look for results, as the last look went.
+func (b *batch) readPatience() time.Duration {
+	switch {
+	case b.broken():
+		return brokenPatience
+	case b.unread != nil:
+		return gonePatience // of a file that the provider named itself
+	}
+	return missingPatience
+}
+
+// broken reports whether the results are there, for all that is known, and only
+// could not be read.
+func (b *batch) broken() bool { return b.unread != nil && transient(b.unread) }
 
 // readAll reads both files, from where they were left or from the beginning:
 // a line that Doubleword commits late can sort before lines already read.
@@ -254,9 +267,12 @@ func (b *batch) eachOpen(a *answer, f func(*call, *answer)) {
 // conclude ends a harvested batch: calls that got no line ride again, or learn
 // why there is none.
 func (b *batch) conclude() {
-	if b.state.Status == "failed" && len(b.state.Problems) > 0 {
+	switch {
+	case b.broken():
+		b.giveUpRest(b.unreadable()) // and not rides again: it is paid for
+	case b.state.Status == "failed" && len(b.state.Problems) > 0:
 		b.giveUpRest(b.verdict()) // refused whole: it would be again
-	} else {
+	default:
 		b.eachOpen(b.verdict(), b.unanswered)
 	}
 	b.respawn(b.takeAgain(), 0)
@@ -289,7 +305,7 @@ func (b *batch) takeAgain() []*call {
 // read, or whose callers may come back. At Doubleword, deleting an input file
 // deletes its batch, so never before its end.
 func (b *batch) tidy() {
-	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || b.unread || b.garbled || !b.delivered() {
+	if b.t.opts.Files != FilesDelete || !b.state.Terminal() || b.unread != nil || b.garbled || !b.delivered() {
 		return
 	}
 	for _, id := range []string{b.state.InputFileID, b.output.id, b.errors.id} {
@@ -300,8 +316,8 @@ func (b *batch) tidy() {
 	}
 }
 
-// readPatience is how long callers are waited for who read their answers yet.
-const readPatience = time.Minute
+// deliveryPatience is how long callers are waited for who read their answers yet.
+const deliveryPatience = time.Minute
 
 // delivered reports whether every line's caller has its answer, as far as the
 // journal knows, which is soon told.
@@ -310,7 +326,7 @@ func (b *batch) delivered() bool {
 		if b.t.ledger.Settled(b.t.ctx, b.ref) {
 			return true
 		}
-		if wait > readPatience/2 || batchapi.Sleep(b.t.ctx, wait) != nil {
+		if wait > deliveryPatience/2 || batchapi.Sleep(b.t.ctx, wait) != nil {
 			return false
 		}
 	}
@@ -351,6 +367,16 @@ func (b *batch) verdict() *answer {
 	return failure(http.StatusFailedDependency, code, message)
 }
 
+// unreadable is the answer for a call whose result is there, for all that is
+// known, and could not be fetched. Its line stays open where there is a journal,
+// so that the same call again looks for the result again.
+func (b *batch) unreadable() *answer {
+	a := failure(http.StatusFailedDependency, "batch_results_unread",
+		fmt.Sprintf("batch %s %s, but its results could not be downloaded within %v: %v", b.id, b.state.Status, brokenPatience, b.unread))
+	a.reopen = true
+	return a
+}
+
 func problemText(p batchapi.Problem) string {
 	text := p.Message
 	if p.Code != "" {
@@ -368,6 +394,7 @@ type answer struct {
 	reply.Answer
 	err      error
 	realtime bool
+	reopen   bool  // its line may yet answer the same call's next try
 	line     *call // whose line it came from; nil for an answer that was kept
 }
 
@@ -442,7 +469,10 @@ func (t *Transport) settle(c *call, a *answer) {
 		}
 		return
 	}
-	if a.line = c; a.Ours || a.realtime {
+	switch a.line = c; {
+	case a.reopen:
+		c.batch.noteLeft(c)
+	case a.Ours, a.realtime:
 		c.batch.noteDelivered(c) // a line that failed is of no use to anybody
 	}
 	switch {

@@ -192,6 +192,14 @@ func TestFinalDownload(t *testing.T) {
 			s.sent(3)
 		})
 	}
+	// Doubleword says 404 for any trouble with its storage.
+	setup{again: true}.run(t, "not found for five minutes", func(s *scene) {
+		s.srv.Control(batchtest.OpContent, every(16, batchtest.HTML(404))...)
+		if r := s.chat("a").wait(); r.status != 200 || r.at < 5*time.Minute || r.at > 10*time.Minute {
+			s.Errorf("status %d at %v", r.status, r.at)
+		}
+		s.sent(1)
+	})
 	setup{}.run(t, "broken for half an hour", func(s *scene) {
 		s.srv.Control(batchtest.OpContent, every(65, batchtest.HTML(503))...)
 		if r := s.chat("a").wait(); r.status != 200 || r.at < 25*time.Minute {
@@ -212,13 +220,15 @@ func TestFinalDownload(t *testing.T) {
 			}
 		}
 	})
-	setup{}.run(t, "never whole", func(s *scene) {
-		s.srv.Control(batchtest.OpContent, every(1000, batchtest.Tear(10))...)
+	// It is paid for, and so it does not ride again.
+	setup{again: true}.run(t, "never whole", func(s *scene) {
+		s.srv.Keep(batchtest.OpContent, batchtest.Tear(10))
 		r := s.chat("a").wait()
-		if r.status != 424 || r.at > 2*time.Hour {
+		if r.status != 424 || r.at < 23*time.Hour || r.at > 25*time.Hour {
 			s.Errorf("status %d at %v", r.status, r.at)
 		}
-		r.fails("batch_line_missing")
+		r.fails("batch_results_unread")
+		s.sent(1)
 	})
 }
 

@@ -176,9 +176,9 @@ type Store interface {
 	// if owner has no lease. Thousands of prints cost one round trip.
 	TakeOver(ctx context.Context, owner string, payer Hash, prints []Hash) ([]Taken, error)
 
-	// Hold makes owner hold those of the lines that are open, whatever the state
-	// of their batch: an owner that was taken for dead lives, and its callers wait.
-	// It returns ErrLapsed.
+	// Hold makes owner hold those of the lines that are open, unless their batch is
+	// being cancelled: an owner that was taken for dead lives, and its callers
+	// wait. It returns ErrLapsed.
 	Hold(ctx context.Context, owner, ref string, lines []int) error
 
 	// Release makes those of the lines open that owner holds: their callers

@@ -247,7 +247,7 @@ func (m *Memory) Hold(_ context.Context, owner, ref string, lines []int) error {
 		return err
 	}
 	m.change(ref, lines, func(l *memoryLine) {
-		if l.owner == "" {
+		if l.owner == "" && m.batches[ref].State != Cancelling {
 			l.owner = owner
 		}
 	})

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -209,8 +211,12 @@ func (f *fuse) light(d dice) {
 	f.steps.Store(steps)
 }
 
-// step reports whether the process still lives at that moment of a step.
+// step reports whether the process still lives at that moment of a step. Others
+// may go first: by chance, so that the machine's orders differ.
 func (p *replica) step(kind string, at moment) bool {
+	for range rand.IntN(4) {
+		runtime.Gosched()
+	}
 	f := &p.fuse
 	if f.kind == "" || f.kind == kind {
 		if at == before {

@@ -135,6 +135,21 @@ var leaseTests = []test{
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
 		s.same("taken", s.take("b", "p", "q"), "one/0", "one/1")
 	}},
+	{"what is being cancelled is not held again", func(s *suite) {
+		s.alive("a", "b")
+		s.running("a", "one", "p")
+		s.gone("a")
+		s.claims("b", true)
+		if ok, err := s.Abandon(s.Context(), "b", "one"); !ok || err != nil {
+			s.Errorf("Abandon = %v, %v", ok, err)
+		}
+		s.alive("a")
+		s.ok(s.Hold(s.Context(), "a", "one", []int{0}))
+		s.counts("one", 0, 0, 1)
+		s.advance("b", "one", journal.Step{State: journal.Ended})
+		s.ok(s.Hold(s.Context(), "a", "one", []int{0}))
+		s.counts("one", 0, 1, 0)
+	}},
 	{"there is nothing to hold", func(s *suite) {
 		s.alive("a")
 		s.begin("a", "one", "p")

@@ -161,10 +161,10 @@ func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error 
 			return err
 		}
 		_, err = tx.Exec(ctx, `
-			with b as materialized (select id from autobatcher.batches where ref = $2 for key share)
+			with b as materialized (select id from autobatcher.batches where ref = $2 and state <> $4 for key share)
 			update autobatcher.lines set owner = $1
 			where batch = (select id from b) and n = any($3::integer[]) and owner is null`,
-			id, ref, lines)
+			id, ref, lines, journal.Cancelling)
 		return err
 	})
 }

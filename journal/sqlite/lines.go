@@ -171,10 +171,10 @@ func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error 
 		}
 		_, err = tx.ExecContext(ctx, `
 			update lines set owner = ?
-			where batch = (select id from batches where ref = ?)
+			where batch = (select id from batches where ref = ? and state <> ?)
 				and n in (select value from json_each(?))
 				and owner is null`,
-			id, ref, list(lines))
+			id, ref, journal.Cancelling, list(lines))
 		return err
 	})
 }
