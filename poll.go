@@ -583,7 +583,10 @@ func (b *batch) noteDelivered(c *call) {
 }
 
 func (b *batch) noteLeft(c *call) {
-	if b.ref != "" && !c.unwanted {
+	switch {
+	case c.unwanted:
+		b.noteDelivered(c)
+	case b.ref != "":
 		b.leaving = append(b.leaving, c)
 		b.tellJournal()
 	}

@@ -594,10 +594,10 @@ func (c *call) takeable() bool {
 	return !c.batch.doomed
 }
 
-// leave notes that a caller has gone, and returns the id of the batch that its
-// line is in, if it was sent. What was not sent never will be; a line that was
-// stays open for the same call's next try.
-func (t *Transport) leave(w *waiter) (batchID string) {
+// leave notes that a caller has gone. What was not sent never will be; a line
+// that was stays open for the same call's next try. It returns the call that is
+// left behind, nil if there is none, and the id of its batch.
+func (t *Transport) leave(w *waiter) (left *call, batchID string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := w.call
@@ -606,14 +606,14 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 		if a.journalled() {
 			t.reading--
 			a.line.batch.noteLeft(a.line)
-		} else {
-			t.keepForRetry(c, a)
+			return a.line, a.BatchID
 		}
-		return a.BatchID
+		t.keepForRetry(c, a)
+		return c, a.BatchID
 	default:
 	}
 	if c.ended {
-		return ""
+		return nil, ""
 	}
 	t.stats.Left++
 	t.callers(-1)
@@ -621,26 +621,41 @@ func (t *Transport) leave(w *waiter) (batchID string) {
 	if c.batch.open == nil {
 		c.batch.remove(c)
 		c.ended = true
-		return ""
+		return nil, ""
 	}
 	t.left[c.print] = append(t.left[c.print], c)
 	c.batch.noteLeft(c)
 	c.batch.waiting--
 	c.batch.watchLonely()
-	return c.batch.id
+	return c, c.batch.id
 }
 
-// quit is leave for a caller that has got its answer elsewhere: nobody will
-// come back for the line.
-func (t *Transport) quit(w *waiter) {
+// dismiss notes that nobody will come back for a call that was left behind: its
+// caller has got its answer elsewhere.
+func (t *Transport) dismiss(c *call) {
 	t.mu.Lock()
-	w.call.unwanted = true
-	c := w.call
-	t.mu.Unlock()
-	t.leave(w)
-	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c == nil || t.takenOver(c) {
+		return
+	}
 	t.forget(c)
-	t.mu.Unlock()
+	c.unwanted = true
+	if c.answer != nil {
+		t.keptSize -= int64(len(c.answer.Body))
+		c.answer = nil // prune drops it from kept
+	}
+	c.batch.noteDelivered(c)
+}
+
+// takenOver reports whether somebody waits for the line of a call that was left
+// behind. The caller holds t.mu.
+func (t *Transport) takenOver(c *call) bool {
+	for b := range t.batches { // the journal may have handed it to another batch of ours
+		if line := b.open[c.ID]; line != nil && line.waiter != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // watchLonely starts the time after which a batch without callers is

@@ -411,17 +411,18 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 		select {
 		case a := <-w.answer:
 			if a.realtime {
-				return t.realtime(req, c, began)
+				return t.realtime(req, c, began, func() {})
 			}
 			return t.respond(req, c, a)
 		case <-urgent:
 			if t.escalates(t.lineOf(w), "its deadline is near") {
-				t.quit(w)
-				return t.realtime(req, c, began)
+				left, _ := t.leave(w)
+				return t.realtime(req, c, began, func() { t.dismiss(left) })
 			}
 			urgent = nil
 		case <-deadline:
-			return c.late(t.leave(w)).Response(req), nil
+			_, batchID := t.leave(w)
+			return c.late(batchID).Response(req), nil
 		case <-req.Context().Done():
 			t.leave(w)
 			return nil, contextError(req.Context())
@@ -498,8 +499,9 @@ func (t *Transport) lineOf(w *waiter) *call {
 }
 
 // realtime sends the call as its caller made it, once. Its deadline holds on,
-// counted from when the call began.
-func (t *Transport) realtime(req *http.Request, c *call, began time.Time) (*http.Response, error) {
+// counted from when the call began. served is called when the caller has read
+// the answer to its end.
+func (t *Transport) realtime(req *http.Request, c *call, began time.Time, served func()) (*http.Response, error) {
 	ctx, cancel := req.Context(), func() {}
 	if c.deadline > 0 {
 		ctx, cancel = context.WithDeadline(ctx, began.Add(c.deadline))
@@ -508,7 +510,10 @@ func (t *Transport) realtime(req *http.Request, c *call, began time.Time) (*http
 	if err == nil {
 		res.Header.Set(headerMode, "realtime")
 		res.Request = req
-		res.Body = &endingBody{res.Body, cancel}
+		if res.StatusCode >= 300 {
+			served = func() {} // the same call again may fare better with its line
+		}
+		res.Body = &endingBody{res.Body, sync.OnceFunc(served), cancel}
 		return res, nil
 	}
 	defer cancel()
@@ -522,10 +527,19 @@ func (t *Transport) realtime(req *http.Request, c *call, began time.Time) (*http
 	return failure(http.StatusBadGateway, "realtime_failed", "the call was sent in real time, and failed: "+err.Error()).Response(req), nil
 }
 
-// An endingBody frees what its answer held on to.
+// An endingBody tells when it was read to its end, and frees what its answer
+// held on to.
 type endingBody struct {
 	io.ReadCloser
-	end func()
+	whole, end func()
+}
+
+func (b *endingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF { //nolint:errorlint // as the contract of io.Reader says it
+		b.whole()
+	}
+	return n, err
 }
 
 func (b *endingBody) Close() error {

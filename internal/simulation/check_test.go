@@ -6,9 +6,11 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/journal"
 )
@@ -31,8 +33,7 @@ import (
 //     since such a call rides again, as documented. Where the journal failed to
 //     do something, the lines it was about may be paid for once more: calls go on
 //     without it, as documented. And where it was out of reach for longer than a
-//     lease, so that a process that lives was taken for dead, 2 and 3 are not
-//     checked at all.
+//     lease, so that a process that lives was taken for dead, 2 is not checked.
 //  4. No paid result is thrown away: nobody is told that a line failed which
 //     the provider has answered.
 //  5. No batch is orphaned: the journal knows each batch the provider has, or
@@ -42,6 +43,7 @@ import (
 //     and none runs on for long when nobody does.
 //  7. The provider refuses no file and no create: each was within its rules.
 //  8. No call is left in a Transport.
+//  9. Calls go in real time only where that is wanted, and within the budget.
 
 // find looks for a line at the provider.
 func (w *world) find(id lineID) (batchtest.Batch, batchtest.BatchLine, bool) {
@@ -82,6 +84,26 @@ func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) st
 	w.checkError(p, e, id, res.StatusCode, code, body)
 	return "error " + code
 }
+
+// weighRealtime judges the answer to a call that was sent in real time.
+func (w *world) weighRealtime(e *errand, res *http.Response, body []byte, err error) string {
+	w.tally.add(countEscalated, 1)
+	switch {
+	case w.options.Escalate == "" || w.options.Escalate == autobatcher.EscalateNever:
+		w.wrong("%v was sent in real time, though nothing ever is", e.ident)
+	case err != nil, res.StatusCode >= 300:
+		if !w.unreliable() {
+			w.wrong("%v, sent in real time: %d, %v", e.ident, res.StatusCode, err)
+		}
+	case e.prompt.stream: // the words come one by one
+	case !bytes.Contains(body, []byte("realtime/now")), e.prompt.path != "/embeddings" && !bytes.Contains(body, []byte(e.text)):
+		w.wrong("%v, sent in real time, was answered %s", e.ident, body)
+	}
+	return "an answer in real time"
+}
+
+// unreliable reports whether any request to the provider may fail.
+func (w *world) unreliable() bool { return w.storms || w.server.RequestsPerMinute > 0 }
 
 func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
 	b, l, ok := w.find(id)
@@ -160,6 +182,8 @@ func (w *world) checkError(p *replica, e *errand, id lineID, status int, code st
 		cause = (w.storms || w.trouble > 0) && id.batch == ""
 	case "batch_overdue":
 		cause = w.never
+	case "realtime_failed":
+		cause = w.unreliable()
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
@@ -239,6 +263,7 @@ func (w *world) checkIdle() {
 // check checks what must hold in the end.
 func (w *world) check() {
 	w.checkPaid()
+	w.checkEscalated()
 	if w.journal {
 		w.checkOrphans()
 	}
@@ -282,6 +307,29 @@ func (w *world) checkPaid() {
 	}
 }
 
+// checkEscalated checks that what was sent in real time was told, and within the
+// budget of each process.
+func (w *world) checkEscalated() {
+	told := 0
+	for _, p := range w.all {
+		told += len(p.escalated)
+		for i, at := range p.escalated {
+			if limit := w.options.EscalateLimit; limit > 0 && i >= limit && at.Sub(p.escalated[i-limit]) < time.Hour {
+				w.wrong("%s escalated more than %d calls within an hour", p.name, limit)
+			}
+		}
+	}
+	sent := 0
+	for _, x := range w.srv.Executed() {
+		if x.BatchID == "" {
+			sent++
+		}
+	}
+	if sent > told {
+		w.wrong("%d calls were sent in real time, and %d times it was told", sent, told)
+	}
+}
+
 // calledOff reports whether one of ours wanted a batch cancelled, even if the
 // provider did not hear of it or came to an end first.
 func (w *world) calledOff(batchID string) bool {
@@ -314,11 +362,14 @@ func (w *world) checkOrphans() {
 	for _, b := range w.known() {
 		known[b.BatchID], known[b.InputFileID] = true, true
 	}
+	blind := make(map[string]bool) // input files
+	for _, u := range w.srv.Uploads() {
+		blind[u.ID] = slices.ContainsFunc(u.Lines, func(l batchtest.Line) bool { return w.record.blind[l.CustomID] })
+	}
 	for _, b := range w.srv.Batches() {
 		ref := w.record.files[b.InputFileID]
-		blind := slices.ContainsFunc(b.Lines, func(l batchtest.BatchLine) bool { return w.record.blind[l.CustomID] })
 		switch {
-		case known[b.ID], known[b.InputFileID] && w.record.ids[b.ID] == "", w.record.ended[ref], blind:
+		case known[b.ID], known[b.InputFileID] && w.record.ids[b.ID] == "", w.record.ended[ref], blind[b.InputFileID]:
 		case w.record.discarded[ref] != "":
 			w.wrong("%s is forgotten: %s discarded it, though it was created", b.ID, w.record.discarded[ref])
 		default:

@@ -22,7 +22,7 @@ type errand struct {
 // runClient makes calls, one after the other or several at once.
 func (w *world) runClient(i int) {
 	d := newDice(w.seed, "client", i)
-	for range w.callsEach {
+	for n := range w.callsEach {
 		time.Sleep(d.between(0, w.length/time.Duration(w.callsEach)))
 		calls := 1
 		if d.chance(0.3) {
@@ -33,7 +33,30 @@ func (w *world) runClient(i int) {
 			own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
 			burst.Go(func() { w.call(own, i) })
 		}
+		if d.chance(0.1) {
+			hasty := newDice(w.seed, "flush", i, n)
+			burst.Go(func() { w.flush(hasty) })
+		}
 		burst.Wait()
+	}
+}
+
+// flush has a process send what it has queued.
+func (w *world) flush(d dice) {
+	time.Sleep(d.between(0, 2*w.options.BatchWindow))
+	p := w.pick(d)
+	if p == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	defer context.AfterFunc(p.gone, cancel)()
+	w.tally.add(countFlushes, 1)
+	began := time.Now()
+	err := p.tr.Flush(ctx)
+	p.tell("flushed: %v", err)
+	if took := time.Since(began); took > time.Hour {
+		w.wrong("%s: Flush outlived its context: %v", p.name, took)
 	}
 }
 
@@ -69,7 +92,8 @@ func (w *world) insist(d dice, client int, e *errand) {
 		}
 		w.tally.add(countTries, 1)
 		w.tell("client %d asks %s for %v (try %d, patience %v)", client, p.name, e.ident, try, patience)
-		if end := w.try(p, e, patience, deadline); end != "" {
+		a := attempt{e, patience, deadline, d.chance(0.05)}
+		if end := w.try(p, a); end != "" {
 			w.tell("client %d: %s", client, end)
 			return
 		}
@@ -93,18 +117,26 @@ func (w *world) pick(d dice) *replica {
 	return w.up[int(choice*float64(len(w.up)))]
 }
 
+// An attempt is one try of a call.
+type attempt struct {
+	*errand
+	patience time.Duration
+	deadline time.Duration // that it tells us, if not 0
+	hangsUp  bool          // in the middle of its answer
+}
+
 // try makes a call once. It returns how the call ended, or "" if it is to be
 // tried again.
-func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) string {
-	ctx, cancel := context.WithTimeout(context.Background(), min(patience, w.longest()))
+func (w *world) try(p *replica, e attempt) string {
+	ctx, cancel := context.WithTimeout(context.Background(), min(e.patience, w.longest()))
 	defer cancel()
 	defer context.AfterFunc(p.gone, cancel)()
 	began := time.Now()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+e.prompt.path, strings.NewReader(e.prompt.body))
 	req.Header.Set("Authorization", "Bearer "+e.key)
 	req.Header.Set("Content-Type", "application/json")
-	if deadline > 0 {
-		req.Header.Set("Autobatcher-Deadline", deadline.String())
+	if e.deadline > 0 {
+		req.Header.Set("Autobatcher-Deadline", e.deadline.String())
 	}
 	res, err := p.tr.RoundTrip(req)
 	if took := time.Since(began); took >= w.longest() {
@@ -117,11 +149,20 @@ func (w *world) try(p *replica, e *errand, patience, deadline time.Duration) str
 		return ""
 	}
 	defer res.Body.Close()
+	if e.hangsUp {
+		_, _ = io.CopyN(io.Discard, res.Body, 1)
+		cancel()
+		w.tell("%v hangs up on %s, in the middle of its answer", e.ident, p.name)
+		return ""
+	}
 	body, err := io.ReadAll(res.Body)
-	if err != nil {
+	switch {
+	case res.Header.Get("Autobatcher-Mode") == "realtime":
+		return w.weighRealtime(e.errand, res, body, err)
+	case err != nil:
 		w.wrong("%v: body: %v", e.ident, err)
 	}
-	return w.weigh(p, e, res, body)
+	return w.weigh(p, e.errand, res, body)
 }
 
 // longest is how long a call may take. A batch ends by its window and a day's

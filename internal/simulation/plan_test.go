@@ -122,6 +122,11 @@ func (p *plan) manage(d dice) {
 		Files:         []autobatcher.FilePolicy{"", "", autobatcher.FilesDelete, autobatcher.FilesExpire}[d.IntN(4)],
 	}
 	p.options.JournalRequired = p.required
+	if d.chance(0.15) {
+		p.options.Escalate = []autobatcher.Escalation{autobatcher.EscalateFailed, autobatcher.EscalateDeadline}[d.IntN(2)]
+		p.options.EscalateMargin = d.between(time.Second, turnaround)
+		p.options.EscalateLimit = []int{-1, 1, 2 + d.IntN(20)}[d.IntN(3)]
+	}
 	if d.chance(0.2) {
 		p.options.AbandonAfter = -1
 	}

@@ -38,8 +38,9 @@ type replica struct {
 	blind  time.Time // until then it does not reach the journal; guarded by mu
 	ending atomic.Bool
 
-	mu   sync.Mutex
-	luck map[string]dice // decides about its requests, by kind
+	mu        sync.Mutex
+	luck      map[string]dice // decides about its requests, by kind
+	escalated []time.Time
 }
 
 var errDead = errors.New("this process is dead")
@@ -52,6 +53,7 @@ func (w *world) start(name string, light func(*fuse)) *replica {
 		light(&p.fuse)
 	}
 	o := w.options
+	o.OnEvent = p.hear
 	o.Base = &way{p: p}
 	if w.base != nil {
 		o.Base = w.base(o.Base)
@@ -81,6 +83,15 @@ func (w *world) start(name string, light func(*fuse)) *replica {
 		w.up = append(w.up, p)
 	}
 	return p
+}
+
+// hear notes when the process sends calls in real time.
+func (p *replica) hear(e autobatcher.Event) {
+	if e.Name == autobatcher.CallEscalated {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.escalated = append(p.escalated, e.Time)
+	}
 }
 
 // recoverAll lets a process resume the batches of all keys.

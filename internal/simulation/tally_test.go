@@ -21,6 +21,8 @@ const (
 	countCalls      count = "calls"
 	countTries      count = "tries"
 	countAnswered   count = "calls answered"
+	countEscalated  count = "calls sent in real time"
+	countFlushes    count = "flushes"
 	countErrored    count = "calls that ended in an error"
 	countGaveUp     count = "calls given up"
 	countStarts     count = "processes started"
