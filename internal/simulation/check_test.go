@@ -30,7 +30,8 @@ import (
 //     are lines of a batch that was called off, since nobody is given them until
 //     it has ended; of one that the provider failed as a whole, since nobody is
 //     given them at all; and those whose result the provider lost or spoilt,
-//     since such a call rides again, as documented. Where the journal failed to
+//     since such a call rides again, as documented. Nor lines of batches that the
+//     journal has forgotten, long after their end. Where the journal failed to
 //     do something, the lines it was about may be paid for once more: calls go on
 //     without it, as documented. And where it was out of reach for longer than a
 //     lease, so that a process that lives was taken for dead, 2 is not checked.
@@ -74,6 +75,8 @@ func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) st
 	code := gjson.GetBytes(body, "error.code").String()
 	switch {
 	case code == "batch_not_submitted", code == "journal_failed" && w.required, code == "batch_deadline_exceeded":
+		return ""
+	case code == "realtime_failed" && p.isDead(): // nobody hears of it any more
 		return ""
 	case res.StatusCode < 300:
 		w.tally.add(countAnswered, 1)

@@ -149,7 +149,7 @@ func (w *world) try(p *replica, e attempt) string {
 		return ""
 	}
 	defer res.Body.Close()
-	if e.hangsUp {
+	if e.hangsUp && res.StatusCode < 300 {
 		_, _ = io.CopyN(io.Discard, res.Body, 1)
 		cancel()
 		w.tell("%v hangs up on %s, in the middle of its answer", e.ident, p.name)

@@ -212,7 +212,29 @@ func (h *hand) Forget(ctx context.Context, age time.Duration) (int, error) {
 	if h.p.isDead() {
 		return 0, errDead
 	}
-	return h.Store.Forget(ctx, age)
+	before := h.p.w.known()
+	n, err := h.Store.Forget(ctx, age)
+	if n > 0 {
+		h.p.w.noteForgotten(before)
+	}
+	return n, err
+}
+
+// noteForgotten lets what the journal has forgotten of these batches be paid for
+// again: nobody came back for it in time.
+func (w *world) noteForgotten(before []journal.Batch) {
+	known := make(map[string]bool)
+	for _, b := range w.known() {
+		known[b.Ref] = true
+	}
+	w.record.note(func() {
+		for _, b := range before {
+			if !known[b.Ref] {
+				w.tell("the journal forgets %s %q, with %d open lines", b.Ref, b.BatchID, b.Open)
+				w.record.excuse(b.Ref)
+			}
+		}
+	})
 }
 
 // A record is what processes told the journal, for the checks.
