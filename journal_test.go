@@ -222,6 +222,45 @@ func TestResultsThatCouldNotBeReadAreLookedForAgain(t *testing.T) {
 	})
 }
 
+// cancels counts the requests to cancel a batch.
+func (f *fleet) cancels() (n int) {
+	for _, r := range f.srv.Requests() {
+		if strings.HasSuffix(r.Path, "/cancel") {
+			n++
+		}
+	}
+	return n
+}
+
+func TestABatchThatHasEndedIsNotCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: time.Hour})
+		a := f.start(autobatcher.Options{})
+		ctx, leave := context.WithCancel(t.Context())
+		f.srv.Keep(batchtest.OpCancel, batchtest.HTML(503))
+		first := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		leave()
+		<-first
+		time.Sleep(3 * time.Minute)
+		asked := f.cancels()
+		if asked == 0 {
+			t.Fatal("nobody waits, and it is not cancelled")
+		}
+		list, _ := f.store.Batches(t.Context(), journal.Filter{})
+		if err := f.store.Advance(t.Context(), list[0].Owner, list[0].Ref, journal.Step{State: journal.Ended, Status: "completed"}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Minute)
+		if n := f.cancels(); n > asked {
+			t.Errorf("%d more requests to cancel a batch that has ended", n-asked)
+		}
+		if list, _ = f.store.Batches(t.Context(), journal.Filter{}); list[0].State != journal.Ended {
+			t.Errorf("the journal says that it is %s again", list[0].State)
+		}
+	})
+}
+
 func TestRecoverWatchesWhatAnEarlierProcessLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})

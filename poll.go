@@ -241,13 +241,28 @@ func (b *batch) cancelUpstream(ctx context.Context) {
 			return
 		}
 		wait, again := r.Next(err)
-		if !again || batchapi.Sleep(ctx, wait) != nil {
+		again = again && batchapi.Sleep(ctx, wait) == nil
+		if b.endedMeanwhile() {
+			b.emitError(BatchCancelFailed, errEnded)
+			return
+		}
+		if !again {
 			b.t.log.Warn("batch could not be cancelled", "batch", b.id, "error", err)
 			b.emitError(BatchCancelFailed, err)
 			b.runOn()
 			return
 		}
 	}
+}
+
+// errEnded is why a batch is not cancelled after all. At Doubleword that would
+// make a batch that has completed a cancelled one.
+var errEnded = errors.New("it has ended meanwhile")
+
+// endedMeanwhile reports whether somebody else has seen the batch's end.
+func (b *batch) endedMeanwhile() bool {
+	past, ok := b.t.ledger.Look(context.WithoutCancel(b.t.ctx), b.ref)
+	return ok && past.State == journal.Ended
 }
 
 // runOn takes back that the batch would be cancelled: it runs, and costs, and so

@@ -283,6 +283,9 @@ func (l *Ledger) Abandon(ctx context.Context, ref string) bool {
 
 // Look returns what the journal knows of a batch.
 func (l *Ledger) Look(ctx context.Context, ref string) (journal.Batch, bool) {
+	if l == nil || ref == "" {
+		return journal.Batch{}, false
+	}
 	var found []journal.Batch
 	l.say("look", l.do(ctx, func(ctx context.Context) (err error) {
 		found, err = l.store.Batches(ctx, journal.Filter{Ref: ref})
