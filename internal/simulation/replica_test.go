@@ -26,6 +26,7 @@ type replica struct {
 	w    *world
 	name string
 	tr   *autobatcher.Transport
+	hand *hand // on the journal; nil without one
 
 	gone context.Context // ends shortly after its death
 	cut  context.CancelFunc
@@ -59,7 +60,8 @@ func (w *world) start(name string, light func(*fuse)) *replica {
 		o.Base = w.base(o.Base)
 	}
 	if w.journal {
-		o.Journal = &hand{Store: w.store, p: p}
+		p.hand = &hand{Store: w.open(), p: p}
+		o.Journal = p.hand
 		if w.mutant.store != nil {
 			o.Journal = w.mutant.store(w, o.Journal)
 		}
@@ -134,6 +136,7 @@ func (p *replica) crash() {
 // decay ends what is left of a process. What was answered in the instant of
 // its death still arrives, since a client reads what is in its socket.
 func (p *replica) decay() {
+	p.letGo()
 	time.Sleep(time.Millisecond)
 	p.cut()
 	p.conclude(func() { p.tr.Close() })
@@ -144,6 +147,15 @@ func (p *replica) decay() {
 func (p *replica) conclude(f func()) {
 	if p.ending.CompareAndSwap(false, true) {
 		f()
+		p.letGo()
+	}
+}
+
+// letGo closes its hand on the journal. Of a process that dies the operating
+// system does the same.
+func (p *replica) letGo() {
+	if p.hand != nil {
+		p.hand.Close()
 	}
 }
 

@@ -10,7 +10,8 @@ import (
 )
 
 var (
-	simulations = flag.Int("seeds", 12, "how many schedules TestSimulation plays, from seed 1 on")
+	simulations = flag.Uint64("seeds", 12, "how many schedules TestSimulation plays")
+	firstSeed   = flag.Uint64("from", 1, "the first of them")
 	oneSeed     = flag.Uint64("seed", 0, "the only schedule TestSimulation plays")
 )
 
@@ -28,7 +29,7 @@ func TestSimulation(t *testing.T) {
 	}
 	var sum tally
 	t.Run("", func(t *testing.T) {
-		for seed := uint64(1); seed <= uint64(*simulations); seed++ {
+		for seed := *firstSeed; seed < *firstSeed+*simulations; seed++ {
 			t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 				t.Parallel()
 				if wrongs := simulate(t, seed, mutant{}, &sum); len(wrongs) > 0 {
@@ -57,6 +58,7 @@ func simulate(t *testing.T, seed uint64, m mutant, sum *tally) (wrongs []string)
 		w := newWorld(t, seed, m)
 		w.play()
 		w.check()
+		w.store.Close()
 		w.tally.addTo(sum)
 		wrongs = w.wrongs
 		if *oneSeed != 0 {

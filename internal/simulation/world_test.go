@@ -19,7 +19,8 @@ type world struct {
 	mutant
 	*testing.T
 	srv    *batchtest.Server
-	store  journal.Store
+	open   func() journal.Store // as another process would
+	store  journal.Store        // for the checks
 	begin  time.Time
 	over   chan struct{} // closed when the clients are done
 	calm   atomic.Bool   // the journal does not fail any more
@@ -56,8 +57,17 @@ func newWorld(t *testing.T, seed uint64, m mutant) *world {
 	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
-	w.store = journal.NewMemory()
+	w.open = newJournal(w)
+	w.store = w.open()
 	return w
+}
+
+// newJournal makes a journal and says how to open it.
+var newJournal = inMemory
+
+func inMemory(*world) func() journal.Store {
+	store := journal.NewMemory()
+	return func() journal.Store { return store }
 }
 
 // tell adds to the story that a replay shows.

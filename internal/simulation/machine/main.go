@@ -42,7 +42,8 @@ func main() {
 
 // settings are what the flags say.
 type settings struct {
-	seed, seeds   uint64
+	seed          uint64
+	from, seeds   uint64
 	order, orders uint64
 	parallel      int
 	twice         bool
@@ -52,7 +53,8 @@ func (s *settings) parse(args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("machine", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Uint64Var(&s.seed, "seed", 0, "play this schedule only, and tell its story")
-	flags.Uint64Var(&s.seeds, "seeds", 100, "how many schedules to play, from seed 1 on")
+	flags.Uint64Var(&s.seeds, "seeds", 100, "how many schedules to play")
+	flags.Uint64Var(&s.from, "from", 1, "the first of them")
 	flags.Uint64Var(&s.order, "order", 0, "the order of goroutines to play them in, a seed of its own")
 	flags.Uint64Var(&s.orders, "orders", 1, "in how many orders to play each, from that one on")
 	flags.IntVar(&s.parallel, "parallel", runtime.NumCPU(), "how many to play at once; each takes up to 2 GB of memory")
@@ -71,11 +73,11 @@ func (s *settings) parse(args []string, stderr io.Writer) error {
 
 // schedules are those to be played.
 func (s *settings) schedules() (all []schedule) {
-	first, last := uint64(1), s.seeds
+	first, end := s.from, s.from+s.seeds
 	if s.seed != 0 {
-		first, last = s.seed, s.seed
+		first, end = s.seed, s.seed+1
 	}
-	for seed := first; seed <= last; seed++ {
+	for seed := first; seed < end; seed++ {
 		for order := s.order; order < s.order+s.orders; order++ {
 			all = append(all, schedule{seed, order})
 		}
