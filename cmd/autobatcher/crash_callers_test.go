@@ -100,7 +100,7 @@ const maxTries = 60
 // askPatiently makes a call, and again with the same bytes after what an SDK takes for
 // passing: a broken connection, 408, 409, 429 and 5xx.
 func (c *callers) askPatiently(prompt string, urls []string) (string, error) {
-	body := []byte(`{"model":"m","messages":[{"role":"user","content":"` + prompt + `"}]}`)
+	body := chatBody(prompt)
 	var err error
 	for try := range maxTries {
 		var text string

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"database/sql"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"regexp"
 	"strings"
@@ -49,6 +51,30 @@ func httpMain() {
 	if res.StatusCode >= 400 {
 		os.Exit(1)
 	}
+}
+
+// sqlMain is another program that uses a SQLite file:
+//
+//	sql FILE STATEMENT         runs a statement
+//	sql FILE locked PROGRAM…   runs a program while it keeps the file locked
+func sqlMain() {
+	db, err := sql.Open("sqlite", os.Args[1])
+	must(err)
+	db.SetMaxOpenConns(1)
+	if os.Args[2] != "locked" {
+		_, err = db.Exec(os.Args[2])
+		must(err)
+		return
+	}
+	_, err = db.Exec("begin immediate")
+	must(err)
+	cmd := exec.Command(os.Args[3], os.Args[4:]...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	err = cmd.Run()
+	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
+		os.Exit(failed.ExitCode())
+	}
+	must(err)
 }
 
 // childMain is a program for autobatcher run to run.

@@ -31,7 +31,7 @@ import (
 //	                              the exit code must be CODE (0). Then NAME.out
 //	                              and NAME.err hold what it wrote
 //	await PATTERN NAME            until it has written what matches
-//	http … and child …            see programs_test.go
+//	http …, child … and sql …     see programs_test.go
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -57,7 +57,7 @@ func TestScript(t *testing.T) {
 const promptly = "atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"autobatcher": main, "http": httpMain, "child": childMain})
+	testscript.Main(m, map[string]func(){"autobatcher": main, "http": httpMain, "child": childMain, "sql": sqlMain})
 }
 
 func scriptExits(ts *testscript.TestScript, neg bool, args []string) {

@@ -71,15 +71,22 @@ func (s *Server) start() error {
 	if err != nil {
 		return err
 	}
+	return s.Up()
+}
+
+// Up starts a server that is down.
+func (s *Server) Up() error {
 	options := "-c listen_addresses='' -c max_connections=200 -k " + s.dir
 	return s.run("pg_ctl", "start", "--wait", "--pgdata", s.data(), "--log", filepath.Join(s.dir, "log"), "--options", options)
 }
 
-// Stop ends the server and removes all it kept.
-func (s *Server) Stop() error {
-	err := s.run("pg_ctl", "stop", "--wait", "--mode", "immediate", "--pgdata", s.data())
-	return errors.Join(err, os.RemoveAll(s.dir))
+// Down ends the server at once, as a crash does. It keeps what it has.
+func (s *Server) Down() error {
+	return s.run("pg_ctl", "stop", "--wait", "--mode", "immediate", "--pgdata", s.data())
 }
+
+// Stop ends the server and removes all it kept.
+func (s *Server) Stop() error { return errors.Join(s.Down(), os.RemoveAll(s.dir)) }
 
 // NewDatabase makes an empty database and returns its URL.
 func (s *Server) NewDatabase(ctx context.Context) (string, error) {
