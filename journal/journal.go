@@ -198,9 +198,10 @@ type Store interface {
 	// Batches lists the batches, those begun first in front.
 	Batches(ctx context.Context, f Filter) ([]Batch, error)
 
-	// Forget forgets the batches that ended at least this long ago and of
-	// which nobody holds a line, and says how many they were.
-	Forget(ctx context.Context, age time.Duration) (int, error)
+	// Forget forgets the batches that ended at least so long ago, and those that
+	// nobody carries on and that were begun at least so long ago, and says how
+	// many they were. A batch of which somebody holds a line is kept.
+	Forget(ctx context.Context, ended, begun time.Duration) (int, error)
 
 	// Close frees what the Store needs. Owners whose heartbeats went through
 	// it are not heard of any more; a backend may know them for dead at once.

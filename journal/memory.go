@@ -340,12 +340,13 @@ func (b *memoryBatch) counted() Batch {
 }
 
 // Forget implements Store.
-func (m *Memory) Forget(_ context.Context, age time.Duration) (int, error) {
+func (m *Memory) Forget(_ context.Context, ended, begun time.Duration) (int, error) {
 	m.lock()
 	defer m.mu.Unlock()
 	before := len(m.batches)
 	maps.DeleteFunc(m.batches, func(_ string, b *memoryBatch) bool {
-		return b.State == Ended && time.Since(b.Ended) >= age && b.held() == 0
+		old := b.State == Ended && time.Since(b.Ended) >= ended || b.Owner == "" && time.Since(b.Began) >= begun
+		return old && b.held() == 0
 	})
 	return before - len(m.batches), nil
 }

@@ -31,6 +31,11 @@ const (
 
 	// sweep is how often old batches are forgotten.
 	sweep = time.Hour
+
+	// lifetime is how long a batch can be of use whose account nobody came back
+	// with, so that its end was never seen: the longest completion window, two
+	// weeks, and the 30 days for which OpenAI keeps results.
+	lifetime = 45 * 24 * time.Hour
 )
 
 // ErrFailed is wrapped by the errors of a journal that is required.
@@ -117,7 +122,7 @@ func (l *Ledger) beat(ctx context.Context) error {
 func (l *Ledger) forget(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	n, err := l.store.Forget(ctx, l.keepFor)
+	n, err := l.store.Forget(ctx, l.keepFor, max(l.keepFor, lifetime))
 	if n > 0 {
 		l.log.Info("journal: forgot batches nobody came back for", "batches", n)
 	}

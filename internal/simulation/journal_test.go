@@ -208,12 +208,12 @@ func (h *hand) Batches(ctx context.Context, f journal.Filter) (found []journal.B
 	return found, nil
 }
 
-func (h *hand) Forget(ctx context.Context, age time.Duration) (int, error) {
+func (h *hand) Forget(ctx context.Context, ended, begun time.Duration) (int, error) {
 	if h.p.isDead() {
 		return 0, errDead
 	}
 	before := h.p.w.known()
-	n, err := h.Store.Forget(ctx, age)
+	n, err := h.Store.Forget(ctx, ended, begun)
 	if n > 0 {
 		h.p.w.noteForgotten(before)
 	}

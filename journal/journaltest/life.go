@@ -180,17 +180,35 @@ var lifeTests = []test{
 		s.ok(s.Release(s.Context(), "a", "open", []int{0}))
 		s.ok(s.Deliver(s.Context(), "a", "done", []int{0}))
 
-		n, err := s.Forget(s.Context(), time.Hour)
-		s.ok(err)
-		if n != 0 {
-			s.Errorf("forgot %d that ended just now, want 0", n)
-		}
-		n, err = s.Forget(s.Context(), 0)
-		s.ok(err)
-		if n != 2 {
-			s.Errorf("forgot %d, want 2", n)
-		}
+		s.forgets(0, long, long)
+		s.forgets(2, 0, long)
 		s.same("left", s.refs(journal.Filter{}), "running", "held")
 		s.same("taken", s.take("b", "p"))
 	}},
+	{"what nobody carries on is forgotten in the end", func(s *suite) {
+		s.alive("a", "b")
+		s.running("a", "mine", "p")
+		s.ok(s.Release(s.Context(), "a", "mine", []int{0}))
+		for _, state := range []journal.State{journal.Uploading, journal.Creating, journal.Running, journal.Cancelling, journal.Ended} {
+			s.begin("b", string(state), "q")
+			s.advance("b", string(state), journal.Step{State: state})
+		}
+		s.begin("b", "held", "r")
+		s.gone("b")
+		s.same("taken", s.take("a", "r"), "held/0")
+		s.forgets(0, long, long)
+		s.forgets(5, long, 0)
+		s.same("left", s.refs(journal.Filter{}), "mine", "held")
+		s.same("taken", s.take("a", "q"))
+	}},
+}
+
+// forgets checks how many batches Forget forgets.
+func (s *suite) forgets(want int, ended, begun time.Duration) {
+	s.Helper()
+	n, err := s.Forget(s.Context(), ended, begun)
+	s.ok(err)
+	if n != want {
+		s.Errorf("Forget(%v, %v) = %d, want %d", ended, begun, n, want)
+	}
 }

@@ -123,7 +123,7 @@ var raceTests = []test{
 				return store.Advance(s.Context(), "a", "one", journal.Step{State: journal.Running})
 			},
 			func(store journal.Store) error {
-				_, err := store.Forget(s.Context(), 0)
+				_, err := store.Forget(s.Context(), 0, long)
 				return err
 			},
 			func(store journal.Store) error {

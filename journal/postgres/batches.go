@@ -188,12 +188,14 @@ func (s *Store) Batches(ctx context.Context, f journal.Filter) (all []journal.Ba
 }
 
 // Forget implements journal.Store.
-func (s *Store) Forget(ctx context.Context, age time.Duration) (forgotten int, err error) {
+func (s *Store) Forget(ctx context.Context, ended, begun time.Duration) (forgotten int, err error) {
 	err = s.update(ctx, func(tx pgx.Tx) error {
 		rows, err := tx.Query(ctx, `
-			select id from autobatcher.batches where state = $1 and ended <= clock_timestamp() - $2::interval
+			select id from autobatcher.batches
+			where state = $1 and ended <= clock_timestamp() - $2::interval
+				or owner is null and began <= clock_timestamp() - $3::interval
 			order by id for update`,
-			journal.Ended, age)
+			journal.Ended, ended, begun)
 		if err != nil {
 			return err
 		}

@@ -196,12 +196,12 @@ func (s *Store) Batches(ctx context.Context, f journal.Filter) (all []journal.Ba
 }
 
 // Forget implements journal.Store.
-func (s *Store) Forget(ctx context.Context, age time.Duration) (forgotten int, err error) {
+func (s *Store) Forget(ctx context.Context, ended, begun time.Duration) (forgotten int, err error) {
 	err = s.update(ctx, func(tx *sql.Tx) error {
 		old, err := numbers(tx.QueryContext(ctx, `
-			select id from batches b where state = ? and ended <= ?
+			select id from batches b where (state = ? and ended <= ? or owner is null and began <= ?)
 				and not exists (select 1 from lines where batch = b.id and owner is not null)`,
-			journal.Ended, now()-age.Microseconds()))
+			journal.Ended, now()-ended.Microseconds(), now()-begun.Microseconds()))
 		if err != nil {
 			return err
 		}
