@@ -36,6 +36,7 @@ func Run(t *testing.T, fresh Fresh) {
 		{"hold", holdTests},
 		{"lease", leaseTests},
 		{"race", raceTests},
+		{"model", modelTests},
 	} {
 		for _, test := range group.tests {
 			t.Run(group.name+"/"+test.name, func(t *testing.T) { test.run(newSuite(t, fresh(t))) })
