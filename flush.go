@@ -394,21 +394,44 @@ func (b *batch) uploadAndCreate() error {
 	if b.api, err = b.client(); err != nil {
 		return err
 	}
-	lines := b.calls
-	file := line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i].Line }}
 	if err := b.journalBegin(); err != nil {
 		return err
 	}
-	expiry := b.t.opts.fileExpiry()
-	upload := batchapi.Upload{Name: "batch-" + uuid.NewString() + ".jsonl", Model: b.models[0], Expiry: expiry}
+	r := batchapi.Retries{Patience: createPatience}
+	for {
+		if err = b.upload(); err == nil {
+			err = b.create()
+		}
+		if !errors.Is(err, batchapi.ErrSpent) {
+			return err
+		}
+		b.state.InputFileID = ""
+		wait, again := r.Next(err)
+		if !again || batchapi.Sleep(b.t.ctx, wait) != nil {
+			return err
+		}
+	}
+}
+
+// createPatience is how long a batch is uploaded and created again whose create
+// was not answered, and came to nothing.
+const createPatience = 30 * time.Minute
+
+// upload uploads the input file.
+func (b *batch) upload() error {
+	lines := b.calls
+	file := line.File{Lines: len(lines), At: func(i int) *line.Line { return &lines[i].Line }}
+	upload := batchapi.Upload{Name: "batch-" + uuid.NewString() + ".jsonl", Model: b.models[0], Expiry: b.t.opts.fileExpiry()}
 	fileID, err := b.api.UploadPatiently(b.t.ctx, upload, file, b.t.log)
 	if err != nil {
 		return err
 	}
 	b.state.InputFileID = fileID
-	if err := b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Uploaded, InputFileID: fileID}); err != nil {
-		return err
-	}
+	return b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Uploaded, InputFileID: fileID})
+}
+
+// create makes the batch of the file that was uploaded.
+func (b *batch) create() error {
 	if b.desert() {
 		return errDeserted // while it was uploaded
 	}
@@ -419,8 +442,8 @@ func (b *batch) uploadAndCreate() error {
 		return err
 	}
 	made, err := b.api.CreateOnce(ctx, batchapi.CreateParams{
-		InputFileID: fileID, Endpoint: b.profile.Endpoint(b.suffix),
-		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata, OutputExpiry: expiry,
+		InputFileID: b.state.InputFileID, Endpoint: b.profile.Endpoint(b.suffix),
+		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata, OutputExpiry: b.t.opts.fileExpiry(),
 	}, b.t.log)
 	if err != nil {
 		return err

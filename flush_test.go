@@ -1,9 +1,11 @@
 package autobatcher_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"regexp"
 	"slices"
@@ -611,11 +613,46 @@ func TestLostCreateIsAdopted(t *testing.T) {
 	})
 	setup{}.run(t, "not created after all", func(s *scene) {
 		s.srv.Control(batchtest.OpCreate, batchtest.Reset())
-		if r := s.chat("a").wait(); r.status != 200 || r.at > 40*time.Second {
+		if r := s.chat("a").wait(); r.status != 200 || r.at > 45*time.Second {
 			s.Errorf("status %d at %v", r.status, r.at)
 		}
 		s.sent(1)
 	})
+}
+
+// A gateway that gives up tells nothing of the request behind it: it may arrive
+// later than anybody looks for its batch. Its file is gone by then.
+func TestACreateThatArrivesLateFindsNoFile(t *testing.T) {
+	for _, late := range []time.Duration{time.Second, 5 * time.Second, 14 * time.Second, 20 * time.Second, time.Minute, time.Hour} {
+		first := true
+		slow := func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(req *http.Request) (*http.Response, error) {
+				if !first || req.Method != http.MethodPost || !strings.HasSuffix(req.URL.Path, "/batches") {
+					return next.RoundTrip(req)
+				}
+				first = false
+				body, _ := io.ReadAll(req.Body)
+				go func() {
+					time.Sleep(late)
+					again := req.Clone(context.Background())
+					again.Body = io.NopCloser(bytes.NewReader(body))
+					if res, err := next.RoundTrip(again); err == nil {
+						res.Body.Close()
+					}
+				}()
+				return nil, errors.New("gateway timeout")
+			})
+		}
+		setup{base: slow}.run(t, late.String(), func(s *scene) {
+			if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
+				s.Errorf("status %d at %v", r.status, r.at)
+			}
+			s.until(2 * time.Hour)
+			if n := len(s.srv.Executed()); n != 1 {
+				s.Errorf("%d lines were paid for, want 1", n)
+			}
+		})
+	}
 }
 
 // What was just written is not always visible at once.

@@ -530,18 +530,19 @@ func (b *batch) settlePast() bool {
 // lookForPast looks for a batch whose owner died before it wrote down its id.
 func (b *batch) lookForPast() bool {
 	if b.past == journal.Creating {
-		found, err := b.api.Adopt(b.t.ctx, b.state.InputFileID, b.created)
-		if err != nil {
-			b.lost(err) // it may exist: better no answer than to pay twice
-			return false
-		}
-		if found.ID != "" {
+		found, err := b.api.Settle(b.t.ctx, b.state.InputFileID, b.created, b.t.log)
+		switch {
+		case err == nil:
 			b.become(found.ID)
 			_ = b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Running, BatchID: b.id}) // it runs in any case
 			return true
+		case errors.Is(err, batchapi.ErrUnsure):
+			b.lost(err) // it may exist: better no answer than to pay twice
+			return false
 		}
+	} else {
+		b.discardInput(nil)
 	}
-	b.discardInput(nil)
 	b.t.ledger.Discard(b.t.ctx, b.ref)
 	b.startOver()
 	return false

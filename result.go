@@ -332,19 +332,10 @@ func (b *batch) delivered() bool {
 	}
 }
 
-// delete deletes a file, as well as that can be done within a minute.
+// delete deletes a file, as well as that can be done.
 func (b *batch) delete(fileID string) {
-	r := batchapi.Retries{Patience: time.Minute}
-	for {
-		err := b.api.Delete(b.t.ctx, fileID)
-		if err == nil {
-			return
-		}
-		wait, again := r.Next(err)
-		if !again || batchapi.Sleep(b.t.ctx, wait) != nil {
-			b.t.log.Warn("file not deleted", "batch", b.id, "file", fileID, "error", err)
-			return
-		}
+	if err := b.api.DeletePatiently(b.t.ctx, fileID); err != nil {
+		b.t.log.Warn("file not deleted", "batch", b.id, "file", fileID, "error", err)
 	}
 }
 

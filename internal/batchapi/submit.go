@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -22,13 +23,20 @@ const (
 	clockSkew = 5 * time.Minute
 )
 
-// adoptDelays are how long after a lost answer the list is searched: a list may
+// lookDelays are how long after a lost answer the list is searched: a list may
 // lag behind what was created.
-var adoptDelays = []time.Duration{3 * time.Second, 10 * time.Second}
+var lookDelays = []time.Duration{3 * time.Second, 10 * time.Second}
 
-// ErrUnsure is wrapped by the error of a create that may have made a batch which
-// could not be found. Creating another would risk paying twice.
-var ErrUnsure = errors.New("it is not known whether the batch was created")
+// What may become of a create that was not answered, beside the batch.
+var (
+	// ErrUnsure is wrapped by the error of a create that may have made a batch
+	// which could not be found. Creating another would risk paying twice.
+	ErrUnsure = errors.New("it is not known whether the batch was created")
+
+	// ErrSpent is wrapped by the error of a create that surely made no batch, and
+	// never will, since its input file is deleted.
+	ErrSpent = errors.New("the batch was not created, and its input file was deleted")
+)
 
 // UploadPatiently uploads an input file, and again while that may help.
 // Repeating it costs a stray file at the most.
@@ -48,7 +56,8 @@ func (c *Client) UploadPatiently(ctx context.Context, u Upload, file line.File, 
 }
 
 // CreateOnce creates a batch, and never two: after a failure that may have
-// created it all the same, it looks for the batch before it tries again.
+// created it all the same, it looks for the batch. If there is none, the error
+// wraps ErrSpent.
 func (c *Client) CreateOnce(ctx context.Context, p CreateParams, log *slog.Logger) (Batch, error) {
 	r := Retries{Patience: submitPatience, Unseen: unseenPatience}
 	for {
@@ -56,14 +65,11 @@ func (c *Client) CreateOnce(ctx context.Context, p CreateParams, log *slog.Logge
 		made, err := c.Create(ctx, p)
 		if ambiguous(err) {
 			log.Warn("create was not answered, looking for its batch", "error", err)
-			found, sure := c.adopt(ctx, p.InputFileID, began)
-			if found.ID != "" {
-				log.Warn("adopted a batch whose create was not answered", "batch", found.ID)
-				return found, nil
+			found, doubt := c.Settle(ctx, p.InputFileID, began, log)
+			if doubt != nil {
+				return Batch{}, fmt.Errorf("%w: %w", doubt, err)
 			}
-			if !sure {
-				return Batch{}, fmt.Errorf("%w: %w", ErrUnsure, err)
-			}
+			return found, nil
 		}
 		wait, again := r.Next(err)
 		if !again {
@@ -81,20 +87,33 @@ func ambiguous(err error) bool {
 	return errors.As(err, &failed) && failed.Ambiguous()
 }
 
-// Adopt looks for the batch of an input file that a process was about to create
-// when it died. No batch and no error means that there surely is none.
-func (c *Client) Adopt(ctx context.Context, fileID string, began time.Time) (Batch, error) {
-	found, sure := c.adopt(ctx, fileID, began)
-	if !sure {
-		return Batch{}, ErrUnsure
+// Settle finds out what became of a create that was not answered, by its input
+// file, which no other batch has. If the list shows no such batch, the create may
+// yet be on its way: a gateway that gave up tells nothing of what is behind it.
+// So Settle deletes the file, without which there will be no batch, and looks
+// once more. The error is ErrSpent or ErrUnsure.
+func (c *Client) Settle(ctx context.Context, fileID string, began time.Time, log *slog.Logger) (Batch, error) {
+	found, sure := c.look(ctx, fileID, began)
+	if found.ID == "" && sure {
+		if err := c.DeletePatiently(ctx, fileID); err != nil {
+			log.Warn("the input file could not be deleted: a create that is on its way yet would be a second batch", "file", fileID, "error", err)
+		}
+		found, sure = c.look(ctx, fileID, began)
 	}
-	return found, nil
+	switch {
+	case found.ID != "":
+		log.Warn("adopted a batch whose create was not answered", "batch", found.ID)
+		return found, nil
+	case sure:
+		return Batch{}, ErrSpent
+	}
+	return Batch{}, ErrUnsure
 }
 
-// adopt looks for a batch whose create was not answered, by its input file. It
-// is sure that there is none only if the list could be read each time.
-func (c *Client) adopt(ctx context.Context, fileID string, began time.Time) (found Batch, sure bool) {
-	for _, delay := range adoptDelays {
+// look looks for the batch of an input file. It is sure that there is none only
+// if the list could be read each time.
+func (c *Client) look(ctx context.Context, fileID string, began time.Time) (found Batch, sure bool) {
+	for _, delay := range lookDelays {
 		r := Retries{Patience: submitPatience}
 		for again := true; again; {
 			if Sleep(ctx, delay) != nil {
@@ -110,6 +129,28 @@ func (c *Client) adopt(ctx context.Context, fileID string, began time.Time) (fou
 		}
 	}
 	return Batch{}, true
+}
+
+// deletePatience is how long deleting a file is tried.
+const deletePatience = time.Minute
+
+// DeletePatiently deletes a file, and again while that may help. A file that is
+// not there is deleted.
+func (c *Client) DeletePatiently(ctx context.Context, fileID string) error {
+	r := Retries{Patience: deletePatience}
+	for {
+		err := c.Delete(ctx, fileID)
+		if gone := (*Error)(nil); errors.As(err, &gone) && gone.Status == http.StatusNotFound {
+			return nil
+		}
+		wait, again := r.Next(err)
+		if !again {
+			return err
+		}
+		if Sleep(ctx, wait) != nil {
+			return err
+		}
+	}
 }
 
 // Sleep waits, or returns why ctx ended first.

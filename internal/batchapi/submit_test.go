@@ -30,6 +30,7 @@ func mustURL(t testing.TB, text string) *url.URL {
 // answer stands.
 type script struct {
 	creates, lists []func() (*http.Response, error)
+	deleted        []string
 }
 
 func (s *script) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -37,8 +38,12 @@ func (s *script) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 	}
 	turns := &s.lists
-	if req.Method == http.MethodPost {
+	switch req.Method {
+	case http.MethodPost:
 		turns = &s.creates
+	case http.MethodDelete:
+		s.deleted = append(s.deleted, req.URL.Path)
+		return answer(200, "{}"), nil
 	}
 	next := (*turns)[0]
 	if len(*turns) > 1 {
@@ -79,51 +84,61 @@ func TestCreateOnce(t *testing.T) {
 		creates func(t *testing.T) turns
 		lists   func(t *testing.T) turns
 		id      string
-		unsure  bool
-		status  int // of the error
+		is      error // the error, where it is one of ours
+		status  int   // of the error
 	}{
 		{
-			"answered", func(t *testing.T) turns { return turns{says(200, made), fail(t, "created twice")} }, forbidden, "b", false, 0,
+			"answered", func(t *testing.T) turns { return turns{says(200, made), fail(t, "created twice")} }, forbidden, "b", nil, 0,
 		},
 		{
 			"lost, and found in the list",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{listed(batchOf("other"), batchOf("f"))} }, "b-f", false, 0,
+			func(*testing.T) turns { return turns{listed(batchOf("other"), batchOf("f"))} }, "b-f", nil, 0,
 		},
 		{
 			"lost, and found at the second look",
 			func(t *testing.T) turns { return turns{says(502, "<html>"), fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{listed(), listed(batchOf("f"))} }, "b-f", false, 0,
+			func(*testing.T) turns { return turns{listed(), listed(batchOf("f"))} }, "b-f", nil, 0,
 		},
 		{
 			"lost before it was made",
-			func(t *testing.T) turns { return turns{reset, says(200, made), fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{listed(batchOf("other"))} }, "b", false, 0,
+			func(t *testing.T) turns { return turns{reset, fail(t, "created twice, of one file")} },
+			func(*testing.T) turns { return turns{listed(batchOf("other"))} }, "", batchapi.ErrSpent, 0,
+		},
+		{
+			"lost, and made before the file was deleted",
+			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
+			func(*testing.T) turns { return turns{listed(), listed(), listed(batchOf("f"))} }, "b-f", nil, 0,
+		},
+		{
+			"lost, and the list breaks after the file was deleted",
+			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
+			func(*testing.T) turns { return turns{listed(), listed(), says(404, "{}")} }, "", batchapi.ErrUnsure, 0,
 		},
 		{
 			"an answer without sense",
 			func(t *testing.T) turns { return turns{says(200, "<html>"), fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{listed(batchOf("f"))} }, "b-f", false, 0,
+			func(*testing.T) turns { return turns{listed(batchOf("f"))} }, "b-f", nil, 0,
 		},
 		{
 			"lost, and the list is broken for a while",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{reset, says(503, "{}"), says(429, "{}"), listed(batchOf("f"))} }, "b-f", false, 0,
+			func(*testing.T) turns { return turns{reset, says(503, "{}"), says(429, "{}"), listed(batchOf("f"))} }, "b-f", nil, 0,
 		},
 		{
 			"lost, and there is no list",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{says(404, "{}")} }, "", true, 0,
+			func(*testing.T) turns { return turns{says(404, "{}")} }, "", batchapi.ErrUnsure, 0,
 		},
 		{
 			"lost, and the list is a page",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{says(200, "<html>")} }, "", true, 0,
+			func(*testing.T) turns { return turns{says(200, "<html>")} }, "", batchapi.ErrUnsure, 0,
 		},
 		{
 			"lost, and the list is no list",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{says(200, `{"message":"not here"}`)} }, "", true, 0,
+			func(*testing.T) turns { return turns{says(200, `{"message":"not here"}`)} }, "", batchapi.ErrUnsure, 0,
 		},
 		{
 			"lost, and the list has no end",
@@ -134,37 +149,37 @@ func TestCreateOnce(t *testing.T) {
 					page++
 					return answer(200, fmt.Sprintf(`{"object":"list","data":[{"id":"b%d","input_file_id":"x"}],"has_more":true}`, page)), nil
 				}}
-			}, "", true, 0,
+			}, "", batchapi.ErrUnsure, 0,
 		},
 		{
 			"a list that never comes",
 			func(t *testing.T) turns { return turns{reset, fail(t, "created twice")} },
-			func(*testing.T) turns { return turns{says(500, "{}")} }, "", true, 0,
+			func(*testing.T) turns { return turns{says(500, "{}")} }, "", batchapi.ErrUnsure, 0,
 		},
 		{
-			"refused", func(t *testing.T) turns { return turns{says(400, "{}"), fail(t, "created twice")} }, forbidden, "", false, 400,
+			"refused", func(t *testing.T) turns { return turns{says(400, "{}"), fail(t, "created twice")} }, forbidden, "", nil, 400,
 		},
 		{
-			"the file is not seen yet", func(t *testing.T) turns { return turns{says(404, "{}"), says(404, "{}"), says(200, made)} }, forbidden, "b", false, 0,
+			"the file is not seen yet", func(t *testing.T) turns { return turns{says(404, "{}"), says(404, "{}"), says(200, made)} }, forbidden, "b", nil, 0,
 		},
 		{
-			"the file is never seen", func(t *testing.T) turns { return turns{says(404, "{}")} }, forbidden, "", false, 404,
+			"the file is never seen", func(t *testing.T) turns { return turns{says(404, "{}")} }, forbidden, "", nil, 404,
 		},
 		{
-			"too fast", func(t *testing.T) turns { return turns{says(429, "{}", "Retry-After", "60"), says(200, made)} }, forbidden, "b", false, 0,
+			"too fast", func(t *testing.T) turns { return turns{says(429, "{}", "Retry-After", "60"), says(200, made)} }, forbidden, "b", nil, 0,
 		},
 		{
 			"no quota", func(t *testing.T) turns {
 				return turns{says(429, `{"error":{"code":"insufficient_quota","message":"m"}}`), fail(t, "created twice")}
-			}, forbidden, "", false, 429,
+			}, forbidden, "", nil, 429,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := openai(t, &script{tt.creates(t), tt.lists(t)})
+				c := openai(t, &script{creates: tt.creates(t), lists: tt.lists(t)})
 				began := time.Now()
 				b, err := c.CreateOnce(t.Context(), batchapi.CreateParams{InputFileID: "f"}, discard)
-				if b.ID != tt.id || (err == nil) != (tt.id != "") || errors.Is(err, batchapi.ErrUnsure) != tt.unsure {
+				if b.ID != tt.id || (err == nil) != (tt.id != "") || tt.is != nil && !errors.Is(err, tt.is) {
 					t.Errorf("%+v, %v", b, err)
 				}
 				if tt.status != 0 && failure(t, err).Status != tt.status {
@@ -172,6 +187,66 @@ func TestCreateOnce(t *testing.T) {
 				}
 				if d := time.Since(began); d > 2*time.Hour {
 					t.Errorf("took %v", d)
+				}
+			})
+		})
+	}
+}
+
+// The file is deleted when the list does not show its batch, and not before; that
+// it cannot be deleted is no reason to create again at once.
+func TestSettle(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		lists   []func() (*http.Response, error)
+		deleted int
+		is      error
+	}{
+		{"found", []func() (*http.Response, error){listed(batchOf("f"))}, 0, nil},
+		{"no list", []func() (*http.Response, error){says(404, "{}")}, 0, batchapi.ErrUnsure},
+		{"found late", []func() (*http.Response, error){listed(), listed(), listed(), listed(batchOf("f"))}, 1, nil},
+		{"not there", []func() (*http.Response, error){listed()}, 1, batchapi.ErrSpent},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &script{lists: tt.lists}
+				b, err := openai(t, s).Settle(t.Context(), "f", time.Now(), discard)
+				if !errors.Is(err, tt.is) || (b.ID == "b-f") != (tt.is == nil) {
+					t.Errorf("%+v, %v", b, err)
+				}
+				if len(s.deleted) != tt.deleted || tt.deleted > 0 && s.deleted[0] != "/v1/files/f" {
+					t.Errorf("deleted %q", s.deleted)
+				}
+			})
+		})
+	}
+}
+
+func TestDeletePatiently(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answers []func() (*http.Response, error)
+		fails   bool
+	}{
+		{"deleted", []func() (*http.Response, error){says(200, "{}")}, false},
+		{"gone already", []func() (*http.Response, error){says(404, "{}")}, false},
+		{"busy for a while", []func() (*http.Response, error){says(503, "{}"), reset, says(200, "{}")}, false},
+		{"forbidden", []func() (*http.Response, error){says(403, "{}")}, true},
+		{"broken", []func() (*http.Response, error){says(500, "{}")}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				w := &wire{answer: func(sent, int) (*http.Response, error) {
+					n++
+					return tt.answers[min(n, len(tt.answers))-1]()
+				}}
+				began := time.Now()
+				if err := openai(t, w).DeletePatiently(t.Context(), "f"); (err != nil) != tt.fails {
+					t.Error(err)
+				}
+				if took := time.Since(began); took > time.Minute {
+					t.Errorf("took %v", took)
 				}
 			})
 		})

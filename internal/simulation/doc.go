@@ -5,7 +5,7 @@
 //
 // It is all tests. They play a number of schedules, on all processors:
 //
-//	go test -run 'TestSimulation$' -seeds 1000 ./internal/simulation
+//	go test ./internal/simulation -run 'TestSimulation$' -seeds 1000
 //
 // What a schedule is follows from its seed, but for one thing: which of the
 // goroutines that are ready at the same instant runs first. In a machine of

@@ -44,7 +44,10 @@ type replica struct {
 	escalated []time.Time
 }
 
-var errDead = errors.New("this process is dead")
+var (
+	errDead    = errors.New("this process is dead")
+	errGateway = errors.New("gateway timeout")
+)
 
 // start starts a process that takes calls. light, if not nil, sets its fuse.
 func (w *world) start(name string, light func(*fuse)) *replica {
@@ -275,7 +278,8 @@ type way struct{ p *replica }
 
 type passage struct {
 	there, back time.Duration
-	arrives     bool // though its sender has gone
+	arrives     bool          // though its sender has gone
+	late        time.Duration // a gateway gives up at once, and the request arrives so much later
 	shuffled    uint64
 }
 
@@ -329,8 +333,21 @@ func (v *way) pass(sender context.Context, req *http.Request) (*http.Response, e
 	w := v.p.w
 	var how passage
 	v.p.decide(kindOf(req), func(d dice) {
-		how = passage{d.between(0, w.latency), d.between(0, w.latency), d.chance(0.5), d.Uint64()}
+		how = passage{there: d.between(0, w.latency), back: d.between(0, w.latency), arrives: d.chance(0.5), shuffled: d.Uint64()}
+		if w.storms && d.chance(0.03) {
+			how.late = d.between(time.Second, 2*time.Minute)
+		}
 	})
+	if how.late > 0 && isCreate(req) {
+		v.p.tell("a gateway gives up, %v before the create arrives", how.late)
+		go func() {
+			time.Sleep(how.late)
+			if res, err := w.srv.Transport().RoundTrip(req); err == nil {
+				res.Body.Close()
+			}
+		}()
+		return nil, errGateway
+	}
 	time.Sleep(how.there)
 	if (sender.Err() != nil || v.p.isDead()) && !how.arrives {
 		return nil, errDead
