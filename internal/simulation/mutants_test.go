@@ -26,6 +26,7 @@ type mutant struct {
 // as it can be: the Transport notices nothing.
 var mutants = []mutant{
 	{name: "a create is retried blindly", base: blindCreate, says: "were paid for"},
+	{name: "input files stay, for creates that arrive late", base: keepFiles, says: "were paid for"},
 	{name: "a batch is made with another key", base: otherKey, says: "was answered by a line of key-"},
 	{name: "answers are swapped between keys", base: swapAnswers(true), says: "its line's answer is"},
 	{name: "answers are swapped between lines", base: swapAnswers(false), says: "its line's answer is"},
@@ -88,6 +89,19 @@ func blindCreate(next http.RoundTripper) http.RoundTripper {
 		again := req.Clone(req.Context())
 		again.Body = io.NopCloser(bytes.NewReader(body))
 		return next.RoundTrip(again)
+	})
+}
+
+// keepFiles says that files are deleted, and does nothing.
+func keepFiles(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(req *http.Request) (*http.Response, error) {
+		if req.Method != http.MethodDelete {
+			return next.RoundTrip(req)
+		}
+		return &http.Response{
+			StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}},
+			Body: io.NopCloser(strings.NewReader(`{"deleted":true}`)), Request: req,
+		}, nil
 	})
 }
 
