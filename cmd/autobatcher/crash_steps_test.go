@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +46,11 @@ var steps = []step{
 		name: "uploaded, not told", window: "0.2", provider: "openai", op: batchtest.OpUpload, fault: behind, strays: 1,
 	},
 	{name: "creating", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: before, slow: true},
+	{
+		// The list does not show the batch when it is looked for, and it would be
+		// made after all, had its file not been deleted.
+		name: "creating, behind a slow gateway", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: belatedly, slow: true,
+	},
 	{name: "created, not told", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: behind},
 	{
 		name: "created, just told", window: "0.2", provider: "openai", op: batchtest.OpCreate, fault: during,
@@ -94,6 +100,22 @@ func before(reached chan<- struct{}) batchtest.Fault {
 func behind(reached chan<- struct{}) batchtest.Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		batchtest.Proceed(httptest.NewRecorder(), r)
+		return before(reached)(w, r)
+	}
+}
+
+// belatedly does what is asked a while after the client has died: when its
+// successor has looked for the batch.
+func belatedly(reached chan<- struct{}) batchtest.Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		body, _ := io.ReadAll(r.Body)
+		later := r.Clone(context.WithoutCancel(r.Context()))
+		later.Body = io.NopCloser(bytes.NewReader(body))
+		go func() {
+			<-r.Context().Done()
+			time.Sleep(20 * time.Second)
+			batchtest.Proceed(httptest.NewRecorder(), later)
+		}()
 		return before(reached)(w, r)
 	}
 }
