@@ -1,9 +1,7 @@
 package postgres
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net"
 	"strconv"
 
@@ -11,10 +9,11 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/journal/internal/trouble"
 )
 
 // advice is what to do about each trouble.
-var advice = map[error]string{
+var advice = trouble.Advice{
 	journal.ErrNewer:    "run the newer version, or give this one a database of its own",
 	journal.ErrDamaged:  "restore the database, or drop its schema autobatcher; batches that run upstream are then unknown here, and their calls would be paid for again",
 	journal.ErrFull:     "make room on the server's disk",
@@ -22,36 +21,12 @@ var advice = map[error]string{
 	journal.ErrBusy:     "see in pg_stat_activity who holds the lock",
 }
 
-// explain says which journal is in trouble, what the trouble is, and what to do.
-// What package journal says a Store refuses is passed on as it is.
-func (s *Store) explain(err error) error {
-	switch {
-	case err == nil, refused(err):
-		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	}
-	kind := kindOf(err)
-	if kind == nil {
-		return fmt.Errorf("journal %s: %w", s.name, err)
-	}
-	if errors.Is(err, kind) {
-		return fmt.Errorf("journal %s: %w (%s)", s.name, err, advice[kind])
-	}
-	return fmt.Errorf("journal %s: %w: %w (%s)", s.name, kind, err, advice[kind])
-}
-
-func refused(err error) bool {
-	return errors.Is(err, journal.ErrLapsed) || errors.Is(err, journal.ErrNotOwner) ||
-		errors.Is(err, journal.ErrNoBatch) || errors.Is(err, journal.ErrExists)
-}
+func (s *Store) explain(err error) error { return advice.Explain(s.name, err, kindOf(err)) }
 
 // kindOf tells which of package journal's troubles an error is.
 func kindOf(err error) error {
-	for kind := range advice {
-		if errors.Is(err, kind) {
-			return kind
-		}
+	if kind := advice.Kind(err); kind != nil {
+		return kind
 	}
 	var failed *pgconn.PgError
 	if !errors.As(err, &failed) {

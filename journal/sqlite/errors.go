@@ -1,9 +1,7 @@
 package sqlite
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"syscall"
 
@@ -11,10 +9,11 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/journal/internal/trouble"
 )
 
 // advice is what to do about each trouble.
-var advice = map[error]string{
+var advice = trouble.Advice{
 	journal.ErrNewer:     "run the newer version, or give this one a journal of its own",
 	journal.ErrDamaged:   "move the file away and begin a new one; batches that run upstream are then unknown here, and their calls would be paid for again",
 	journal.ErrFull:      "make room on its disk",
@@ -23,36 +22,12 @@ var advice = map[error]string{
 	journal.ErrNetworkFS: "SQLite's write-ahead log gets damaged there: keep the journal on a local disk, or in PostgreSQL",
 }
 
-// explain says which journal is in trouble, what the trouble is, and what to do.
-// What package journal says a Store refuses is passed on as it is.
-func (s *Store) explain(err error) error {
-	switch {
-	case err == nil, refused(err):
-		return err
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	}
-	kind := kindOf(err)
-	switch {
-	case kind == nil:
-		return fmt.Errorf("journal %s: %w", s.path, err)
-	case errors.Is(err, kind):
-		return fmt.Errorf("journal %s: %w (%s)", s.path, err, advice[kind])
-	}
-	return fmt.Errorf("journal %s: %w: %w (%s)", s.path, kind, err, advice[kind])
-}
-
-func refused(err error) bool {
-	return errors.Is(err, journal.ErrLapsed) || errors.Is(err, journal.ErrNotOwner) ||
-		errors.Is(err, journal.ErrNoBatch) || errors.Is(err, journal.ErrExists)
-}
+func (s *Store) explain(err error) error { return advice.Explain(s.path, err, kindOf(err)) }
 
 // kindOf tells which of package journal's troubles an error is.
 func kindOf(err error) error {
-	for kind := range advice {
-		if errors.Is(err, kind) {
-			return kind
-		}
+	if kind := advice.Kind(err); kind != nil {
+		return kind
 	}
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
