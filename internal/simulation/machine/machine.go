@@ -22,7 +22,8 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 )
 
-// A machine plays schedules. It may play several at once.
+// A machine plays schedules. It may play several at once. It lasts as long as the
+// process.
 type machine struct {
 	runtime wazero.Runtime
 	program wazero.CompiledModule
@@ -50,18 +51,13 @@ func build(ctx context.Context, stderr io.Writer) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &machine{runtime: wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfig().WithCloseOnContextDone(true))}
+	m := &machine{runtime: wazero.NewRuntime(ctx)}
 	if _, err := wasi_snapshot_preview1.Instantiate(ctx, m.runtime); err != nil {
-		return nil, errors.Join(err, m.close(ctx))
+		return nil, err
 	}
 	m.program, err = m.runtime.CompileModule(experimental.WithCompilationWorkers(ctx, runtime.NumCPU()), program)
-	if err != nil {
-		return nil, errors.Join(err, m.close(ctx))
-	}
-	return m, nil
+	return m, err
 }
-
-func (m *machine) close(ctx context.Context) error { return m.runtime.Close(ctx) }
 
 // A schedule is what happens, and the order of what happens at the same instant.
 type schedule struct{ seed, order uint64 }
@@ -95,22 +91,32 @@ func (m *machine) play(ctx context.Context, s schedule) *outcome {
 		// The collector decides by how much was allocated who runs next. Without
 		// it, what is told for the sake of a story changes nothing.
 		WithEnv("GOGC", "off").WithEnv("GOMEMLIMIT", "1500MiB")
+	ended := make(chan error, 1)
+	go func() { ended <- m.run(config) }()
+	select {
+	case err := <-ended:
+		o := &outcome{schedule: s, story: story.Bytes(), err: err}
+		if err == nil {
+			o.err = o.readTally()
+		}
+		return o
+	case <-ctx.Done(): // what could stop it would make every step slower
+		return &outcome{schedule: s, err: context.Cause(ctx)}
+	}
+}
+
+// run runs the program to its end.
+func (m *machine) run(config wazero.ModuleConfig) error {
+	ctx := context.Background()
 	instance, err := m.runtime.InstantiateModule(ctx, m.program, config)
 	if instance != nil {
 		_ = instance.Close(ctx) // it has ended
 	}
 	var exit *sys.ExitError
-	switch {
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
-	case errors.As(err, &exit):
-		err = fmt.Errorf("exit status %d", exit.ExitCode())
+	if errors.As(err, &exit) {
+		return fmt.Errorf("exit status %d", exit.ExitCode())
 	}
-	o := &outcome{schedule: s, story: story.Bytes(), err: err}
-	if o.err == nil {
-		o.err = o.readTally()
-	}
-	return o
+	return err
 }
 
 // readTally finds the tally: the story's last line but for "PASS".

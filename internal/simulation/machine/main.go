@@ -96,7 +96,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer m.close(context.WithoutCancel(ctx))
 	sum, failed := playAll(ctx, m, &s, stdout, stderr)
 	if err := context.Cause(ctx); err != nil {
 		return err
