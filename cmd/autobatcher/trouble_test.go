@@ -115,4 +115,3 @@ func TestPostgresGoesAway(t *testing.T) {
 func chatBody(prompt string) []byte {
 	return []byte(`{"model":"m","messages":[{"role":"user","content":"` + prompt + `"}]}`)
 }
-

@@ -122,6 +122,24 @@ var leaseTests = []test{
 		s.counts("one", 1, 2, 0)
 		s.claims("a", true)
 	}},
+	{"an owner that lapsed and asks first goes on as it was", func(s *suite) {
+		s.beat("a", time.Second)
+		s.begin("a", "one", "p")
+		s.until("the lease has run out", func() bool {
+			_, err := s.TakeOver(s.Context(), "a", payer, hashes("p"))
+			return errors.Is(err, journal.ErrLapsed)
+		})
+		for range 2 {
+			s.alive("a")
+			if _, err := s.TakeOver(s.Context(), "a", payer, hashes("q")); err != nil {
+				s.Errorf("TakeOver after a heartbeat: %v", err)
+			}
+		}
+		s.ok(s.Hold(s.Context(), "a", "one", []int{0}))
+		s.counts("one", 0, 1, 0)
+		s.alive("b")
+		s.same("by another", s.take("b", "p"))
+	}},
 	{"what is held again is held", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p", "q")

@@ -22,7 +22,7 @@ func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration
 		case err != nil:
 			return err
 		case lease <= 0:
-			return s.end(ctx, tx, id)
+			return end(ctx, tx, id)
 		case id == 0:
 			id, lock, err = s.join(ctx, tx, owner, lease)
 			return err
@@ -31,6 +31,9 @@ func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration
 			now(), now()+lease.Microseconds(), id)
 		return err
 	})
+	if lease <= 0 && err == nil {
+		s.unlock(id)
+	}
 	if lock == nil {
 		return fresh, err
 	}
@@ -54,11 +57,9 @@ func (s *Store) join(ctx context.Context, tx *sql.Tx, owner string, lease time.D
 	return id, lock, err
 }
 
-// end ends an owner's lease and opens all it holds.
-func (s *Store) end(ctx context.Context, tx *sql.Tx, id int64) error {
-	if id == 0 {
-		return nil
-	}
+// end ends an owner's lease and opens all it holds. When that is committed its
+// lock is to be opened, too.
+func end(ctx context.Context, tx *sql.Tx, id int64) error {
 	for _, change := range []string{
 		`delete from owners where id = ?`,
 		`update batches set owner = null where owner = ?`,
@@ -68,28 +69,35 @@ func (s *Store) end(ctx context.Context, tx *sql.Tx, id int64) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// unlock opens the locks of owners whose leases have ended, and removes them.
+func (s *Store) unlock(owners ...int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if lock := s.alive[id]; lock != nil {
-		lock.Close()
-		delete(s.alive, id)
+	for _, id := range owners {
+		if lock := s.alive[id]; lock != nil {
+			lock.Close()
+			delete(s.alive, id)
+		}
+		os.Remove(s.lockPath(id))
 	}
-	os.Remove(s.lockPath(id))
-	return nil
 }
 
 // lockPath is the file that an owner keeps locked as long as it lives.
 func (s *Store) lockPath(id int64) string { return fmt.Sprintf("%s-owner-%d", s.path, id) }
 
-// bury ends the leases of owners that died, or were not heard of for too long.
-func (s *Store) bury(ctx context.Context, tx *sql.Tx) error {
+// bury ends the leases of owners that died, or were not heard of for too long,
+// and returns who they were.
+func (s *Store) bury(ctx context.Context, tx *sql.Tx) ([]int64, error) {
 	dead, err := s.dead(ctx, tx)
 	for _, id := range dead {
-		if err := s.end(ctx, tx, id); err != nil {
-			return err
+		if err := end(ctx, tx, id); err != nil {
+			return nil, err
 		}
 	}
-	return err
+	return dead, err
 }
 
 func (s *Store) dead(ctx context.Context, tx *sql.Tx) (dead []int64, err error) {

@@ -164,12 +164,17 @@ func (s *Store) Key(ctx context.Context) (key journal.Hash, err error) {
 // update changes the journal, wholly or not at all. What belongs to dead owners
 // is opened first.
 func (s *Store) update(ctx context.Context, change func(tx *sql.Tx) error) error {
-	return s.transact(ctx, func(tx *sql.Tx) error {
-		if err := s.bury(ctx, tx); err != nil {
+	var dead []int64
+	err := s.transact(ctx, func(tx *sql.Tx) (err error) {
+		if dead, err = s.bury(ctx, tx); err != nil {
 			return err
 		}
 		return change(tx)
 	})
+	if err == nil { // else they are not buried after all
+		s.unlock(dead...)
+	}
+	return err
 }
 
 func (s *Store) transact(ctx context.Context, change func(tx *sql.Tx) error) error {
