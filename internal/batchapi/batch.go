@@ -29,6 +29,10 @@ type Batch struct {
 	Counts       Counts
 	ExpiresAt    time.Time
 	Problems     []Problem
+
+	// FileDeleted says that Settle deleted the input file before it found the
+	// batch, which may fail for want of it.
+	FileDeleted bool
 }
 
 // Counts is a batch's request_counts.

@@ -91,14 +91,20 @@ func ambiguous(err error) bool {
 // file, which no other batch has. If the list shows no such batch, the create may
 // yet be on its way: a gateway that gave up tells nothing of what is behind it.
 // So Settle deletes the file, without which there will be no batch, and looks
-// once more. The error is ErrSpent or ErrUnsure.
+// once more. The error is ErrSpent or ErrUnsure: a file that cannot be deleted
+// leaves room for doubt.
 func (c *Client) Settle(ctx context.Context, fileID string, began time.Time, log *slog.Logger) (Batch, error) {
+	if fileID == "" {
+		return Batch{}, ErrUnsure // any batch might be the one
+	}
 	found, sure := c.look(ctx, fileID, began)
 	if found.ID == "" && sure {
-		if err := c.DeletePatiently(ctx, fileID); err != nil {
-			log.Warn("the input file could not be deleted: a create that is on its way yet would be a second batch", "file", fileID, "error", err)
+		err := c.delete(ctx, fileID, Retries{Patience: submitPatience, Unseen: unseenPatience})
+		if err != nil {
+			log.Warn("the input file could not be deleted, so that a create may be on its way yet", "file", fileID, "error", err)
 		}
 		found, sure = c.look(ctx, fileID, began)
+		found.FileDeleted, sure = err == nil, sure && err == nil
 	}
 	switch {
 	case found.ID != "":
@@ -131,25 +137,26 @@ func (c *Client) look(ctx context.Context, fileID string, began time.Time) (foun
 	return Batch{}, true
 }
 
-// deletePatience is how long deleting a file is tried.
+// deletePatience is how long deleting a file is tried that is only in the way.
 const deletePatience = time.Minute
 
 // DeletePatiently deletes a file, and again while that may help. A file that is
 // not there is deleted.
 func (c *Client) DeletePatiently(ctx context.Context, fileID string) error {
-	r := Retries{Patience: deletePatience}
+	return c.delete(ctx, fileID, Retries{Patience: deletePatience})
+}
+
+func (c *Client) delete(ctx context.Context, fileID string, r Retries) error {
 	for {
 		err := c.Delete(ctx, fileID)
-		if gone := (*Error)(nil); errors.As(err, &gone) && gone.Status == http.StatusNotFound {
+		wait, again := r.Next(err)
+		switch gone := (*Error)(nil); {
+		case again && Sleep(ctx, wait) == nil:
+			continue
+		case errors.As(err, &gone) && gone.Status == http.StatusNotFound && ctx.Err() == nil:
 			return nil
 		}
-		wait, again := r.Next(err)
-		if !again {
-			return err
-		}
-		if Sleep(ctx, wait) != nil {
-			return err
-		}
+		return err
 	}
 }
 

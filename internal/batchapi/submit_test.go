@@ -26,11 +26,11 @@ func mustURL(t testing.TB, text string) *url.URL {
 	return u
 }
 
-// A script answers creates and lists in turns; when it has run out, the last
-// answer stands.
+// A script answers creates, lists and deletes in turns; when it has run out, the
+// last answer stands. Without an answer to a delete, deleting works.
 type script struct {
-	creates, lists []func() (*http.Response, error)
-	deleted        []string
+	creates, lists, deletes []func() (*http.Response, error)
+	deleted                 []string
 }
 
 func (s *script) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -43,7 +43,10 @@ func (s *script) RoundTrip(req *http.Request) (*http.Response, error) {
 		turns = &s.creates
 	case http.MethodDelete:
 		s.deleted = append(s.deleted, req.URL.Path)
-		return answer(200, "{}"), nil
+		if s.deletes == nil {
+			return answer(200, "{}"), nil
+		}
+		turns = &s.deletes
 	}
 	next := (*turns)[0]
 	if len(*turns) > 1 {
@@ -193,23 +196,29 @@ func TestCreateOnce(t *testing.T) {
 	}
 }
 
-// The file is deleted when the list does not show its batch, and not before; that
-// it cannot be deleted is no reason to create again at once.
+// The file is deleted when the list does not show its batch, and not before; if it
+// cannot be deleted, it cannot be known that there will be no batch.
 func TestSettle(t *testing.T) {
+	type answers = []func() (*http.Response, error)
 	for _, tt := range []struct {
 		name    string
-		lists   []func() (*http.Response, error)
-		deleted int
+		lists   answers
+		deletes answers
+		deleted int // requests
 		is      error
 	}{
-		{"found", []func() (*http.Response, error){listed(batchOf("f"))}, 0, nil},
-		{"no list", []func() (*http.Response, error){says(404, "{}")}, 0, batchapi.ErrUnsure},
-		{"found late", []func() (*http.Response, error){listed(), listed(), listed(), listed(batchOf("f"))}, 1, nil},
-		{"not there", []func() (*http.Response, error){listed()}, 1, batchapi.ErrSpent},
+		{"found", answers{listed(batchOf("f"))}, nil, 0, nil},
+		{"no list", answers{says(404, "{}")}, nil, 0, batchapi.ErrUnsure},
+		{"found late", answers{listed(), listed(), listed(), listed(batchOf("f"))}, nil, 1, nil},
+		{"not there", answers{listed()}, nil, 1, batchapi.ErrSpent},
+		{"deleted at the second try", answers{listed()}, answers{reset, says(200, "{}")}, 2, batchapi.ErrSpent},
+		{"not to be seen at first", answers{listed()}, answers{says(404, "{}"), says(200, "{}")}, 2, batchapi.ErrSpent},
+		{"must not be deleted", answers{listed()}, answers{says(403, "{}")}, 1, batchapi.ErrUnsure},
+		{"found though it must not be", answers{listed(), listed(), listed(batchOf("f"))}, answers{says(403, "{}")}, 1, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &script{lists: tt.lists}
+				s := &script{lists: tt.lists, deletes: tt.deletes}
 				b, err := openai(t, s).Settle(t.Context(), "f", time.Now(), discard)
 				if !errors.Is(err, tt.is) || (b.ID == "b-f") != (tt.is == nil) {
 					t.Errorf("%+v, %v", b, err)
