@@ -86,6 +86,7 @@ type batch struct {
 	tokens     int64  // estimate of what it enqueues
 	entered    bool   // the gate
 	created    time.Time
+	spent      bool      // its input file was deleted before it was found to exist
 	seen       bool      // told of at least once
 	cancelling time.Time // since when the provider says so
 	output     resultFile
@@ -270,6 +271,7 @@ func (b *batch) run() {
 	if b.rejected() {
 		return
 	}
+	b.leaveGate() // nothing of it is enqueued any more
 	b.harvest()
 }
 
@@ -407,14 +409,14 @@ func (b *batch) uploadAndCreate() error {
 		}
 		b.state.InputFileID = ""
 		wait, again := r.Next(err)
-		if !again || batchapi.Sleep(b.t.ctx, wait) != nil {
+		if !again || batchapi.Sleep(b.t.ctx, wait) != nil || b.creations().Wait(b.t.ctx) != nil {
 			return err
 		}
 	}
 }
 
-// createPatience is how long a batch is uploaded and created again whose create
-// was not answered, and came to nothing.
+// createPatience is how long, after a create that was not answered and came to
+// nothing, another round of upload and create may begin.
 const createPatience = 30 * time.Minute
 
 // upload uploads the input file.
@@ -438,7 +440,7 @@ func (b *batch) create() error {
 	// Close must not tear a create apart, or nobody would know of the batch.
 	ctx, cancel := lingering(b.t.ctx, createLinger)
 	defer cancel()
-	if err := b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Creating}); err != nil {
+	if err := b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Creating, InputFileID: b.state.InputFileID}); err != nil {
 		return err
 	}
 	made, err := b.api.CreateOnce(ctx, batchapi.CreateParams{
@@ -449,14 +451,14 @@ func (b *batch) create() error {
 		return err
 	}
 	b.begin(made)
-	_ = b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Running, BatchID: b.id}) // it runs, whether that is written down or not
+	b.t.ledger.Runs(ctx, b.ref, b.id)
 	return nil
 }
 
 // begin notes that the batch runs.
 func (b *batch) begin(made batchapi.Batch) {
 	made.InputFileID = b.state.InputFileID
-	b.state, b.created = made, time.Now()
+	b.state, b.created, b.spent = made, time.Now(), made.FileDeleted
 	b.t.mu.Lock()
 	b.id = made.ID
 	b.t.mu.Unlock()
@@ -534,25 +536,20 @@ func (b *batch) refused(err error) {
 	if b.t.ctx.Err() != nil {
 		return // Close tells the callers
 	}
-	if errors.Is(err, ledger.ErrTaken) {
+	b.closeToOthers()
+	switch {
+	case errors.Is(err, ledger.ErrTaken):
 		b.t.log.Warn("the journal gave the batch to another process before it was created; its calls ride again", "calls", b.size)
 		b.discardInput(err)
 		b.startOver()
 		return
-	}
-	if errors.Is(err, errDeserted) {
+	case errors.Is(err, errDeserted):
 		b.discardInput(err)
 		b.t.ledger.Discard(b.t.ctx, b.ref)
 		return
 	}
 	b.t.log.Error("batch could not be submitted", "error", err, "calls", b.size, "endpoint", b.path)
 	b.emitError(BatchSubmissionFailed, err)
-	b.discardInput(err)
-	if errors.Is(err, batchapi.ErrUnsure) {
-		b.t.ledger.End(b.t.ctx, b.ref, unknown) // so that nobody waits for it to be created
-	} else {
-		b.t.ledger.Discard(b.t.ctx, b.ref)
-	}
 	var failed *batchapi.Error
 	if errors.As(err, &failed) {
 		p := batchapi.Problem{Line: failed.Line(), Code: failed.Code(), Message: failed.Message()}
@@ -564,6 +561,12 @@ func (b *batch) refused(err error) {
 		}
 	}
 	b.settleRest(submissionAnswer(err))
+	b.discardInput(err)
+	if errors.Is(err, batchapi.ErrUnsure) {
+		b.t.ledger.End(b.t.ctx, b.ref, "", unknown) // so that nobody waits for it to be created
+	} else {
+		b.t.ledger.Discard(b.t.ctx, b.ref)
+	}
 }
 
 // discardInput deletes the file of a batch that surely was not created.
@@ -591,11 +594,13 @@ const (
 // rides again.
 func (b *batch) rejected() bool {
 	ran := b.state.Counts.Completed + b.state.Counts.Failed // a provider may name files that hold nothing
-	if b.state.Status != "failed" || len(b.state.Problems) == 0 || ran > 0 || b.rides >= maxRides {
+	if b.state.Status != "failed" || len(b.state.Problems) == 0 && !b.spent || ran > 0 || b.rides >= maxRides {
 		return false
 	}
 	if p, ok := b.problem("token_limit_exceeded"); ok {
 		b.holdBack(p)
+	} else if b.spent {
+		b.respawn(waitedFor(b.lines()), 0) // for want of the file that we deleted
 	} else if !b.blame(b.state.Problems) && !b.halveForLine() {
 		return false
 	}

@@ -620,30 +620,34 @@ func TestLostCreateIsAdopted(t *testing.T) {
 	})
 }
 
+// lateCreate is a gateway that gives up the first create, which arrives later.
+func lateCreate(late time.Duration) func(http.RoundTripper) http.RoundTripper {
+	first := true
+	return func(next http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			if !first || req.Method != http.MethodPost || !strings.HasSuffix(req.URL.Path, "/batches") {
+				return next.RoundTrip(req)
+			}
+			first = false
+			body, _ := io.ReadAll(req.Body)
+			go func() {
+				time.Sleep(late)
+				again := req.Clone(context.Background())
+				again.Body = io.NopCloser(bytes.NewReader(body))
+				if res, err := next.RoundTrip(again); err == nil {
+					res.Body.Close()
+				}
+			}()
+			return nil, errors.New("gateway timeout")
+		})
+	}
+}
+
 // A gateway that gives up tells nothing of the request behind it: it may arrive
 // later than anybody looks for its batch. Its file is gone by then.
 func TestACreateThatArrivesLateFindsNoFile(t *testing.T) {
 	for _, late := range []time.Duration{time.Second, 5 * time.Second, 14 * time.Second, 20 * time.Second, time.Minute, time.Hour} {
-		first := true
-		slow := func(next http.RoundTripper) http.RoundTripper {
-			return roundTripper(func(req *http.Request) (*http.Response, error) {
-				if !first || req.Method != http.MethodPost || !strings.HasSuffix(req.URL.Path, "/batches") {
-					return next.RoundTrip(req)
-				}
-				first = false
-				body, _ := io.ReadAll(req.Body)
-				go func() {
-					time.Sleep(late)
-					again := req.Clone(context.Background())
-					again.Body = io.NopCloser(bytes.NewReader(body))
-					if res, err := next.RoundTrip(again); err == nil {
-						res.Body.Close()
-					}
-				}()
-				return nil, errors.New("gateway timeout")
-			})
-		}
-		setup{base: slow}.run(t, late.String(), func(s *scene) {
+		setup{base: lateCreate(late)}.run(t, late.String(), func(s *scene) {
 			if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
 				s.Errorf("status %d at %v", r.status, r.at)
 			}
@@ -744,6 +748,14 @@ func TestACreateThatStaysUnknown(t *testing.T) {
 			s.sent(1)
 		})
 	}
+	setup{base: lateCreate(time.Minute)}.run(t, "its file may not be deleted", func(s *scene) {
+		s.srv.Keep(batchtest.OpDeleteFile, batchtest.HTML(403))
+		s.chat("a").wait().fails("batch_create_unknown")
+		s.until(2 * time.Hour)
+		if n := len(s.srv.Executed()); n != 1 {
+			s.Errorf("%d lines were paid for, want the one of the late batch", n)
+		}
+	})
 	setup{}.run(t, "found on a later page", func(s *scene) {
 		s.srv.Control(batchtest.OpCreate, func(w http.ResponseWriter, r *http.Request) bool {
 			batchtest.Proceed(&recorded{header: http.Header{}}, r)

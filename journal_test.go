@@ -282,3 +282,223 @@ func TestRecoverWatchesWhatAnEarlierProcessLeft(t *testing.T) {
 		f.wantPaid(1, 1)
 	})
 }
+
+// Someone takes a line over while its owner goes on. What it then knows of the
+// batch is old by the time it acts.
+func TestATakenLineOfABatchThatIsBeingCreated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a, b, c := f.start(autobatcher.Options{}), f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		f.srv.Control(batchtest.OpUpload, batchtest.Delay(21*time.Second))
+		ctx, leave := context.WithCancel(t.Context())
+		a.ask(t.Context(), "other")
+		first := a.ask(ctx, "one") // a uploads it from 10 s to 35 s
+		time.Sleep(15 * time.Second)
+		leave()
+		<-first
+		time.Sleep(time.Second)
+		again := b.ask(t.Context(), "one")
+		b.ask(t.Context(), "new")
+		time.Sleep(9 * time.Second)
+		c.cut() // so that b, which takes the line at 26 s, waits for more until 40 s
+		time.Sleep(12 * time.Second)
+		if n := len(f.srv.Batches()); n != 1 {
+			t.Fatalf("%d batches, want the one of a", n)
+		}
+		a.Close() // and b becomes the one who carries it on
+		f.wantAnswer(again, "one")
+		time.Sleep(time.Hour)
+		f.wantPaid(3, 2)
+	})
+}
+
+// A moody journal fails a number of times when it is asked for one batch, or
+// told to discard one.
+type moody struct {
+	journal.Store
+	looks, discards atomic.Int32 // how many are left until one fails, and how many fail
+}
+
+func (m *moody) Batches(ctx context.Context, f journal.Filter) ([]journal.Batch, error) {
+	if f.Ref != "" && m.looks.Add(-1) == 0 {
+		return nil, errors.New("connection reset")
+	}
+	return m.Store.Batches(ctx, f)
+}
+
+func (m *moody) Discard(ctx context.Context, owner, ref string) error {
+	if m.discards.Add(-1) >= 0 {
+		return errors.New("connection reset")
+	}
+	return m.Store.Discard(ctx, owner, ref)
+}
+
+func TestAFailedLookIsNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		a := f.start(autobatcher.Options{})
+		far := &moody{Store: f.store}
+		far.looks.Store(5)
+		f.store = far
+		b := f.start(autobatcher.Options{})
+		f.srv.Control(batchtest.OpUpload, batchtest.Delay(60*time.Second))
+		ctx, leave := context.WithCancel(t.Context())
+		other, first := a.ask(t.Context(), "other"), a.ask(ctx, "one")
+		time.Sleep(15 * time.Second)
+		leave()
+		<-first
+		time.Sleep(time.Second)
+		f.wantAnswer(b.ask(t.Context(), "one"), "one")
+		f.wantAnswer(other, "other")
+		f.wantPaid(2, 1)
+		if left := far.looks.Load(); left >= 0 {
+			t.Errorf("no look failed: %d were left", left)
+		}
+	})
+}
+
+// Whoever took over a line of a batch that is not created waits to hear of it.
+func TestADiscardThatFailsIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		well := f.store
+		far := &moody{Store: well}
+		far.discards.Store(3)
+		f.store = far
+		a := f.start(autobatcher.Options{})
+		f.store = well
+		b := f.start(autobatcher.Options{})
+		f.srv.Control(batchtest.OpUpload, func(w http.ResponseWriter, r *http.Request) bool {
+			time.Sleep(time.Minute)
+			return batchtest.Status(http.StatusRequestEntityTooLarge, nil, `{"error":{"message":"no"}}`)(w, r)
+		})
+		ctx, leave := context.WithCancel(t.Context())
+		a.ask(t.Context(), "other")
+		first := a.ask(ctx, "one")
+		time.Sleep(15 * time.Second)
+		leave()
+		<-first
+		time.Sleep(time.Second)
+		r := <-b.ask(t.Context(), "one")
+		if r.status != http.StatusOK || r.at > 15*time.Minute {
+			t.Errorf("%d, %v at %v; want an answer from a batch of its own", r.status, r.err, r.at)
+		}
+	})
+}
+
+// An owner that never says what became of its batch is not waited for for ever.
+func TestSilenceAboutABatchEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{})
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		stuck := make(chan struct{})
+		f.srv.Control(batchtest.OpUpload, func(http.ResponseWriter, *http.Request) bool { <-stuck; return true })
+		ctx, leave := context.WithCancel(t.Context())
+		a.ask(t.Context(), "other")
+		first := a.ask(ctx, "one")
+		time.Sleep(15 * time.Second)
+		leave()
+		<-first
+		for range 30 { // a lives, and uploads; nobody says how long
+			time.Sleep(time.Second)
+		}
+		r := <-b.ask(t.Context(), "one")
+		close(stuck)
+		if r.status == 0 || r.at > 4*time.Hour {
+			t.Errorf("%d, %v at %v; want an answer within hours", r.status, r.err, r.at)
+		}
+	})
+}
+
+// What is there of results is not bought again because the rest is not.
+func TestATornFileBesideOneThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			if strings.Contains(string(l.Body), "bad") {
+				return batchtest.Outcome{Status: http.StatusBadRequest}
+			}
+			return batchtest.Echo(l)
+		}})
+		a := f.start(autobatcher.Options{})
+		output := "" // which is read first
+		mend := f.srv.Keep(batchtest.OpContent, func(w http.ResponseWriter, r *http.Request) bool {
+			if output == "" {
+				output = r.URL.Path
+			}
+			if r.URL.Path == output {
+				return batchtest.Tear(10)(w, r)
+			}
+			return batchtest.HTML(http.StatusNotFound)(w, r)
+		})
+		time.AfterFunc(30*time.Minute, mend)
+		one, bad := a.ask(t.Context(), "one"), a.ask(t.Context(), "bad")
+		f.wantAnswer(one, "one")
+		if r := <-bad; r.status != http.StatusBadRequest {
+			t.Errorf("%d, %v; want the line's own 400", r.status, r.err)
+		}
+		f.wantPaid(2, 1)
+	})
+}
+
+// Results that the provider keeps from us are not bought again, and are there
+// when it thinks better of it.
+func TestResultsThatWeMayNotRead(t *testing.T) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, batchtest.Options{})
+				a := f.start(autobatcher.Options{})
+				mend := f.srv.Keep(batchtest.OpContent, batchtest.HTML(status))
+				r := <-a.ask(t.Context(), "one")
+				if r.status != http.StatusFailedDependency || !strings.Contains(r.body, "batch_results_unread") || r.at > 15*time.Minute {
+					t.Errorf("%d, %v, %s at %v; want batch_results_unread within minutes", r.status, r.err, r.body, r.at)
+				}
+				mend()
+				f.wantAnswer(a.ask(t.Context(), "one"), "one")
+				f.wantPaid(1, 1)
+			})
+		})
+	}
+}
+
+// A batch that may not be looked at for a while runs, and is paid for.
+func TestABatchThatWeMayNotLookAt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{})
+		a := f.start(autobatcher.Options{})
+		mend := f.srv.Keep(batchtest.OpRetrieve, batchtest.HTML(http.StatusUnauthorized))
+		if r := <-a.ask(t.Context(), "one"); r.status != http.StatusFailedDependency || !strings.Contains(r.body, "batch_lost") {
+			t.Errorf("%d, %v, %s; want batch_lost", r.status, r.err, r.body)
+		}
+		mend()
+		f.wantAnswer(a.ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
+// A journal that could not be told that a batch is about to be created still has
+// its input file, by which the batch is found.
+func TestABatchThatTheJournalThinksIsOnlyUploaded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
+		well := f.store
+		f.store = forgetful{well}
+		a := f.start(autobatcher.Options{})
+		f.store = well
+		a.ask(t.Context(), "one")
+		time.Sleep(time.Minute)
+		a.cut()
+		f.wantAnswer(f.start(autobatcher.Options{}).ask(t.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
+// A forgetful journal is told of nothing beyond the upload.
+type forgetful struct{ journal.Store }
+
+func (s forgetful) Advance(ctx context.Context, owner, ref string, step journal.Step) error {
+	if step.State != journal.Uploaded {
+		return errors.New("connection reset")
+	}
+	return s.Store.Advance(ctx, owner, ref, step)
+}

@@ -219,10 +219,16 @@ func (b *batch) lost(err error) {
 	}
 	b.closeToOthers()
 	b.emit(BatchTerminal)
-	b.giveUpRest(failure(http.StatusFailedDependency, code, strings.TrimSuffix("batch "+b.id, " ")+" was given up: "+err.Error()))
+	a := failure(http.StatusFailedDependency, code, strings.TrimSuffix("batch "+b.id, " ")+" was given up: "+err.Error())
+	if b.paidUnread() {
+		a = b.unreadable()
+	} else if failed := (*batchapi.Error)(nil); errors.As(err, &failed) && weigh(err) == refused {
+		a.reopen = true // it runs, for a credential that may be good again
+	}
+	b.giveUpRest(a)
 	b.writeNotes()
 	if b.id != "" {
-		b.t.ledger.End(b.t.ctx, b.ref, code)
+		b.t.ledger.End(b.t.ctx, b.ref, b.id, code)
 	}
 }
 
@@ -242,7 +248,7 @@ func (b *batch) cancelUpstream(ctx context.Context) {
 		}
 		wait, again := r.Next(err)
 		again = again && batchapi.Sleep(ctx, wait) == nil
-		if b.endedMeanwhile() {
+		if b.endedMeanwhile(ctx) {
 			b.emitError(BatchCancelFailed, errEnded)
 			return
 		}
@@ -260,9 +266,9 @@ func (b *batch) cancelUpstream(ctx context.Context) {
 var errEnded = errors.New("it has ended meanwhile")
 
 // endedMeanwhile reports whether somebody else has seen the batch's end.
-func (b *batch) endedMeanwhile() bool {
-	past, ok := b.t.ledger.Look(context.WithoutCancel(b.t.ctx), b.ref)
-	return ok && past.State == journal.Ended
+func (b *batch) endedMeanwhile(ctx context.Context) bool {
+	past, err := b.t.ledger.Look(ctx, b.ref)
+	return err == nil && past.State == journal.Ended
 }
 
 // runOn takes back that the batch would be cancelled: it runs, and costs, and so
@@ -271,7 +277,7 @@ func (b *batch) runOn() {
 	b.t.mu.Lock()
 	b.doomed = false
 	b.t.mu.Unlock()
-	_ = b.t.ledger.Advance(context.WithoutCancel(b.t.ctx), b.ref, journal.Step{State: journal.Running}) // it runs in any case
+	b.t.ledger.Runs(context.WithoutCancel(b.t.ctx), b.ref, b.id)
 }
 
 // doom marks the batch as one that will be cancelled, and reports whether it
@@ -332,17 +338,17 @@ func (b *batch) rejoin() error {
 	for i, c := range b.calls {
 		prints[i] = journal.Hash(c.print)
 	}
-	taken, err := b.t.ledger.TakeOver(b.t.ctx, b.payerHash(), prints)
-	if err != nil {
-		return err
-	}
+	err := b.t.ledger.TakeOver(b.t.ctx, b.payerHash(), prints, func(taken []journal.Taken) {
+		b.t.mu.Lock()
+		defer b.t.mu.Unlock()
+		for _, part := range taken {
+			b.moveTo(b.t.batchOf(b, part.Batch), part.Lines)
+		}
+	})
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
-	for _, part := range taken {
-		b.moveTo(b.t.batchOf(b, part.Batch), part.Lines)
-	}
 	b.number()
-	return nil
+	return err
 }
 
 // batchOf is the batch of ours that the journal's is, or a new one that
@@ -378,10 +384,10 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 		if len(alike) == 0 {
 			continue // taken for a call that was settled meanwhile: the lease will end
 		}
+		if b.t.isAwaited(other.ref, l.CustomID) {
+			continue // our own caller's line, which we lost with our lease and have again now
+		}
 		if first := other.open[l.CustomID]; first != nil {
-			if first.waiter != nil {
-				continue // our own caller's line, which we lost with our lease and have again now
-			}
 			first.ended, first.open = true, true // its line is c's now, and not to be released
 			b.t.forget(first)
 		}
@@ -402,6 +408,21 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 		}
 		other.watchLonely()
 	}
+}
+
+// isAwaited reports whether a caller waits here for a line of a batch that the
+// journal knows. More than one of ours can be that batch: one may be past reading
+// its results when the next callers come back. The caller holds t.mu.
+func (t *Transport) isAwaited(ref, customID string) bool {
+	for b := range t.batches {
+		if b.ref != ref {
+			continue
+		}
+		if c := b.open[customID]; c != nil && c.waiter != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // recover watches the batches again that the account has left open, when it is
@@ -479,9 +500,6 @@ func (b *batch) resume() {
 		b.lost(err)
 		return
 	}
-	if past, ok := b.t.ledger.Look(b.t.ctx, b.ref); ok {
-		b.size = past.Lines
-	}
 	if !b.settlePast() {
 		return
 	}
@@ -500,48 +518,73 @@ func (b *batch) resume() {
 	b.harvest()
 }
 
+// How long the journal is asked what became of a batch that another process was
+// about to create, and how often. Uploading and creating take half an hour each
+// at the most, and what the journal knows changes with each.
+const (
+	pastPatience = 3 * time.Hour
+	pastInterval = time.Second
+)
+
 // settlePast finds out whether the batch was created, and reports whether it
-// was. If not, the calls that took over its lines ride in a new one.
+// was. If not, the calls that took over its lines ride in a new one. Others may
+// be at work on the batch meanwhile, so that only what the journal says after
+// it was claimed counts.
 func (b *batch) settlePast() bool {
-	for b.id == "" {
-		if b.past == journal.Ended {
-			b.lost(batchapi.ErrUnsure)
-			return false
-		}
+	news := time.Now()
+	for {
 		mine, _ := b.t.ledger.Claim(b.t.ctx, b.ref)
-		if mine {
-			return b.lookForPast()
-		}
-		// Its owner lives, and is about to create it.
-		if batchapi.Sleep(b.t.ctx, time.Second) != nil {
-			return false
-		}
-		past, ok := b.t.ledger.Look(b.t.ctx, b.ref)
-		if !ok {
+		past, err := b.t.ledger.Look(b.t.ctx, b.ref)
+		switch {
+		case err == nil:
+			if past.State != b.past || past.InputFileID != b.state.InputFileID {
+				news = time.Now()
+			}
+			b.learn(past)
+		case b.id != "":
+			b.past = journal.Running // for all that is known
+		case errors.Is(err, journal.ErrNoBatch):
 			b.startOver()
 			return false
 		}
-		b.become(past.BatchID)
-		b.past, b.state.InputFileID = past.State, past.InputFileID
+		switch {
+		case b.id != "":
+			return true
+		case err == nil && b.past == journal.Ended, time.Since(news) > pastPatience:
+			b.lost(batchapi.ErrUnsure)
+			return false
+		case err == nil && mine:
+			return b.lookForPast()
+		}
+		// Its owner lives, and is about to create it.
+		if batchapi.Sleep(b.t.ctx, pastInterval) != nil {
+			return false
+		}
 	}
-	return true
 }
 
-// lookForPast looks for a batch whose owner died before it wrote down its id.
+// learn notes what the journal knows of the batch.
+func (b *batch) learn(past journal.Batch) {
+	b.past, b.size, b.created = past.State, past.Lines, cmp.Or(past.Created, past.Began)
+	b.state.InputFileID = past.InputFileID
+	b.become(cmp.Or(past.BatchID, b.id))
+}
+
+// lookForPast looks for a batch whose owner died before it wrote down its id: one
+// that was about to be created or, since a journal can fail, had its input file.
 func (b *batch) lookForPast() bool {
-	if b.past == journal.Creating {
+	if b.past == journal.Creating || b.state.InputFileID != "" {
 		found, err := b.api.Settle(b.t.ctx, b.state.InputFileID, b.created, b.t.log)
 		switch {
 		case err == nil:
+			b.spent = found.FileDeleted
 			b.become(found.ID)
-			_ = b.t.ledger.Advance(b.t.ctx, b.ref, journal.Step{State: journal.Running, BatchID: b.id}) // it runs in any case
+			b.t.ledger.Runs(b.t.ctx, b.ref, b.id)
 			return true
 		case errors.Is(err, batchapi.ErrUnsure):
 			b.lost(err) // it may exist: better no answer than to pay twice
 			return false
 		}
-	} else {
-		b.discardInput(nil)
 	}
 	b.t.ledger.Discard(b.t.ctx, b.ref)
 	b.startOver()
@@ -697,7 +740,11 @@ func (t *Transport) holdAgain() {
 	}
 	t.mu.Unlock()
 	for b, ref := range held {
-		t.ledger.Hold(t.ctx, ref, b.awaitedLines)
+		again := true
+		for again {
+			err := t.ledger.Hold(t.ctx, ref, b.awaitedLines)
+			again = err != nil && !errors.Is(err, journal.ErrNoBatch) && batchapi.Sleep(t.ctx, pastInterval) == nil
+		}
 	}
 }
 

@@ -61,9 +61,9 @@ const (
 	// after a batch has ended: files may become visible late.
 	missingPatience = 2 * time.Minute
 
-	// brokenPatience is how long downloads that break or are refused in passing
-	// are repeated. The results are paid for, and kept for weeks; callers who
-	// waited a day for their batch had better wait another than pay again.
+	// brokenPatience is how long downloads that break or are turned away in
+	// passing are repeated. The results are paid for, and kept for weeks; callers
+	// who waited a day for their batch had better wait another than pay again.
 	brokenPatience = 24 * time.Hour
 )
 
@@ -100,32 +100,57 @@ func (b *batch) readResults() bool {
 
 // readPatience is how long to look for results, as the last look went.
 func (b *batch) readPatience() time.Duration {
-	switch {
-	case b.broken():
+	switch weigh(b.unread) {
+	case readWell:
+		return missingPatience
+	case broken:
 		return brokenPatience
-	case b.unread != nil:
-		return gonePatience // of a file that the provider named itself
 	}
-	return missingPatience
+	return gonePatience
 }
 
-// broken reports whether the results are there, for all that is known, and only
-// could not be read.
-func (b *batch) broken() bool { return b.unread != nil && transient(b.unread) }
+// An obstacle is what keeps results from being read, the lesser first.
+type obstacle int
+
+const (
+	readWell obstacle = iota
+	gone              // a file that the provider named itself is not there
+	refused           // the results are there, and we are told not to read them
+	broken            // the results are there, and reading them failed
+)
+
+func weigh(err error) obstacle {
+	var failed *batchapi.Error
+	switch {
+	case err == nil:
+		return readWell
+	case !errors.As(err, &failed), failed.Transient(), failed.RateLimited():
+		return broken
+	case failed.Status == http.StatusNotFound, failed.Status == http.StatusGone:
+		return gone
+	}
+	return refused
+}
+
+// paidUnread reports whether results are there, for all that is known, that could
+// not be read.
+func (b *batch) paidUnread() bool { return weigh(b.unread) > gone }
 
 // readAll reads both files, from where they were left or from the beginning:
-// a line that Doubleword commits late can sort before lines already read.
-func (b *batch) readAll(fromStart bool) error {
-	var errs []error
+// a line that Doubleword commits late can sort before lines already read. The
+// error is that of the file with the greater obstacle.
+func (b *batch) readAll(fromStart bool) (worst error) {
 	for _, f := range []*resultFile{&b.output, &b.errors} {
 		if fromStart || !f.partial {
 			f.next = 0
 		}
 		if f.id != "" && b.openLines() > 0 {
-			errs = append(errs, b.read(f))
+			if err := b.read(f); weigh(err) > weigh(worst) {
+				worst = err
+			}
 		}
 	}
-	return errors.Join(errs...)
+	return worst
 }
 
 // sawAll reports whether the provider itself says that there are no more
@@ -154,11 +179,6 @@ func (b *batch) refresh() {
 		b.output.named(state.OutputFileID)
 		b.errors.named(state.ErrorFileID)
 	}
-}
-
-func transient(err error) bool {
-	var failed *batchapi.Error
-	return !errors.As(err, &failed) || failed.Transient() || failed.RateLimited()
 }
 
 // read reads a result file from where it was left, and settles a call with
@@ -244,7 +264,8 @@ func (b *batch) giveUp(c *call, a *answer) {
 	b.t.mu.Lock()
 	alone := c.waiter == nil
 	b.t.mu.Unlock()
-	if !alone && b.t.escalates(c, a.Reason()) {
+	if reason := a.Reason(); !alone && b.t.mayEscalate(reason) {
+		b.t.tellEscalated(c, reason)
 		a = &answer{realtime: true}
 	}
 	b.t.settle(c, a)
@@ -268,8 +289,8 @@ func (b *batch) eachOpen(a *answer, f func(*call, *answer)) {
 // why there is none.
 func (b *batch) conclude() {
 	switch {
-	case b.broken():
-		b.giveUpRest(b.unreadable()) // and not rides again: it is paid for
+	case b.paidUnread():
+		b.giveUpRest(b.unreadable()) // nothing is bought again, unless calls are escalated
 	case b.state.Status == "failed" && len(b.state.Problems) > 0:
 		b.giveUpRest(b.verdict()) // refused whole: it would be again
 	default:
@@ -289,7 +310,7 @@ func (b *batch) conclude() {
 func (b *batch) close() {
 	b.writeNotes()
 	b.tidy()
-	b.t.ledger.End(b.t.ctx, b.ref, b.state.Status)
+	b.t.ledger.End(b.t.ctx, b.ref, b.id, b.state.Status)
 }
 
 func (b *batch) takeAgain() []*call {
@@ -363,7 +384,7 @@ func (b *batch) verdict() *answer {
 // so that the same call again looks for the result again.
 func (b *batch) unreadable() *answer {
 	a := failure(http.StatusFailedDependency, "batch_results_unread",
-		fmt.Sprintf("batch %s %s, but its results could not be downloaded within %v: %v", b.id, b.state.Status, brokenPatience, b.unread))
+		fmt.Sprintf("the results of batch %s (%s) could not be downloaded within %v: %v", b.id, b.state.Status, b.readPatience(), b.unread))
 	a.reopen = true
 	return a
 }
@@ -585,40 +606,48 @@ func (c *call) takeable() bool {
 	return !c.batch.doomed
 }
 
-// leave notes that a caller has gone. What was not sent never will be; a line
-// that was stays open for the same call's next try. It returns the call that is
-// left behind, nil if there is none, and the id of its batch.
-func (t *Transport) leave(w *waiter) (left *call, batchID string) {
+// leave notes that a caller waits no longer. What was not sent never will be; a
+// line that was stays open for the same call's next try. It returns the call that
+// is left behind, or the answer that came in this very moment, or neither.
+func (t *Transport) leave(w *waiter) (left *call, found *answer) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := w.call
 	select {
-	case a := <-w.answer: // it came in this very moment
-		if a.journalled() {
-			t.reading--
-			a.line.batch.noteLeft(a.line)
-			return a.line, a.BatchID
-		}
-		t.keepForRetry(c, a)
-		return c, a.BatchID
+	case a := <-w.answer:
+		return nil, a
 	default:
 	}
-	if c.ended {
-		return nil, ""
-	}
+	c := w.call
 	t.stats.Left++
 	t.callers(-1)
 	c.waiter = nil
 	if c.batch.open == nil {
 		c.batch.remove(c)
 		c.ended = true
-		return nil, ""
+		return nil, nil
 	}
 	t.left[c.print] = append(t.left[c.print], c)
 	c.batch.noteLeft(c)
 	c.batch.waiting--
 	c.batch.watchLonely()
-	return c, c.batch.id
+	return c, nil
+}
+
+// hangUp is leave for a caller who would not read an answer: it is left for the
+// same call's next try.
+func (t *Transport) hangUp(w *waiter) {
+	_, found := t.leave(w)
+	if found == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if found.journalled() {
+		t.reading--
+		found.line.batch.noteLeft(found.line)
+		return
+	}
+	t.keepForRetry(w.call, found)
 }
 
 // dismiss notes that nobody will come back for a call that was left behind: its
@@ -626,27 +655,17 @@ func (t *Transport) leave(w *waiter) (left *call, batchID string) {
 func (t *Transport) dismiss(c *call) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c == nil || t.takenOver(c) {
-		return
+	if c == nil || c.waiter != nil || t.isAwaited(c.batch.ref, c.ID) {
+		return // somebody has come back for it
 	}
 	t.forget(c)
 	c.unwanted = true
-	if c.answer != nil {
+	if c.answer != nil { // which only calls have that the journal does not know
 		t.keptSize -= int64(len(c.answer.Body))
 		c.answer = nil // prune drops it from kept
+		return
 	}
 	c.batch.noteDelivered(c)
-}
-
-// takenOver reports whether somebody waits for the line of a call that was left
-// behind. The caller holds t.mu.
-func (t *Transport) takenOver(c *call) bool {
-	for b := range t.batches { // the journal may have handed it to another batch of ours
-		if line := b.open[c.ID]; line != nil && line.waiter != nil {
-			return true
-		}
-	}
-	return false
 }
 
 // watchLonely starts the time after which a batch without callers is

@@ -63,6 +63,7 @@
 package autobatcher
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -171,8 +172,9 @@ type Options struct {
 
 	// OnEvent is told what happens to batches. It is called by the goroutine
 	// of the batch, in order for one batch and concurrently for several, and
-	// holds that batch up while it runs. It must not call Close or Shutdown.
-	// A panic in it is logged and otherwise ignored.
+	// holds that batch up while it runs; of a call that is escalated because its
+	// deadline is near, it is told by that call's goroutine. It must not call
+	// Close or Shutdown. A panic in it is logged and otherwise ignored.
 	OnEvent func(Event)
 
 	// Logger is told what an operator would want to know. It never sees a
@@ -407,27 +409,43 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	defer stop()
 	urgent, stop := after(t.untilUrgent(req, c))
 	defer stop()
+	answered := func(a *answer) (*http.Response, error) {
+		if a.realtime {
+			return t.realtime(req, c, began, func() {})
+		}
+		return t.respond(req, c, a)
+	}
+	const near = "its deadline is near"
 	for {
 		select {
 		case a := <-w.answer:
-			if a.realtime {
-				return t.realtime(req, c, began, func() {})
-			}
-			return t.respond(req, c, a)
+			return answered(a)
 		case <-urgent:
-			if t.escalates(t.lineOf(w), "its deadline is near") {
-				left, _ := t.leave(w)
-				return t.realtime(req, c, began, func() { t.dismiss(left) })
+			if len(w.answer) > 0 || !t.mayEscalate(near) {
+				urgent = nil
+				continue
 			}
-			urgent = nil
+			left, found := t.leave(w)
+			if found != nil {
+				return answered(found)
+			}
+			t.tellEscalated(cmp.Or(left, c), near)
+			return t.realtime(req, c, began, func() { t.dismiss(left) })
 		case <-deadline:
-			_, batchID := t.leave(w)
+			left, found := t.leave(w)
+			if found != nil {
+				return answered(found)
+			}
+			batchID := ""
+			if left != nil {
+				batchID, _ = t.nameOf(left)
+			}
 			return c.late(batchID).Response(req), nil
 		case <-req.Context().Done():
-			t.leave(w)
+			t.hangUp(w)
 			return nil, contextError(req.Context())
 		case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
-			t.leave(w)
+			t.hangUp(w)
 			return nil, context.Canceled
 		}
 	}
@@ -469,9 +487,9 @@ func (c *call) late(batchID string) *answer {
 	return a
 }
 
-// escalates reports whether a call is to be sent in real time for that reason,
-// which the budget must allow.
-func (t *Transport) escalates(c *call, reason string) bool {
+// mayEscalate reports whether a call may be sent in real time for that reason,
+// and takes it from the budget.
+func (t *Transport) mayEscalate(reason string) bool {
 	if t.opts.Escalate == EscalateNever || t.ctx.Err() != nil {
 		return false
 	}
@@ -479,23 +497,21 @@ func (t *Transport) escalates(c *call, reason string) bool {
 		t.log.Warn("call not escalated: the hour's budget is spent", "reason", reason, "again in", wait)
 		return false
 	}
-	t.mu.Lock()
-	batchID := ""
-	if c.batch != nil {
-		batchID = c.batch.id
-	}
-	t.mu.Unlock()
-	t.log.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", c.ID)
-	t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: c.ID, Models: []string{c.model}, Error: reason})
 	return true
 }
 
-// lineOf is the call whose line the caller waits for: its own, or that of an
-// earlier try.
-func (t *Transport) lineOf(w *waiter) *call {
+// tellEscalated tells that a call is sent in real time.
+func (t *Transport) tellEscalated(c *call, reason string) {
+	batchID, customID := t.nameOf(c)
+	t.log.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
+	t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.model}, Error: reason})
+}
+
+// nameOf is how the provider knows a call that was queued.
+func (t *Transport) nameOf(c *call) (batchID, customID string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return w.call
+	return c.batch.id, c.ID
 }
 
 // realtime sends the call as its caller made it, once. Its deadline holds on,

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/autobatcher/autobatcher/journal"
@@ -55,6 +56,17 @@ type Ledger struct {
 	// turn holds a token. Whoever releases or takes over lines has it, so that
 	// a call that comes back finds what its first try has just left.
 	turn chan struct{}
+
+	mu    sync.Mutex
+	heard time.Time        // when the last sign of life surely arrived
+	owed  map[string]*word // by ref: the last word on a batch, while the journal has not got it
+}
+
+// A word is something the journal is told of a batch again and again, until it
+// has heard it.
+type word struct {
+	what string
+	say  func(context.Context) error
 }
 
 // Options configure a Ledger.
@@ -72,7 +84,7 @@ type Options struct {
 func Open(store journal.Store, o Options) (*Ledger, error) {
 	l := &Ledger{
 		store: store, owner: rand.Text(), required: o.Required, keepFor: o.KeepFor, lapsed: o.Lapsed, log: o.Logger,
-		turn: make(chan struct{}, 1),
+		turn: make(chan struct{}, 1), owed: make(map[string]*word),
 	}
 	l.turn <- struct{}{}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -81,6 +93,7 @@ func Open(store journal.Store, o Options) (*Ledger, error) {
 	if l.key, err = store.Key(ctx); err != nil {
 		return nil, err
 	}
+	l.heard = time.Now().Round(0)
 	_, err = store.Heartbeat(ctx, l.owner, lease)
 	return l, err
 }
@@ -100,7 +113,11 @@ func (l *Ledger) Live(ctx context.Context) {
 		}
 		select {
 		case <-ticker.C:
-			l.say("heartbeat", l.beat(ctx))
+			err := l.beat(ctx)
+			l.say("heartbeat", err)
+			if err == nil {
+				l.repeat(ctx)
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -111,12 +128,21 @@ func (l *Ledger) Live(ctx context.Context) {
 func (l *Ledger) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	began := time.Now().Round(0) // by the wall clock, which goes on while the machine sleeps
 	fresh, err := l.store.Heartbeat(ctx, l.owner, lease)
-	if fresh && err == nil {
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	// A beat that arrived although its answer did not has the news that we lapsed.
+	fresh = fresh || time.Now().Round(0).Sub(l.heard) >= lease
+	l.heard = began
+	l.mu.Unlock()
+	if fresh {
 		l.log.Warn("journal: it was out of reach for longer than the lease, so that others may have taken what callers wait for here")
 		l.lapsed()
 	}
-	return err
+	return nil
 }
 
 func (l *Ledger) forget(ctx context.Context) {
@@ -136,6 +162,7 @@ func (l *Ledger) Leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	l.repeat(ctx)
 	_, err := l.store.Heartbeat(ctx, l.owner, 0)
 	l.say("leave", err)
 }
@@ -207,13 +234,71 @@ func (l *Ledger) Advance(ctx context.Context, ref string, s journal.Step) error 
 // has taken: this one's lease had run out.
 var ErrTaken = errors.New("the batch was taken by another process")
 
+// Runs writes down that a batch was created, or will not be cancelled after all.
+func (l *Ledger) Runs(ctx context.Context, ref, batchID string) {
+	l.insist(ctx, ref, "advance", func(ctx context.Context) error {
+		return l.store.Advance(ctx, l.owner, ref, journal.Step{State: journal.Running, BatchID: batchID})
+	})
+}
+
 // End writes down that a batch has ended, whoever carried it on.
-func (l *Ledger) End(ctx context.Context, ref, status string) {
+func (l *Ledger) End(ctx context.Context, ref, batchID, status string) {
+	l.insist(ctx, ref, "end", func(ctx context.Context) error {
+		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
+			return err
+		}
+		return l.store.Advance(ctx, l.owner, ref, journal.Step{State: journal.Ended, BatchID: batchID, Status: status})
+	})
+}
+
+// Discard forgets a batch that never was created.
+func (l *Ledger) Discard(ctx context.Context, ref string) {
+	l.insist(ctx, ref, "discard", func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) })
+}
+
+// insist tells the journal what became of a batch. If it cannot be told now, it
+// is with the next sign of life that arrives, since other replicas may wait for
+// it. Of several words on a batch the last is told.
+func (l *Ledger) insist(ctx context.Context, ref, what string, say func(context.Context) error) {
 	if l == nil || ref == "" {
 		return
 	}
-	if mine, _ := l.Claim(ctx, ref); mine {
-		_ = l.Advance(ctx, ref, journal.Step{State: journal.Ended, Status: status}) // said already
+	w := &word{what, say}
+	l.mu.Lock()
+	_, behind := l.owed[ref]
+	if behind {
+		l.owed[ref] = w
+	}
+	l.mu.Unlock()
+	if !behind && !l.tell(ctx, w) {
+		l.mu.Lock()
+		l.owed[ref] = w
+		l.mu.Unlock()
+	}
+}
+
+// tell reports whether the journal has heard the word, or will not hear it of
+// this owner.
+func (l *Ledger) tell(ctx context.Context, w *word) bool {
+	err := l.do(ctx, w.say)
+	l.say(w.what, err)
+	return err == nil || errors.Is(err, journal.ErrNotOwner) || errors.Is(err, journal.ErrNoBatch)
+}
+
+// repeat tells the journal what it has not heard yet.
+func (l *Ledger) repeat(ctx context.Context) {
+	l.mu.Lock()
+	owed := maps.Clone(l.owed)
+	l.mu.Unlock()
+	for ref, w := range owed {
+		if !l.tell(ctx, w) {
+			return // it fails yet
+		}
+		l.mu.Lock()
+		if l.owed[ref] == w {
+			delete(l.owed, ref)
+		}
+		l.mu.Unlock()
 	}
 }
 
@@ -228,14 +313,6 @@ func (l *Ledger) Claim(ctx context.Context, ref string) (mine bool, err error) {
 	return mine, err
 }
 
-// Discard forgets a batch that never was created.
-func (l *Ledger) Discard(ctx context.Context, ref string) {
-	if l == nil || ref == "" {
-		return
-	}
-	l.say("discard", l.do(ctx, func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) }))
-}
-
 // Deliver notes that lines have been answered for good.
 func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
 	if l == nil || ref == "" || len(lines) == 0 {
@@ -246,14 +323,22 @@ func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
 
 // Hold holds lines again after the lease had run out, those of them that choose
 // returns and nobody took meanwhile, and carries their batch on if nobody does.
-func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) {
-	if _, err := l.Claim(ctx, ref); err != nil || !l.take(ctx) {
-		return
+// It is to be repeated if it fails.
+func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) error {
+	if _, err := l.Claim(ctx, ref); err != nil {
+		return err
+	}
+	if !l.take(ctx) {
+		return context.Cause(ctx)
 	}
 	defer l.give()
-	if lines := choose(); len(lines) > 0 {
-		l.say("hold", l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) }))
+	lines := choose()
+	if len(lines) == 0 {
+		return nil
 	}
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) })
+	l.say("hold", err)
+	return err
 }
 
 // Release makes lines open whose callers have gone: those that choose returns.
@@ -286,20 +371,25 @@ func (l *Ledger) Abandon(ctx context.Context, ref string) bool {
 	return abandoned
 }
 
-// Look returns what the journal knows of a batch.
-func (l *Ledger) Look(ctx context.Context, ref string) (journal.Batch, bool) {
+// Look returns what the journal knows of a batch. The error is ErrNoBatch if
+// that is nothing.
+func (l *Ledger) Look(ctx context.Context, ref string) (journal.Batch, error) {
 	if l == nil || ref == "" {
-		return journal.Batch{}, false
+		return journal.Batch{}, journal.ErrNoBatch
 	}
 	var found []journal.Batch
-	l.say("look", l.do(ctx, func(ctx context.Context) (err error) {
+	err := l.do(ctx, func(ctx context.Context) (err error) {
 		found, err = l.store.Batches(ctx, journal.Filter{Ref: ref})
 		return err
-	}))
-	if len(found) == 0 {
-		return journal.Batch{}, false
+	})
+	l.say("look", err)
+	switch {
+	case err != nil:
+		return journal.Batch{}, err
+	case len(found) == 0:
+		return journal.Batch{}, journal.ErrNoBatch
 	}
-	return found[0], true
+	return found[0], nil
 }
 
 // Settled reports whether every line of a batch was delivered, so that its
@@ -308,8 +398,8 @@ func (l *Ledger) Settled(ctx context.Context, ref string) bool {
 	if l == nil || ref == "" {
 		return true
 	}
-	b, ok := l.Look(ctx, ref)
-	return ok && b.Delivered == b.Lines
+	b, err := l.Look(ctx, ref)
+	return err == nil && b.Delivered == b.Lines
 }
 
 // Orphans lists the batches that have not ended and that nobody carries on.
@@ -326,22 +416,27 @@ func (l *Ledger) Orphans(ctx context.Context) []journal.Batch {
 const Lease = lease
 
 // TakeOver finds lines that earlier tries of the same calls left behind, here,
-// in a process that died or at another replica. Before it comes back with less
-// than was asked for, every other owner must have given a sign of life, or have
-// lapsed: to wait costs seconds, and another line costs money. The error is not
-// nil only where the journal is required.
-func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) ([]journal.Taken, error) {
-	if l == nil || len(prints) == 0 {
-		return nil, nil
+// in a process that died or at another replica, and hands them to take before
+// anybody can release them again. Before it comes back with less than was asked
+// for, every other owner must have given a sign of life, or have lapsed: to wait
+// costs seconds, and another line costs money. The error is not nil only where
+// the journal is required.
+func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, take func([]journal.Taken)) error {
+	if l == nil {
+		return nil
 	}
 	began := time.Now()
-	taken, err := l.takeOver(ctx, payer, prints)
-	for err == nil && count(taken) < len(prints) && l.lapse(ctx, began) {
-		var more []journal.Taken
-		more, err = l.takeOver(ctx, payer, missing(prints, taken))
-		taken = append(taken, more...)
+	for len(prints) > 0 {
+		taken, err := l.takeOver(ctx, payer, prints, take)
+		if err != nil {
+			return l.weigh("take over", err)
+		}
+		prints = missing(prints, taken)
+		if len(prints) > 0 && !l.lapse(ctx, began) {
+			break
+		}
 	}
-	return taken, l.weigh("take over", err)
+	return nil
 }
 
 // lapse waits until one of the other owners lapses that have given no sign of
@@ -384,7 +479,7 @@ func quiet(others map[string]time.Duration, began time.Time) map[string]time.Dur
 	return others
 }
 
-func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash) (taken []journal.Taken, err error) {
+func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, take func([]journal.Taken)) (taken []journal.Taken, err error) {
 	if !l.take(ctx) {
 		return nil, context.Cause(ctx)
 	}
@@ -393,15 +488,10 @@ func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []jour
 		taken, err = l.store.TakeOver(ctx, l.owner, payer, prints)
 		return err
 	})
-	return taken, err
-}
-
-func count(taken []journal.Taken) int {
-	n := 0
-	for _, t := range taken {
-		n += len(t.Lines)
+	if err == nil && len(taken) > 0 {
+		take(taken)
 	}
-	return n
+	return taken, err
 }
 
 // missing is prints without those of the lines taken, each once.

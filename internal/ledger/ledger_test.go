@@ -55,12 +55,13 @@ func (o *owner) begin(t *testing.T, ref string) {
 func (o *owner) takes(t *testing.T) (lines int, took time.Duration) {
 	t.Helper()
 	began := time.Now()
-	taken, err := o.TakeOver(t.Context(), payer, []journal.Hash{print1})
+	err := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func(taken []journal.Taken) {
+		for _, part := range taken {
+			lines += len(part.Lines)
+		}
+	})
 	if err != nil {
 		t.Error(err)
-	}
-	for _, part := range taken {
-		lines += len(part.Lines)
 	}
 	return lines, time.Since(began)
 }
@@ -180,7 +181,9 @@ func TestALapseIsToldAndUndone(t *testing.T) {
 		if *a.lapses != 1 || *b.lapses != 0 {
 			t.Fatalf("a was told of %d lapses, b of %d; want 1 and 0", *a.lapses, *b.lapses)
 		}
-		a.Hold(t.Context(), "one", func() []int { return []int{0} })
+		if err := a.Hold(t.Context(), "one", func() []int { return []int{0} }); err != nil {
+			t.Error(err)
+		}
 		if n, _ := b.takes(t); n != 0 {
 			t.Error("a line that is held again was taken")
 		}
@@ -188,6 +191,94 @@ func TestALapseIsToldAndUndone(t *testing.T) {
 			t.Errorf("a carries its batch on: %v, %v", mine, err)
 		}
 	})
+}
+
+// A deaf journal does as it is told, and its answers are lost.
+type deaf struct {
+	journal.Store
+	until time.Time
+}
+
+func (d *deaf) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
+	fresh, err := d.Store.Heartbeat(ctx, owner, lease)
+	if time.Now().Before(d.until) {
+		return false, errBroken
+	}
+	return fresh, err
+}
+
+func TestALapseWhoseNewsWasLost(t *testing.T) {
+	bubble(t, func(t *testing.T, store journal.Store) {
+		far := &deaf{Store: store}
+		a := open(t, far, false)
+		far.until = time.Now().Add(2 * ledger.Lease)
+		time.Sleep(3 * ledger.Lease)
+		if *a.lapses != 1 {
+			t.Errorf("told of %d lapses, want one: what happened meanwhile is not known", *a.lapses)
+		}
+	})
+}
+
+// A hesitant journal fails a number of times to hear how batches end.
+type hesitant struct {
+	journal.Store
+	fails int
+}
+
+func (h *hesitant) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
+	if h.fails > 0 {
+		h.fails--
+		return errBroken
+	}
+	return h.Store.Advance(ctx, owner, ref, s)
+}
+
+func (h *hesitant) Discard(ctx context.Context, owner, ref string) error {
+	if h.fails > 0 {
+		h.fails--
+		return errBroken
+	}
+	return h.Store.Discard(ctx, owner, ref)
+}
+
+func TestTheLastWordIsRepeated(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		words func(ctx context.Context, o *owner)
+		want  journal.State // "": forgotten
+	}{
+		{"runs", func(ctx context.Context, o *owner) { o.Runs(ctx, "one", "b") }, journal.Running},
+		{"discarded", func(ctx context.Context, o *owner) { o.Discard(ctx, "one") }, ""},
+		{"runs, then ended", func(ctx context.Context, o *owner) {
+			o.Runs(ctx, "one", "b")
+			o.End(ctx, "one", "b", "completed")
+		}, journal.Ended},
+	} {
+		for name, wait := range map[string]func(o *owner){
+			"while it lives": func(*owner) { time.Sleep(time.Minute) },
+			"when it leaves": func(o *owner) { o.stop(); o.Leave() },
+		} {
+			t.Run(tt.name+" "+name, func(t *testing.T) {
+				bubble(t, func(t *testing.T, store journal.Store) {
+					far := &hesitant{store, 0}
+					o := open(t, far, false)
+					o.begin(t, "one")
+					far.fails = 1
+					tt.words(t.Context(), o)
+					wait(o)
+					list, err := store.Batches(t.Context(), journal.Filter{})
+					switch {
+					case err != nil:
+						t.Error(err)
+					case tt.want == "" && len(list) > 0:
+						t.Errorf("%+v, want nothing", list)
+					case tt.want != "" && (len(list) != 1 || list[0].State != tt.want || list[0].BatchID != "b"):
+						t.Errorf("%+v, want the state %s and the batch's id", list, tt.want)
+					}
+				})
+			})
+		}
+	}
 }
 
 // A broken journal fails whatever is asked of it.
@@ -209,7 +300,7 @@ func TestAJournalThatFails(t *testing.T) {
 			o := open(t, broken{store}, required)
 			ok, begin := o.Begin(t.Context(), journal.Batch{Ref: "one"}, nil)
 			advance := o.Advance(t.Context(), "one", journal.Step{})
-			_, takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1})
+			takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) { t.Error("it took what there is not") })
 			if ok {
 				t.Error("a batch that was not written down counts as written")
 			}
@@ -228,8 +319,8 @@ func TestAJournalThatFails(t *testing.T) {
 func TestWithoutAJournal(t *testing.T) {
 	var none *ledger.Ledger
 	ok, err := none.Begin(t.Context(), journal.Batch{}, nil)
-	taken, err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1})
-	if ok || taken != nil || err != nil || err2 != nil || none.Advance(t.Context(), "x", journal.Step{}) != nil {
+	err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) { t.Error("taken") })
+	if ok || err != nil || err2 != nil || none.Advance(t.Context(), "x", journal.Step{}) != nil {
 		t.Error("a Ledger that is none does nothing and finds nothing")
 	}
 	if !none.Abandon(t.Context(), "x") || !none.Settled(t.Context(), "x") {
@@ -237,6 +328,6 @@ func TestWithoutAJournal(t *testing.T) {
 	}
 	none.Deliver(t.Context(), "x", []int{1})
 	none.Release(t.Context(), "x", func() []int { return []int{1} })
-	none.End(t.Context(), "x", "completed")
+	none.End(t.Context(), "x", "b", "completed")
 	none.Leave()
 }
