@@ -39,7 +39,8 @@ type Hash [32]byte
 // State says how far a batch got.
 type State string
 
-// The states, in the order of a batch's life.
+// The states, in the order of a batch's life. A create that came to nothing goes
+// back to Uploaded, with another file.
 const (
 	Uploading  State = "uploading"  // begun: nothing exists that costs money
 	Uploaded   State = "uploaded"   // the input file exists

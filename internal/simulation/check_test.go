@@ -33,8 +33,8 @@ import (
 //     since such a call rides again, as documented. Nor lines of batches that the
 //     journal has forgotten, long after their end. Where the journal failed to
 //     do something, the lines it was about may be paid for once more: calls go on
-//     without it, as documented. And where it was out of reach for longer than a
-//     lease, so that a process that lives was taken for dead, 2 is not checked.
+//     without it, as documented. And of a process that did not reach it for
+//     longer than a lease, so that it was taken for dead, 2 is not checked.
 //  4. No paid result is thrown away: nobody is told that a line failed which
 //     the provider has answered.
 //  5. No batch is orphaned: the journal knows each batch the provider has, or
@@ -135,7 +135,7 @@ func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
 	w.handed[id] = append(before, handing{e, p})
 	w.mu.Unlock()
 	for _, h := range before {
-		if !w.mayBeForgotten(h.by, id) {
+		if !w.mayBeForgotten(h.by, id) && !h.by.hasLapsed() && !p.hasLapsed() {
 			w.tally.add(countDuplicates, 1)
 			w.wrong("%v: the answer of %v was handed out twice, first by %s, then by %s", e.ident, id, h.by.name, p.name)
 		}
@@ -148,15 +148,7 @@ func (w *world) mayBeForgotten(p *replica, id lineID) bool {
 	r := w.record
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.toldBy(p, id) && (p.isDead() || w.trouble > 0) || w.lapsed()
-}
-
-// lapsed reports whether a process lived on when its lease had run out.
-func (w *world) lapsed() bool {
-	w.mu.Lock()
-	all := slices.Clone(w.all)
-	w.mu.Unlock()
-	return slices.ContainsFunc(all, (*replica).hasLapsed)
+	return !r.toldBy(p, id) && (p.isDead() || w.trouble > 0)
 }
 
 // checkError checks that an error has a cause.

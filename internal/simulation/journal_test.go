@@ -55,13 +55,13 @@ func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration)
 	if h.p.isDead() {
 		return false, errDead
 	}
-	fails := false
+	var fails, unheard bool
 	if w.trouble > 0 && lease > 0 && !w.calm.Load() {
 		h.p.decide("heartbeat", func(d dice) {
 			if h.p.beaten.IsZero() {
 				return // without the first there would be no journal at all
 			}
-			fails = d.chance(w.trouble)
+			fails, unheard = d.chance(w.trouble/2), d.chance(w.trouble/2)
 			if w.cuts && d.chance(0.002) {
 				h.p.blind = time.Now().Add(d.between(time.Second, time.Minute))
 			}
@@ -75,7 +75,11 @@ func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration)
 	h.p.mu.Lock()
 	h.p.beaten = time.Now()
 	h.p.mu.Unlock()
-	return h.Store.Heartbeat(ctx, owner, lease)
+	fresh, err = h.Store.Heartbeat(ctx, owner, lease)
+	if unheard {
+		return false, errJournal
+	}
+	return fresh, err
 }
 
 // hasLapsed reports whether a process was ever without a lease.
@@ -92,7 +96,7 @@ func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line)
 	h.p.tell("begins %s with %d lines, %s first: %v", b.Ref, len(lines), lines[0].CustomID, err)
 	r.note(func() {
 		r.began(h.p, b.Ref, lines)
-		if err != nil && !h.p.isDead() {
+		if errors.Is(err, errJournal) {
 			r.excuse(b.Ref)
 		}
 	})
@@ -108,7 +112,7 @@ func (h *hand) Advance(ctx context.Context, owner, ref string, s journal.Step) e
 		}
 		return err
 	})
-	if err != nil && !h.p.isDead() {
+	if errors.Is(err, errJournal) {
 		r.note(func() { r.excuse(ref) })
 	}
 	return err
@@ -215,26 +219,38 @@ func (h *hand) Forget(ctx context.Context, ended, begun time.Duration) (int, err
 	before := h.p.w.known()
 	n, err := h.Store.Forget(ctx, ended, begun)
 	if n > 0 {
-		h.p.w.noteForgotten(before)
+		h.p.w.noteForgotten(before, ended)
 	}
 	return n, err
 }
 
-// noteForgotten lets what the journal has forgotten of these batches be paid for
-// again: nobody came back for it in time.
-func (w *world) noteForgotten(before []journal.Batch) {
+// noteForgotten lets lines that the journal has forgotten be paid for again:
+// nobody came back for them in time.
+func (w *world) noteForgotten(before []journal.Batch, ended time.Duration) {
 	known := make(map[string]bool)
 	for _, b := range w.known() {
 		known[b.Ref] = true
 	}
 	w.record.note(func() {
 		for _, b := range before {
-			if !known[b.Ref] {
-				w.tell("the journal forgets %s %q, with %d open lines", b.Ref, b.BatchID, b.Open)
-				w.record.excuse(b.Ref)
+			if known[b.Ref] {
+				continue
 			}
+			w.tell("the journal forgets %s %q, with %d open lines", b.Ref, b.BatchID, b.Open)
+			if b.State != journal.Ended || time.Since(b.Ended) < ended {
+				w.forgot(b)
+				continue
+			}
+			w.record.excuseUndelivered(b.Ref)
 		}
 	})
+}
+
+// forgot says that a batch was forgotten too early, unless it was discarded.
+func (w *world) forgot(b journal.Batch) {
+	if w.record.discarded[b.Ref] == "" {
+		w.wrong("the journal forgets %s %q too early: %s, ended %v", b.Ref, b.BatchID, b.State, b.Ended)
+	}
 }
 
 // A record is what processes told the journal, for the checks.
@@ -325,6 +341,14 @@ func (r *record) lineOf(ref string, prints []journal.Hash) (journal.Line, bool) 
 func (r *record) excuse(ref string) {
 	for n := range r.lines[ref] {
 		r.excuseLines(ref, []int{n})
+	}
+}
+
+func (r *record) excuseUndelivered(ref string) {
+	for n, l := range r.lines[ref] {
+		if len(r.told[lineID{ref, l.CustomID}]) == 0 {
+			r.excuseLines(ref, []int{n})
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ type replica struct {
 	die  sync.Once
 
 	fuse   fuse
-	lapsed bool // it could not renew its lease in time
+	lapsed bool // it could not renew its lease in time, once
 	beaten time.Time
 	blind  time.Time // until then it does not reach the journal; guarded by mu
 	ending atomic.Bool
@@ -227,7 +227,7 @@ const (
 func (f *fuse) light(d dice) {
 	kinds := []string{
 		"", "", "POST files", "POST batches", "POST batches", "GET files content", "POST batches cancel", "DELETE files",
-		"begin", "advance", "advance", "deliver", "deliver", "take over", "release", "claim", "discard", "abandon",
+		"begin", "advance", "advance", "deliver", "deliver", "take over", "release", "claim", "discard", "abandon", "hold",
 	}
 	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
 	steps := 1 + d.Int64N(4)

@@ -16,8 +16,8 @@ func (w *world) runWeather() {
 		case n < 14:
 			op := []batchtest.Op{
 				batchtest.OpCreate, batchtest.OpCreate, batchtest.OpCreate, batchtest.OpUpload, batchtest.OpRetrieve,
-				batchtest.OpContent, batchtest.OpContent, batchtest.OpList, batchtest.OpCancel,
-			}[d.IntN(9)]
+				batchtest.OpContent, batchtest.OpContent, batchtest.OpList, batchtest.OpCancel, batchtest.OpDeleteFile,
+			}[d.IntN(10)]
 			for range 1 + d.IntN(3) {
 				w.srv.Control(op, badLuck(d))
 			}
