@@ -79,14 +79,18 @@ func (b *batch) harvest() {
 // the Transport ended meanwhile.
 func (b *batch) readResults() bool {
 	began := time.Now()
+	met := began // when the obstacle was met that is in the way now
 	for try := 1; ; try++ {
 		err := b.readAll(try > 1)
 		if b.t.ctx.Err() != nil {
 			return false // Close tells the callers
 		}
+		if weigh(err) != weigh(b.unread) {
+			met = time.Now()
+		}
 		b.unread = err
 		wait := batchapi.Backoff(try)
-		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(began)+wait > b.readPatience() {
+		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(met)+wait > b.readPatience() || time.Since(began)+wait > brokenPatience {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)

@@ -206,6 +206,14 @@ func TestFinalDownload(t *testing.T) {
 			s.Errorf("status %d at %v", r.status, r.at)
 		}
 	})
+	setup{}.run(t, "broken for half an hour, and then not whole at first", func(s *scene) {
+		s.srv.Control(batchtest.OpContent, every(65, batchtest.HTML(503))...)
+		s.srv.Control(batchtest.OpContent, rewriteOutput(func([]byte, http.Header) []byte { return nil }))
+		if r := s.chat("a").wait(); r.status != 200 || r.at < 25*time.Minute {
+			s.Errorf("status %d at %v", r.status, r.at)
+		}
+		s.sent(1)
+	})
 	doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, "incomplete after completion", func(s *scene) {
 		s.srv.Control(batchtest.OpContent, rewriteOutput(func(body []byte, h http.Header) []byte {
 			first, _, _ := bytes.Cut(body, []byte("\n"))

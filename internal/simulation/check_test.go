@@ -154,7 +154,10 @@ func (w *world) mayBeForgotten(p *replica, id lineID) bool {
 // checkError checks that an error has a cause.
 func (w *world) checkError(p *replica, e *errand, id lineID, status int, code string, body []byte) {
 	b, l, found := w.find(id)
-	if found && answered(l) && len(b.Errors) == 0 {
+	w.mu.Lock()
+	struck := w.struck[id.batch] // which may be called cancelled since
+	w.mu.Unlock()
+	if found && answered(l) && !struck && len(b.Errors) == 0 {
 		w.tally.add(countLosses, 1)
 		w.wrong("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
 		return

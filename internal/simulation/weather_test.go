@@ -69,6 +69,9 @@ func (w *world) strike(d dice) {
 	case 1:
 		code := []string{"invalid_json_line", "token_limit_exceeded", "server_error", "invalid_request"}[d.IntN(4)]
 		w.tell("%s fails: %s", b.ID, code)
+		w.mu.Lock()
+		w.struck[b.ID] = true
+		w.mu.Unlock()
 		_ = w.srv.FailBatch(b.ID, code, "struck", d.IntN(2))
 	case 2:
 		w.tell("%s is cancelled by another", b.ID)

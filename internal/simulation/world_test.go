@@ -33,7 +33,8 @@ type world struct {
 	all     []*replica
 	asked   map[ident]int // calls, not tries
 	handed  map[lineID][]handing
-	planned map[string]int // how often each prompt was executed
+	planned map[string]int  // how often each prompt was executed
+	struck  map[string]bool // ids of batches that the provider failed, with all they had
 	record  *record
 }
 
@@ -53,7 +54,7 @@ func newWorld(t *testing.T, seed uint64, m mutant) *world {
 	w := &world{
 		plan: newPlan(seed), mutant: m, T: t, begin: time.Now(), over: make(chan struct{}),
 		asked: make(map[ident]int), handed: make(map[lineID][]handing), planned: make(map[string]int),
-		record: newRecord(),
+		struck: make(map[string]bool), record: newRecord(),
 	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
