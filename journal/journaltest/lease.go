@@ -108,7 +108,7 @@ var leaseTests = []test{
 		s.beat("a", time.Second)
 		s.begin("a", "one", "p", "q", "r")
 		s.until("a is taken for dead", func() bool { return s.batch("one").Open == 3 })
-		s.alive("b")
+		s.same("another", s.fresh("b"), "fresh")
 		s.same("by another", s.take("b", "p"), "one/0")
 		if err := s.Hold(s.Context(), "a", "one", []int{1}); !errors.Is(err, journal.ErrLapsed) {
 			s.Errorf("Hold without a lease: %v, want ErrLapsed", err)
