@@ -43,8 +43,20 @@ func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.alive[id] = lock
+	for old, o := range s.alive {
+		if o.name == owner { // another process has buried it
+			o.lock.Close()
+			delete(s.alive, old)
+		}
+	}
+	s.alive[id] = living{owner, lock}
 	return fresh, nil
+}
+
+// A living owner keeps a file locked.
+type living struct {
+	name string
+	lock *os.File
 }
 
 // join makes the owner known, and locks the file that shows it lives.
@@ -77,8 +89,8 @@ func (s *Store) unlock(owners ...int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range owners {
-		if lock := s.alive[id]; lock != nil {
-			lock.Close()
+		if o, here := s.alive[id]; here {
+			o.lock.Close()
 			delete(s.alive, id)
 		}
 		os.Remove(s.lockPath(id))

@@ -41,7 +41,7 @@ type Store struct {
 	patience time.Duration
 
 	mu    sync.Mutex
-	alive map[int64]*os.File // the locks of the owners that live here, by owners.id
+	alive map[int64]living // the owners that live here, by owners.id
 }
 
 var _ journal.Store = (*Store)(nil)
@@ -70,7 +70,7 @@ func open(ctx context.Context, path string, patience time.Duration) (*Store, err
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, patience: patience, alive: make(map[int64]*os.File)}
+	s := &Store{path: path, patience: patience, alive: make(map[int64]living)}
 	if err := s.makeFile(); err != nil {
 		return nil, s.explain(err)
 	}
@@ -141,8 +141,8 @@ func (s *Store) Close() error {
 	err := s.db.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, lock := range s.alive {
-		lock.Close()
+	for id, o := range s.alive {
+		o.lock.Close()
 		delete(s.alive, id)
 	}
 	return err
