@@ -56,10 +56,14 @@ type batch struct {
 
 	told    []int   // delivered lines the journal is to be told of
 	leaving []*call // likewise: whose callers have gone
+	freeing []int   // lines that are the journal's to hand out, when it has heard so
 	freed   int     // how many lines the journal hands out, since their callers have gone
 	noting  bool    // a goroutine is telling it
 	over    bool    // ended upstream: only results are to be read
 	reread  bool    // results that were read already are wanted again
+	lapsed  bool    // the journal once took this process for dead while it had the batch
+
+	note chan struct{} // holds a token: whoever tells the journal has it
 
 	full      chan struct{} // closed when sealed
 	abandoned chan struct{} // told when the batch was lonely for too long
@@ -91,6 +95,7 @@ type batch struct {
 	cancelling time.Time // since when the provider says so
 	output     resultFile
 	errors     resultFile
+	answered   int   // how many calls got an answer from them
 	unread     error // of the last download
 	garbled    bool  // a result line was not understood
 }
@@ -141,7 +146,9 @@ func (t *Transport) newBatch(c *call) *batch {
 		abandoned: make(chan struct{}, 1),
 		submitted: make(chan struct{}),
 		done:      make(chan struct{}),
+		note:      make(chan struct{}, 1),
 	}
+	b.note <- struct{}{}
 	b.gate = t.gates.Of(b.account()+"\x00"+b.key.group, pace.NewGate)
 	t.batches[b] = struct{}{}
 	return b
@@ -213,7 +220,7 @@ func (b *batch) creations() *pace.Hourly {
 }
 
 // account is whose limits a batch counts against.
-func (b *batch) account() string { return b.key.base + "\x00" + b.key.payer }
+func (b *batch) account() string { return b.key.account() }
 
 // seal ends the collecting. The caller holds t.mu.
 func (b *batch) seal() {
@@ -281,6 +288,7 @@ func (b *batch) finish() {
 	defer close(b.done)
 	if p := recover(); p != nil {
 		b.t.log.Error("batch panicked", "batch", b.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		b.closeToOthers()
 		b.abandon(failure(http.StatusFailedDependency, "internal_error", fmt.Sprintf("batch %s ended by a defect of autobatcher: %v", b.id, p)))
 	}
 	b.t.mu.Lock()
@@ -438,8 +446,7 @@ func (b *batch) create() error {
 		return errDeserted // while it was uploaded
 	}
 	// Close must not tear a create apart, or nobody would know of the batch.
-	ctx, cancel := lingering(b.t.ctx, createLinger)
-	defer cancel()
+	ctx := b.t.lasting
 	if err := b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Creating, InputFileID: b.state.InputFileID}); err != nil {
 		return err
 	}
@@ -448,11 +455,24 @@ func (b *batch) create() error {
 		CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata, OutputExpiry: b.t.opts.fileExpiry(),
 	}, b.t.log)
 	if err != nil {
-		return err
+		return b.blameOthers(ctx, err)
 	}
 	b.begin(made)
 	b.t.ledger.Runs(ctx, b.ref, b.id)
 	return nil
+}
+
+// blameOthers returns ErrTaken if a create was refused because another process,
+// which took this one for dead, has settled the batch and deleted its file.
+func (b *batch) blameOthers(ctx context.Context, err error) error {
+	if errors.Is(err, batchapi.ErrUnsure) || errors.Is(err, batchapi.ErrSpent) {
+		return err
+	}
+	taken := b.t.ledger.Advance(ctx, b.ref, journal.Step{State: journal.Uploaded})
+	if errors.Is(taken, ledger.ErrTaken) {
+		return taken
+	}
+	return err
 }
 
 // begin notes that the batch runs.
@@ -539,7 +559,7 @@ func (b *batch) refused(err error) {
 	b.closeToOthers()
 	switch {
 	case errors.Is(err, ledger.ErrTaken):
-		b.t.log.Warn("the journal gave the batch to another process before it was created; its calls ride again", "calls", b.size)
+		b.t.log.Warn("the journal took this process for dead, and its batch from it before it was created; its calls ride again", "calls", b.size)
 		b.discardInput(err)
 		b.startOver()
 		return
@@ -783,8 +803,9 @@ func (b *batch) release(c *call) bool {
 	return true
 }
 
-// createLinger is how long Close waits for a create that is under way.
-const createLinger = 5 * time.Second
+// linger is how long Close waits for a create that is under way, and for what the
+// journal must know.
+const linger = 5 * time.Second
 
 // lingering is parent, but for that it ends a while later.
 func lingering(parent context.Context, linger time.Duration) (context.Context, context.CancelFunc) {

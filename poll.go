@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -24,6 +23,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/payer"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 const (
@@ -119,7 +119,7 @@ func (b *batch) pause(d time.Duration) error {
 // cancelIfLonely cancels a batch that nobody waits for, here or at another
 // replica.
 func (b *batch) cancelIfLonely() {
-	b.writeNotes()
+	b.writeNotes(b.t.lasting)
 	if !b.isLonely() {
 		return
 	}
@@ -226,7 +226,8 @@ func (b *batch) lost(err error) {
 		a.reopen = true // it runs, for a credential that may be good again
 	}
 	b.giveUpRest(a)
-	b.writeNotes()
+	b.respawn(b.takeAgain(), 0)
+	b.writeNotes(b.t.lasting)
 	if b.id != "" {
 		b.t.ledger.End(b.t.ctx, b.ref, b.id, code)
 	}
@@ -302,7 +303,7 @@ func (b *batch) journalBegin() error {
 	upstream, _, _ := strings.Cut(b.key.base, "?")
 	ref := rand.Text()
 	ok, err := b.t.ledger.Begin(b.t.ctx, journal.Batch{
-		Ref: ref, Payer: b.payerHash(), Upstream: upstream, Provider: b.profile.Name,
+		Ref: ref, Payer: b.t.payerHash(b.key), Upstream: upstream, Provider: b.profile.Name,
 		Endpoint: b.path, Window: b.key.window, Models: b.models,
 	}, lines)
 	if err != nil || !ok {
@@ -320,10 +321,10 @@ func (b *batch) journalBegin() error {
 	return nil
 }
 
-// payerHash is the account as the journal knows it.
-func (b *batch) payerHash() journal.Hash {
-	mac := hmac.New(sha256.New, b.t.secret[:])
-	mac.Write([]byte(b.account()))
+// payerHash is the key's account as the journal knows it.
+func (t *Transport) payerHash(k key) journal.Hash {
+	mac := hmac.New(sha256.New, t.secret[:])
+	mac.Write([]byte(k.account()))
 	return journal.Hash(mac.Sum(nil))
 }
 
@@ -333,17 +334,29 @@ func (b *batch) rejoin() error {
 	if b.t.ledger == nil {
 		return nil
 	}
-	b.t.recover(b)
+	own := account{b.key, b.profile, b.suffix}
+	b.t.recover(own)
+	b.t.writeUntold(b.t.ctx) // so that what callers left here is found
 	prints := make([]journal.Hash, len(b.calls))
 	for i, c := range b.calls {
 		prints[i] = journal.Hash(c.print)
 	}
-	err := b.t.ledger.TakeOver(b.t.ctx, b.payerHash(), prints, func(taken []journal.Taken) {
+	err := b.t.ledger.TakeOver(b.t.ctx, b.t.payerHash(b.key), prints, func(taken []journal.Taken) (ours []journal.Hash) {
 		b.t.mu.Lock()
 		defer b.t.mu.Unlock()
 		for _, part := range taken {
-			b.moveTo(b.t.batchOf(b, part.Batch), part.Lines)
+			lines := slices.DeleteFunc(slices.Clone(part.Lines), func(l journal.Line) bool {
+				if b.t.isAwaited(part.Batch.Ref, l.CustomID) {
+					ours = append(ours, l.Print) // we lost it with our lease, and have it again now
+					return true
+				}
+				return false
+			})
+			if len(lines) > 0 {
+				b.moveTo(b.t.batchOf(own, part.Batch), lines)
+			}
 		}
+		return ours
 	})
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
@@ -351,13 +364,21 @@ func (b *batch) rejoin() error {
 	return err
 }
 
+// An account is what it takes to resume a batch: what any of the account's calls
+// has.
+type account struct {
+	key     key
+	profile *provider.Profile
+	suffix  string
+}
+
 // batchOf is the batch of ours that the journal's is, or a new one that
-// resumes it in the name of like's account. The caller holds t.mu.
-func (t *Transport) batchOf(like *batch, past journal.Batch) *batch {
+// resumes it. The caller holds t.mu.
+func (t *Transport) batchOf(of account, past journal.Batch) *batch {
 	if b := t.byRef[past.Ref]; b != nil {
 		return b
 	}
-	b := t.newBatch(&call{key: like.key, profile: like.profile, suffix: like.suffix, Line: line.Line{URL: past.Endpoint}})
+	b := t.newBatch(&call{key: of.key, profile: of.profile, suffix: of.suffix, Line: line.Line{URL: past.Endpoint}})
 	b.key.window = past.Window
 	b.ref, b.past, b.id = past.Ref, past.State, past.BatchID
 	b.state = batchapi.Batch{ID: past.BatchID, InputFileID: past.InputFileID}
@@ -383,9 +404,6 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 		alike := waiting[l.Print]
 		if len(alike) == 0 {
 			continue // taken for a call that was settled meanwhile: the lease will end
-		}
-		if b.t.isAwaited(other.ref, l.CustomID) {
-			continue // our own caller's line, which we lost with our lease and have again now
 		}
 		if first := other.open[l.CustomID]; first != nil {
 			first.ended, first.open = true, true // its line is c's now, and not to be released
@@ -427,11 +445,11 @@ func (t *Transport) isAwaited(ref, customID string) bool {
 
 // recover watches the batches again that the account has left open, when it is
 // first heard of, and from then on those that other replicas leave when they die.
-func (t *Transport) recover(like *batch) {
-	payer := like.payerHash()
+func (t *Transport) recover(of account) {
+	payer := t.payerHash(of.key)
 	t.mu.Lock()
-	known := t.accounts[payer] != nil
-	t.accounts[payer] = like
+	_, known := t.accounts[payer]
+	t.accounts[payer] = of
 	t.mu.Unlock()
 	if !known {
 		t.adoptOrphans()
@@ -443,23 +461,26 @@ func (t *Transport) recover(like *batch) {
 func (t *Transport) adoptOrphans() {
 	for _, past := range t.ledger.Orphans(t.ctx) {
 		t.mu.Lock()
-		like := t.accounts[past.Payer]
+		of, known := t.accounts[past.Payer]
 		t.mu.Unlock()
-		if like == nil {
+		if !known {
 			continue
 		}
 		if mine, _ := t.ledger.Claim(t.ctx, past.Ref); mine {
 			t.mu.Lock()
-			t.batchOf(like, past)
+			t.batchOf(of, past)
 			t.mu.Unlock()
 		}
 	}
 }
 
-// tendOrphans looks for such batches as long as the Transport lives: a replica
-// that dies holds on to its own until its lease runs out.
-func (t *Transport) tendOrphans() {
+// tend does again, as long as the Transport lives, what may be of use later: the
+// journal may fail at first, a replica that dies holds on to its lines until its
+// lease runs out, and one that took lines of ours may leave them.
+func (t *Transport) tend() {
 	for batchapi.Sleep(t.ctx, ledger.Lease) == nil {
+		t.writeUntold(t.ctx)
+		t.holdAgain()
 		t.adoptOrphans()
 	}
 }
@@ -478,16 +499,13 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 		return nil
 	}
 	base := strings.TrimSuffix(u.EscapedPath(), "/")
-	like := &batch{
-		t: t, profile: t.profileFor(u, base), suffix: endpoints[0],
-		key: key{base: upstreamOf(u, base), payer: payer.Of(header)},
-	}
+	of := account{key{base: upstreamOf(u, base), payer: payer.Of(header)}, t.profileFor(u, base), endpoints[0]}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ending {
 		return ErrClosed
 	}
-	t.work.Go(func() { t.recover(like) })
+	t.work.Go(func() { t.recover(of) })
 	return nil
 }
 
@@ -597,14 +615,20 @@ func (b *batch) become(id string) {
 	b.id = id
 }
 
-// startOver lets the calls of a batch that never was ride in a new one.
+// startOver lets the calls of a batch that never was ride in a new one, each with
+// those it may share one with: callers who came back may want another window.
 func (b *batch) startOver() {
 	b.closeToOthers()
 	b.t.mu.Lock()
-	calls := slices.Collect(maps.Values(b.open))
+	apart := make(map[key][]*call)
+	for _, c := range b.open {
+		apart[c.key] = append(apart[c.key], c)
+	}
 	b.ref = "" // the journal has forgotten it
 	b.t.mu.Unlock()
-	b.respawn(calls, 0)
+	for _, calls := range apart {
+		b.respawn(calls, 0)
+	}
 }
 
 // closeToOthers makes callers who come back from now on read the results for
@@ -655,41 +679,52 @@ func (b *batch) tellJournal() {
 	b.t.untold[b] = struct{}{}
 	if !b.noting && !b.t.ending {
 		b.noting = true
-		b.t.work.Go(b.writeNotes)
+		b.t.work.Go(func() { b.writeNotes(b.t.lasting) })
 	}
 }
 
 // writeNotes tells the journal which lines were answered and which callers
-// have gone.
-func (b *batch) writeNotes() {
-	ctx := context.WithoutCancel(b.t.ctx) // the journal must know even when the Transport closes
-	for {
+// have gone. It reports whether that was heard; if not, tend tells it again.
+func (b *batch) writeNotes(ctx context.Context) bool {
+	select {
+	case <-b.note:
+	case <-ctx.Done():
+		b.t.mu.Lock()
+		defer b.t.mu.Unlock()
+		b.noting = false
+		return false
+	}
+	defer func() { b.note <- struct{}{} }()
+	for heard := true; ; {
 		b.t.mu.Lock()
 		if b.ref == "" { // the journal has forgotten the batch
-			b.told, b.leaving = nil, nil
+			b.told, b.leaving, b.freeing = nil, nil, nil
 		}
-		delivered, leaving := b.told, len(b.leaving)
-		b.told = nil
-		b.noting = len(delivered)+leaving > 0
-		if !b.noting {
+		delivered := b.told
+		left := len(delivered) + len(b.leaving) + len(b.freeing)
+		if left == 0 {
 			delete(b.t.untold, b)
 		}
-		ref := b.ref
+		b.noting = left > 0 && heard
+		again, ref := b.noting, b.ref
 		b.t.mu.Unlock()
-		if len(delivered)+leaving == 0 {
-			return
+		if !again {
+			return heard
 		}
-		b.t.ledger.Deliver(ctx, ref, delivered)
-		b.t.ledger.Release(ctx, ref, b.takeLeaving)
+		heard = b.t.ledger.Deliver(ctx, ref, delivered) && b.t.ledger.Release(ctx, ref, b.takeLeaving)
+		if heard {
+			b.t.mu.Lock()
+			b.told, b.freeing = slices.Clone(b.told[len(delivered):]), nil
+			b.t.mu.Unlock()
+		}
 	}
 }
 
-// takeLeaving returns the lines that are to be made open. From then on only the
+// takeLeaving returns the lines that are to be made open. From now on only the
 // journal hands them out.
 func (b *batch) takeLeaving() []int {
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
-	var lines []int
 	for _, c := range b.leaving {
 		if c.waiter == nil && c.batch == b && !c.open {
 			c.open = true
@@ -698,18 +733,35 @@ func (b *batch) takeLeaving() []int {
 				delete(b.open, c.ID)
 				b.freed++
 			}
-			lines = append(lines, c.place)
+			b.freeing = append(b.freeing, c.place)
 		}
 	}
 	b.leaving = nil
-	return lines
+	return b.freeing
+}
+
+// writeUntold tells the journal what it did not hear before, until it fails again.
+func (t *Transport) writeUntold(ctx context.Context) {
+	t.mu.Lock()
+	var untold []*batch
+	for b := range t.untold {
+		if !b.noting {
+			untold = append(untold, b)
+		}
+	}
+	t.mu.Unlock()
+	for _, b := range untold {
+		if !b.writeNotes(ctx) {
+			return
+		}
+	}
 }
 
 // releaseAll makes all lines open that have no answer, as before a batch is
 // cancelled for good.
-func (b *batch) releaseAll() {
-	b.writeNotes()
-	b.t.ledger.Release(context.WithoutCancel(b.t.ctx), b.ref, func() []int {
+func (b *batch) releaseAll(ctx context.Context) {
+	b.writeNotes(ctx)
+	b.t.ledger.Release(ctx, b.ref, func() []int {
 		b.t.mu.Lock()
 		defer b.t.mu.Unlock()
 		var lines []int
@@ -725,26 +777,28 @@ func (b *batch) releaseAll() {
 func (t *Transport) lapsed() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	for b := range t.batches {
+		b.lapsed = b.lapsed || b.ref != ""
+	}
 	if !t.ending {
 		t.work.Go(t.holdAgain)
 	}
 }
 
+// holdAgain holds what callers wait for in the batches that were lost with a
+// lease. Others may have taken their lines, and leave them later, so that once is
+// not enough.
 func (t *Transport) holdAgain() {
 	t.mu.Lock()
-	held := make(map[*batch]string)
+	lost := make(map[*batch]string)
 	for b := range t.batches {
-		if b.ref != "" {
-			held[b] = b.ref
+		if b.lapsed && b.ref != "" {
+			lost[b] = b.ref
 		}
 	}
 	t.mu.Unlock()
-	for b, ref := range held {
-		again := true
-		for again {
-			err := t.ledger.Hold(t.ctx, ref, b.awaitedLines)
-			again = err != nil && !errors.Is(err, journal.ErrNoBatch) && batchapi.Sleep(t.ctx, pastInterval) == nil
-		}
+	for b, ref := range lost {
+		t.ledger.Hold(t.ctx, ref, b.awaitedLines)
 	}
 }
 

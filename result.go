@@ -78,19 +78,19 @@ func (b *batch) harvest() {
 // readResults reads both files as often as that may help. It reports false if
 // the Transport ended meanwhile.
 func (b *batch) readResults() bool {
-	began := time.Now()
-	met := began // when the obstacle was met that is in the way now
+	var met [broken + 1]time.Time // when each obstacle was first met
 	for try := 1; ; try++ {
-		err := b.readAll(try > 1)
+		err := b.readAll(b.wantsReread() || try > 1)
 		if b.t.ctx.Err() != nil {
 			return false // Close tells the callers
 		}
-		if weigh(err) != weigh(b.unread) {
-			met = time.Now()
-		}
 		b.unread = err
+		first := &met[weigh(err)]
+		if first.IsZero() {
+			*first = time.Now()
+		}
 		wait := batchapi.Backoff(try)
-		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(met)+wait > b.readPatience() || time.Since(began)+wait > brokenPatience {
+		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(*first)+wait > b.readPatience() {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
@@ -169,9 +169,7 @@ func (b *batch) sawAll() bool {
 		// Nothing ran where validation failed or the end came first.
 		return b.state.Status != "completed" && (b.state.Status == "failed" || promised == 0)
 	}
-	// Of another process's batch only some lines are waited for here, and the
-	// others say nothing of them.
-	return b.past == "" && promised > 0 && b.size-b.openLines() >= promised
+	return promised > 0 && b.answered >= promised
 }
 
 // refresh looks once more at a batch that has ended: the ids of its files may
@@ -241,6 +239,7 @@ func (b *batch) deliver(text []byte) {
 	switch {
 	case c == nil: // answered already, or none of ours
 	case result.Answered():
+		b.answered++
 		b.t.settle(c, &answer{Answer: reply.Of(&result)})
 	default:
 		b.unanswered(c, b.lineFailure(&result))
@@ -312,7 +311,7 @@ func (b *batch) conclude() {
 
 // close ends a batch in the journal, when its files are tidied up.
 func (b *batch) close() {
-	b.writeNotes()
+	b.writeNotes(b.t.lasting)
 	b.tidy()
 	b.t.ledger.End(b.t.ctx, b.ref, b.id, b.state.Status)
 }

@@ -61,6 +61,9 @@ type key struct {
 	group  string // endpoint and model, where a file may hold one only
 }
 
+// account is whose limits and whose money it is.
+func (k *key) account() string { return k.base + "\x00" + k.payer }
+
 // A fingerprint tells whether a call is the same call again: same credential,
 // URL and body bytes.
 type fingerprint [sha256.Size]byte

@@ -299,10 +299,12 @@ type Transport struct {
 	opts Options
 	log  *slog.Logger
 
-	ctx  context.Context // ends with Close; every batch's context comes from it
-	stop context.CancelCauseFunc
-	work sync.WaitGroup // every goroutine of the Transport
-	end  sync.Once      // Close does its work once
+	ctx     context.Context // ends with Close; every batch's context comes from it
+	stop    context.CancelCauseFunc
+	lasting context.Context // ends a while later; for what the journal must know
+	rest    context.CancelFunc
+	work    sync.WaitGroup // every goroutine of the Transport
+	end     sync.Once      // Close does its work once
 
 	drained chan struct{} // closed when no caller is left after Shutdown began
 
@@ -328,9 +330,9 @@ type Transport struct {
 	lookouts  pace.Set[*batchapi.Lookout] // by account
 	escalated *pace.Hourly
 
-	ledger   *ledger.Ledger          // nil without a journal
-	byRef    map[string]*batch       // journalled batches that others may still join; guarded by mu
-	accounts map[journal.Hash]*batch // one batch of each account, whose credential can resume others; guarded by mu
+	ledger   *ledger.Ledger           // nil without a journal
+	byRef    map[string]*batch        // journalled batches that others may still join; guarded by mu
+	accounts map[journal.Hash]account // what can resume the batches of each account; guarded by mu
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -347,13 +349,14 @@ func New(o Options) (*Transport, error) {
 		batches:  make(map[*batch]struct{}),
 		left:     make(map[fingerprint][]*call),
 		byRef:    make(map[string]*batch),
-		accounts: make(map[journal.Hash]*batch),
+		accounts: make(map[journal.Hash]account),
 		untold:   make(map[*batch]struct{}),
 		profiles: make(map[string]*provider.Profile),
 	}
 	rand.Read(t.secret[:])
 	t.escalated = pace.NewHourly(o.EscalateLimit)
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
+	t.lasting, t.rest = lingering(t.ctx, linger)
 	if err := t.openLedger(); err != nil {
 		return nil, err
 	}
@@ -373,7 +376,8 @@ func (t *Transport) openLedger() error {
 	case err == nil:
 		t.ledger, t.secret = l, l.Key()
 		t.work.Go(func() { l.Live(t.ctx) })
-		t.work.Go(t.tendOrphans)
+		t.work.Go(func() { l.Sweep(t.ctx) })
+		t.work.Go(t.tend)
 	case t.opts.JournalRequired:
 		return fmt.Errorf("autobatcher: Options.Journal: %w", err)
 	default:
@@ -679,13 +683,15 @@ func (t *Transport) close() {
 	t.mu.Lock()
 	t.closed, t.ending = true, true
 	pending, active := t.census()
+	ids := batchIDs(active)
 	t.mu.Unlock()
-	t.emit(Event{Name: ClientClosing, PendingRequests: pending, ActiveBatchIDs: batchIDs(active), CancelOnClose: t.opts.CancelOnClose})
+	t.emit(Event{Name: ClientClosing, PendingRequests: pending, ActiveBatchIDs: ids, CancelOnClose: t.opts.CancelOnClose})
 	t.stop(ErrClosed)
+	defer t.rest()
 	t.work.Wait() // no batch moves from here on, so that what follows is in order
 	defer t.ledger.Leave()
-	t.ledger.Renew()
-	t.writeLastNotes()
+	t.ledger.Renew(t.lasting)
+	t.writeUntold(t.lasting)
 
 	t.mu.Lock()
 	_, active = t.census() // a batch may have been created meanwhile
@@ -700,22 +706,14 @@ func (t *Transport) close() {
 		t.cancelAll(active)
 	}
 	for _, b := range active {
-		b.writeNotes()
 		b.abandon(&answer{err: fmt.Errorf("%w before batch %s completed", ErrClosed, b.id)})
 	}
+	last, cancel := context.WithTimeout(context.Background(), linger)
+	defer cancel()
+	t.writeUntold(last) // what callers have read since
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	clear(t.batches)
-}
-
-// writeLastNotes tells the journal what it was not told yet.
-func (t *Transport) writeLastNotes() {
-	t.mu.Lock()
-	untold := slices.Collect(maps.Keys(t.untold))
-	t.mu.Unlock()
-	for _, b := range untold {
-		b.writeNotes()
-	}
 }
 
 // cancelAll cancels the batches upstream, a few at a time.
@@ -728,7 +726,7 @@ func (t *Transport) cancelAll(batches []*batch) {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			b.releaseAll()
+			b.releaseAll(ctx)
 			if t.ledger.Abandon(ctx, b.ref) {
 				b.cancelUpstream(ctx)
 			}
@@ -761,6 +759,7 @@ func (t *Transport) allBatches() []*batch {
 	return all
 }
 
+// batchIDs are the ids of batches. The caller holds t.mu.
 func batchIDs(batches []*batch) []string {
 	ids := make([]string, 0, len(batches))
 	for _, b := range batches {
@@ -775,7 +774,7 @@ type Stats struct {
 	Running  int   // calls whose line was sent and whose caller waits
 	Answered int64 // callers that got their line's answer, since New
 	Failed   int64 // callers that got an error of the batch's or ours, since New
-	Left     int64 // callers that went away before their answer came, since New
+	Left     int64 // callers that waited no longer when their answer came, since New
 	Queues   []QueueStats
 }
 

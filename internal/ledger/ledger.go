@@ -30,8 +30,10 @@ const (
 	// patience ends a request to the journal.
 	patience = 10 * time.Second
 
-	// sweep is how often old batches are forgotten.
-	sweep = time.Hour
+	// sweep is how often old batches are forgotten, and sweepPatience how long
+	// that may take.
+	sweep         = time.Hour
+	sweepPatience = 5 * time.Minute
 
 	// lifetime is how long a batch can be of use whose account nobody came back
 	// with, so that its end was never seen: the longest completion window, two
@@ -101,26 +103,29 @@ func Open(store journal.Store, o Options) (*Ledger, error) {
 // Key keys the hashes that go into the journal.
 func (l *Ledger) Key() journal.Hash { return l.key }
 
-// Live gives signs of life, and forgets what is old, until ctx ends.
+// Live gives signs of life until ctx ends.
 func (l *Ledger) Live(ctx context.Context) {
 	ticker := time.NewTicker(beat)
 	defer ticker.Stop()
-	var swept time.Time
 	for {
-		if time.Since(swept) >= sweep {
-			l.forget(ctx)
-			swept = time.Now()
-		}
 		select {
 		case <-ticker.C:
 			err := l.beat(ctx)
 			l.say("heartbeat", err)
 			if err == nil {
-				l.repeat(ctx)
+				l.repeat(ctx, beat)
 			}
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// Sweep forgets what is old until ctx ends.
+func (l *Ledger) Sweep(ctx context.Context) {
+	l.forget(ctx)
+	for sleep(ctx, sweep) {
+		l.forget(ctx)
 	}
 }
 
@@ -146,7 +151,7 @@ func (l *Ledger) beat(ctx context.Context) error {
 }
 
 func (l *Ledger) forget(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, sweepPatience)
 	defer cancel()
 	n, err := l.store.Forget(ctx, l.keepFor, max(l.keepFor, lifetime))
 	if n > 0 {
@@ -155,22 +160,25 @@ func (l *Ledger) forget(ctx context.Context) {
 	l.say("forget", err)
 }
 
+// leavePatience is how long a process that ends waits for the journal.
+const leavePatience = 5 * time.Second
+
 // Leave ends the lease: what this owner holds is open at once.
 func (l *Ledger) Leave() {
 	if l == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), leavePatience)
 	defer cancel()
-	l.repeat(ctx)
+	l.repeat(ctx, leavePatience)
 	_, err := l.store.Heartbeat(ctx, l.owner, 0)
 	l.say("leave", err)
 }
 
 // Renew extends the lease for a Close that takes its time.
-func (l *Ledger) Renew() {
+func (l *Ledger) Renew(ctx context.Context) {
 	if l != nil {
-		l.say("heartbeat", l.beat(context.Background()))
+		l.say("heartbeat", l.beat(ctx))
 	}
 }
 
@@ -202,6 +210,9 @@ func (l *Ledger) Begin(ctx context.Context, b journal.Batch, lines []journal.Lin
 	}
 	b.Owner = l.owner
 	err := l.do(ctx, func(ctx context.Context) error { return l.store.Begin(ctx, b, lines) })
+	if err != nil {
+		l.Discard(ctx, b.Ref) // it may have been written down all the same
+	}
 	return err == nil, l.weigh("begin", err)
 }
 
@@ -241,12 +252,9 @@ func (l *Ledger) Runs(ctx context.Context, ref, batchID string) {
 	})
 }
 
-// End writes down that a batch has ended, whoever carried it on.
+// End writes down that a batch has ended.
 func (l *Ledger) End(ctx context.Context, ref, batchID, status string) {
 	l.insist(ctx, ref, "end", func(ctx context.Context) error {
-		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
-			return err
-		}
 		return l.store.Advance(ctx, l.owner, ref, journal.Step{State: journal.Ended, BatchID: batchID, Status: status})
 	})
 }
@@ -256,14 +264,20 @@ func (l *Ledger) Discard(ctx context.Context, ref string) {
 	l.insist(ctx, ref, "discard", func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) })
 }
 
-// insist tells the journal what became of a batch. If it cannot be told now, it
-// is with the next sign of life that arrives, since other replicas may wait for
-// it. Of several words on a batch the last is told.
+// insist tells the journal what became of a batch, unless another carries it on
+// who will see for himself. If it cannot be told now, it is with the next sign of
+// life that arrives, since other replicas may wait for it. Of several words on a
+// batch the last is told.
 func (l *Ledger) insist(ctx context.Context, ref, what string, say func(context.Context) error) {
 	if l == nil || ref == "" {
 		return
 	}
-	w := &word{what, say}
+	w := &word{what, func(ctx context.Context) error {
+		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
+			return err
+		}
+		return say(ctx)
+	}}
 	l.mu.Lock()
 	_, behind := l.owed[ref]
 	if behind {
@@ -282,17 +296,24 @@ func (l *Ledger) insist(ctx context.Context, ref, what string, say func(context.
 func (l *Ledger) tell(ctx context.Context, w *word) bool {
 	err := l.do(ctx, w.say)
 	l.say(w.what, err)
+	return heard(err)
+}
+
+// heard reports whether telling the same again would be of no use.
+func heard(err error) bool {
 	return err == nil || errors.Is(err, journal.ErrNotOwner) || errors.Is(err, journal.ErrNoBatch)
 }
 
-// repeat tells the journal what it has not heard yet.
-func (l *Ledger) repeat(ctx context.Context) {
+// repeat tells the journal what it has not heard yet, as much as there is time for.
+func (l *Ledger) repeat(ctx context.Context, within time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	l.mu.Lock()
 	owed := maps.Clone(l.owed)
 	l.mu.Unlock()
 	for ref, w := range owed {
-		if !l.tell(ctx, w) {
-			return // it fails yet
+		if ctx.Err() != nil || !l.tell(ctx, w) {
+			return
 		}
 		l.mu.Lock()
 		if l.owed[ref] == w {
@@ -313,44 +334,53 @@ func (l *Ledger) Claim(ctx context.Context, ref string) (mine bool, err error) {
 	return mine, err
 }
 
-// Deliver notes that lines have been answered for good.
-func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) {
+// Deliver notes that lines have been answered for good. It reports whether the
+// journal has heard it; if not, it is to be repeated.
+func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) bool {
 	if l == nil || ref == "" || len(lines) == 0 {
-		return
+		return true
 	}
-	l.say("deliver", l.do(ctx, func(ctx context.Context) error { return l.store.Deliver(ctx, l.owner, ref, lines) }))
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Deliver(ctx, l.owner, ref, lines) })
+	l.say("deliver", err)
+	return heard(err)
 }
 
 // Hold holds lines again after the lease had run out, those of them that choose
 // returns and nobody took meanwhile, and carries their batch on if nobody does.
-// It is to be repeated if it fails.
-func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) error {
-	if _, err := l.Claim(ctx, ref); err != nil {
-		return err
-	}
-	if !l.take(ctx) {
-		return context.Cause(ctx)
-	}
-	defer l.give()
-	lines := choose()
-	if len(lines) == 0 {
-		return nil
-	}
-	err := l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) })
-	l.say("hold", err)
-	return err
-}
-
-// Release makes lines open whose callers have gone: those that choose returns.
-// From then on, and not before, TakeOver finds them.
-func (l *Ledger) Release(ctx context.Context, ref string, choose func() []int) {
-	if l == nil || ref == "" || !l.take(ctx) {
+// It is to be repeated, if it fails, or since those who took lines may leave them
+// again.
+func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if _, err := l.Claim(ctx, ref); err != nil || !l.take(ctx) {
 		return
 	}
 	defer l.give()
 	if lines := choose(); len(lines) > 0 {
-		l.say("release", l.do(ctx, func(ctx context.Context) error { return l.store.Release(ctx, l.owner, ref, lines) }))
+		l.say("hold", l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) }))
 	}
+}
+
+// Release makes lines open whose callers have gone: those that choose returns.
+// From then on, and not before, TakeOver finds them. It reports whether the
+// journal has heard it; if not, it is to be repeated with the same lines.
+func (l *Ledger) Release(ctx context.Context, ref string, choose func() []int) bool {
+	if l == nil || ref == "" {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if !l.take(ctx) {
+		return false
+	}
+	defer l.give()
+	lines := choose()
+	if len(lines) == 0 {
+		return true
+	}
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Release(ctx, l.owner, ref, lines) })
+	l.say("release", err)
+	return heard(err)
 }
 
 // Abandon marks a batch that nobody waits for, anywhere, as one to be
@@ -416,72 +446,84 @@ func (l *Ledger) Orphans(ctx context.Context) []journal.Batch {
 const Lease = lease
 
 // TakeOver finds lines that earlier tries of the same calls left behind, here,
-// in a process that died or at another replica, and hands them to take before
-// anybody can release them again. Before it comes back with less than was asked
-// for, every other owner must have given a sign of life, or have lapsed: to wait
-// costs seconds, and another line costs money. The error is not nil only where
-// the journal is required.
-func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, take func([]journal.Taken)) error {
+// in a process that died or at another replica, and hands them to place before
+// anybody can release them again. place returns the prints of those that were not
+// what it wanted: others are looked for. Before it comes back with less than was
+// asked for, every other owner must have given a sign of life, or have lapsed, and
+// a journal that fails is asked again: to wait costs seconds, and another line
+// costs money. The error is not nil only where the journal is required.
+func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, place func([]journal.Taken) []journal.Hash) error {
 	if l == nil {
 		return nil
 	}
 	began := time.Now()
 	for len(prints) > 0 {
-		taken, err := l.takeOver(ctx, payer, prints, take)
-		if err != nil {
+		taken, misplaced, err := l.takeOver(ctx, payer, prints, place)
+		switch {
+		case err == nil:
+		case time.Since(began) < failPatience && sleep(ctx, glance):
+			continue
+		default:
 			return l.weigh("take over", err)
 		}
-		prints = missing(prints, taken)
-		if len(prints) > 0 && !l.lapse(ctx, began) {
+		prints = append(missing(prints, taken), misplaced...)
+		if len(prints) > 0 && len(misplaced) == 0 && !l.lapse(ctx, began) {
 			break
 		}
 	}
 	return nil
 }
 
+// failPatience is how long a journal that fails is asked for lines.
+const failPatience = lease
+
 // lapse waits until one of the other owners lapses that have given no sign of
 // life since began, and reports whether one did. It does not when all of them
 // live, or there are none.
 func (l *Ledger) lapse(ctx context.Context, began time.Time) bool {
-	before := quiet(l.owners(ctx), began)
-	for len(before) > 0 && sleep(ctx, glance) {
-		now := l.owners(ctx)
-		for name := range before {
-			if _, lives := now[name]; !lives {
-				return true
+	var waitedFor map[string]bool
+	for {
+		silent, all, err := l.owners(ctx, began)
+		if err == nil {
+			for name := range waitedFor {
+				if !all[name] {
+					return true
+				}
 			}
+			waitedFor = silent
 		}
-		before = quiet(now, began)
+		if err == nil && len(silent) == 0 || err != nil && time.Since(began) > failPatience || !sleep(ctx, glance) {
+			return false
+		}
 	}
-	return false
 }
 
-// owners are the other owners that have not lapsed, and how long each has been
-// silent.
-func (l *Ledger) owners(ctx context.Context) map[string]time.Duration {
+// owners are the other owners that have not lapsed: those that have given no sign
+// of life since began, and all.
+func (l *Ledger) owners(ctx context.Context, began time.Time) (silent, all map[string]bool, err error) {
+	age := time.Since(began) // before it is asked, since an answer can take its time
 	var list []journal.Owner
-	l.say("owners", l.do(ctx, func(ctx context.Context) (err error) {
+	err = l.do(ctx, func(ctx context.Context) (err error) {
 		list, err = l.store.Owners(ctx)
 		return err
-	}))
-	others := make(map[string]time.Duration)
+	})
+	l.say("owners", err)
+	silent, all = make(map[string]bool), make(map[string]bool)
 	for _, o := range list {
-		if o.Name != l.owner {
-			others[o.Name] = o.Silent
+		if o.Name == l.owner {
+			continue
+		}
+		all[o.Name] = true
+		if o.Silent >= age {
+			silent[o.Name] = true
 		}
 	}
-	return others
+	return silent, all, err
 }
 
-// quiet are those of them that have given no sign of life since began.
-func quiet(others map[string]time.Duration, began time.Time) map[string]time.Duration {
-	maps.DeleteFunc(others, func(_ string, silent time.Duration) bool { return silent < time.Since(began) })
-	return others
-}
-
-func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, take func([]journal.Taken)) (taken []journal.Taken, err error) {
+func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, place func([]journal.Taken) []journal.Hash) (taken []journal.Taken, misplaced []journal.Hash, err error) {
 	if !l.take(ctx) {
-		return nil, context.Cause(ctx)
+		return nil, nil, context.Cause(ctx)
 	}
 	defer l.give()
 	err = l.do(ctx, func(ctx context.Context) (err error) {
@@ -489,9 +531,9 @@ func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []jour
 		return err
 	})
 	if err == nil && len(taken) > 0 {
-		take(taken)
+		misplaced = place(taken)
 	}
-	return taken, err
+	return taken, misplaced, err
 }
 
 // missing is prints without those of the lines taken, each once.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,14 +24,14 @@ type owner struct {
 	*ledger.Ledger
 	stop   context.CancelFunc
 	log    *strings.Builder
-	lapses *int // how often it was told that its lease had run out
+	lapses *atomic.Int32 // how often it was told that its lease had run out
 }
 
 func open(t *testing.T, store journal.Store, required bool) *owner {
 	t.Helper()
-	log, lapses := new(strings.Builder), new(int)
+	log, lapses := new(strings.Builder), new(atomic.Int32)
 	l, err := ledger.Open(store, ledger.Options{
-		Required: required, KeepFor: time.Hour, Lapsed: func() { *lapses++ }, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Required: required, KeepFor: time.Hour, Lapsed: func() { lapses.Add(1) }, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -55,10 +56,11 @@ func (o *owner) begin(t *testing.T, ref string) {
 func (o *owner) takes(t *testing.T) (lines int, took time.Duration) {
 	t.Helper()
 	began := time.Now()
-	err := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func(taken []journal.Taken) {
+	err := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func(taken []journal.Taken) []journal.Hash {
 		for _, part := range taken {
 			lines += len(part.Lines)
 		}
+		return nil
 	})
 	if err != nil {
 		t.Error(err)
@@ -157,11 +159,18 @@ func TestABatchThatWasTaken(t *testing.T) {
 // A distant journal is out of reach for a while.
 type distant struct {
 	journal.Store
-	until time.Time
+	until moment
 }
 
+// A moment is a time that may be set while it is read.
+type moment struct{ atomic.Int64 }
+
+func (m *moment) in(d time.Duration) { m.Store(time.Now().Add(d).UnixNano()) }
+
+func (m *moment) isAhead() bool { return time.Now().UnixNano() < m.Load() }
+
 func (d *distant) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
-	if time.Now().Before(d.until) {
+	if d.until.isAhead() {
 		return false, errBroken
 	}
 	return d.Store.Heartbeat(ctx, owner, lease)
@@ -173,17 +182,15 @@ func TestALapseIsToldAndUndone(t *testing.T) {
 		a, b := open(t, far, false), open(t, store, false)
 		a.begin(t, "one")
 		for _, away := range []time.Duration{ledger.Lease / 2, 2 * ledger.Lease} {
-			far.until = time.Now().Add(away)
+			far.until.in(away)
 			time.Sleep(away)
 			b.Orphans(t.Context())
 			time.Sleep(ledger.Lease)
 		}
-		if *a.lapses != 1 || *b.lapses != 0 {
-			t.Fatalf("a was told of %d lapses, b of %d; want 1 and 0", *a.lapses, *b.lapses)
+		if n, m := a.lapses.Load(), b.lapses.Load(); n != 1 || m != 0 {
+			t.Fatalf("a was told of %d lapses, b of %d; want 1 and 0", n, m)
 		}
-		if err := a.Hold(t.Context(), "one", func() []int { return []int{0} }); err != nil {
-			t.Error(err)
-		}
+		a.Hold(t.Context(), "one", func() []int { return []int{0} })
 		if n, _ := b.takes(t); n != 0 {
 			t.Error("a line that is held again was taken")
 		}
@@ -196,12 +203,12 @@ func TestALapseIsToldAndUndone(t *testing.T) {
 // A deaf journal does as it is told, and its answers are lost.
 type deaf struct {
 	journal.Store
-	until time.Time
+	until moment
 }
 
 func (d *deaf) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
 	fresh, err := d.Store.Heartbeat(ctx, owner, lease)
-	if time.Now().Before(d.until) {
+	if d.until.isAhead() {
 		return false, errBroken
 	}
 	return fresh, err
@@ -211,10 +218,10 @@ func TestALapseWhoseNewsWasLost(t *testing.T) {
 	bubble(t, func(t *testing.T, store journal.Store) {
 		far := &deaf{Store: store}
 		a := open(t, far, false)
-		far.until = time.Now().Add(2 * ledger.Lease)
+		far.until.in(2 * ledger.Lease)
 		time.Sleep(3 * ledger.Lease)
-		if *a.lapses != 1 {
-			t.Errorf("told of %d lapses, want one: what happened meanwhile is not known", *a.lapses)
+		if n := a.lapses.Load(); n != 1 {
+			t.Errorf("told of %d lapses, want one: what happened meanwhile is not known", n)
 		}
 	})
 }
@@ -222,20 +229,18 @@ func TestALapseWhoseNewsWasLost(t *testing.T) {
 // A hesitant journal fails a number of times to hear how batches end.
 type hesitant struct {
 	journal.Store
-	fails int
+	fails atomic.Int32
 }
 
 func (h *hesitant) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
-	if h.fails > 0 {
-		h.fails--
+	if h.fails.Add(-1) >= 0 {
 		return errBroken
 	}
 	return h.Store.Advance(ctx, owner, ref, s)
 }
 
 func (h *hesitant) Discard(ctx context.Context, owner, ref string) error {
-	if h.fails > 0 {
-		h.fails--
+	if h.fails.Add(-1) >= 0 {
 		return errBroken
 	}
 	return h.Store.Discard(ctx, owner, ref)
@@ -260,10 +265,10 @@ func TestTheLastWordIsRepeated(t *testing.T) {
 		} {
 			t.Run(tt.name+" "+name, func(t *testing.T) {
 				bubble(t, func(t *testing.T, store journal.Store) {
-					far := &hesitant{store, 0}
+					far := &hesitant{Store: store}
 					o := open(t, far, false)
 					o.begin(t, "one")
-					far.fails = 1
+					far.fails.Store(1)
 					tt.words(t.Context(), o)
 					wait(o)
 					list, err := store.Batches(t.Context(), journal.Filter{})
@@ -300,7 +305,7 @@ func TestAJournalThatFails(t *testing.T) {
 			o := open(t, broken{store}, required)
 			ok, begin := o.Begin(t.Context(), journal.Batch{Ref: "one"}, nil)
 			advance := o.Advance(t.Context(), "one", journal.Step{})
-			takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) { t.Error("it took what there is not") })
+			takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) []journal.Hash { t.Error("it took what there is not"); return nil })
 			if ok {
 				t.Error("a batch that was not written down counts as written")
 			}
@@ -319,7 +324,7 @@ func TestAJournalThatFails(t *testing.T) {
 func TestWithoutAJournal(t *testing.T) {
 	var none *ledger.Ledger
 	ok, err := none.Begin(t.Context(), journal.Batch{}, nil)
-	err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) { t.Error("taken") })
+	err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) []journal.Hash { t.Error("taken"); return nil })
 	if ok || err != nil || err2 != nil || none.Advance(t.Context(), "x", journal.Step{}) != nil {
 		t.Error("a Ledger that is none does nothing and finds nothing")
 	}

@@ -1,0 +1,519 @@
+package autobatcher_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// A line to a journal can be in trouble.
+type troubled struct {
+	journal.Store
+	mu      sync.Mutex
+	trouble func(ctx context.Context, request string) error
+}
+
+// set makes f happen before each request; nil ends the trouble.
+func (j *troubled) set(f func(ctx context.Context, request string) error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.trouble = f
+}
+
+func (j *troubled) meet(ctx context.Context, request string) error {
+	j.mu.Lock()
+	f := j.trouble
+	j.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	return f(ctx, request)
+}
+
+var errDown = errors.New("connection refused")
+
+func down(context.Context, string) error { return errDown }
+
+func hangs(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+
+// once fails the first request of a kind.
+func once(request string) func(context.Context, string) error {
+	var failed atomic.Bool
+	return func(_ context.Context, this string) error {
+		if this != request || failed.Swap(true) {
+			return nil
+		}
+		return errDown
+	}
+}
+
+func (j *troubled) Heartbeat(ctx context.Context, owner string, lease time.Duration) (bool, error) {
+	if err := j.meet(ctx, "heartbeat"); err != nil {
+		return false, err
+	}
+	return j.Store.Heartbeat(ctx, owner, lease)
+}
+
+func (j *troubled) Owners(ctx context.Context) ([]journal.Owner, error) {
+	list, err := j.Store.Owners(ctx)
+	if trouble := j.meet(ctx, "owners"); trouble != nil { // after it was looked up
+		return nil, trouble
+	}
+	return list, err
+}
+
+func (j *troubled) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) error {
+	if err := j.meet(ctx, "begin"); err != nil {
+		return err
+	}
+	return j.Store.Begin(ctx, b, lines)
+}
+
+func (j *troubled) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
+	if err := j.meet(ctx, "advance"); err != nil {
+		return err
+	}
+	return j.Store.Advance(ctx, owner, ref, s)
+}
+
+func (j *troubled) Discard(ctx context.Context, owner, ref string) error {
+	if err := j.meet(ctx, "discard"); err != nil {
+		return err
+	}
+	return j.Store.Discard(ctx, owner, ref)
+}
+
+func (j *troubled) Claim(ctx context.Context, owner, ref string) (bool, error) {
+	if err := j.meet(ctx, "claim"); err != nil {
+		return false, err
+	}
+	return j.Store.Claim(ctx, owner, ref)
+}
+
+func (j *troubled) TakeOver(ctx context.Context, owner string, payer journal.Hash, prints []journal.Hash) ([]journal.Taken, error) {
+	if err := j.meet(ctx, "take over"); err != nil {
+		return nil, err
+	}
+	return j.Store.TakeOver(ctx, owner, payer, prints)
+}
+
+func (j *troubled) Hold(ctx context.Context, owner, ref string, lines []int) error {
+	if err := j.meet(ctx, "hold"); err != nil {
+		return err
+	}
+	return j.Store.Hold(ctx, owner, ref, lines)
+}
+
+func (j *troubled) Release(ctx context.Context, owner, ref string, lines []int) error {
+	if err := j.meet(ctx, "release"); err != nil {
+		return err
+	}
+	return j.Store.Release(ctx, owner, ref, lines)
+}
+
+func (j *troubled) Deliver(ctx context.Context, owner, ref string, lines []int) error {
+	if err := j.meet(ctx, "deliver"); err != nil {
+		return err
+	}
+	return j.Store.Deliver(ctx, owner, ref, lines)
+}
+
+func (j *troubled) Abandon(ctx context.Context, owner, ref string) (bool, error) {
+	if err := j.meet(ctx, "abandon"); err != nil {
+		return false, err
+	}
+	return j.Store.Abandon(ctx, owner, ref)
+}
+
+func (j *troubled) Batches(ctx context.Context, f journal.Filter) ([]journal.Batch, error) {
+	if err := j.meet(ctx, "batches"); err != nil {
+		return nil, err
+	}
+	return j.Store.Batches(ctx, f)
+}
+
+// far starts a process whose line to the journal can be troubled.
+func (f *fleet) far(o autobatcher.Options) (*process, *troubled) {
+	f.Helper()
+	well := f.store
+	defer func() { f.store = well }()
+	j := &troubled{Store: well}
+	f.store = j
+	return f.start(o), j
+}
+
+func inFleet(t *testing.T, server batchtest.Options, script func(f *fleet)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { script(newFleet(t, server)) })
+}
+
+// only is the one batch that the journal knows.
+func (f *fleet) only() journal.Batch {
+	f.Helper()
+	list, err := f.store.Batches(f.Context(), journal.Filter{})
+	if err != nil || len(list) != 1 {
+		f.Fatalf("%+v, %v; want one batch", list, err)
+	}
+	return list[0]
+}
+
+// A journal that is out of reach for longer than a lease while a batch is created
+// learns of it all the same.
+func TestAnIDThatTheJournalCouldNotBeTold(t *testing.T) {
+	lapse := func(f *fleet) (a *process, leave context.CancelFunc) {
+		a, j := f.far(autobatcher.Options{})
+		f.start(autobatcher.Options{}) // who sees that a gives no sign of life
+		f.srv.Control(batchtest.OpCreate, batchtest.Delay(20*time.Second))
+		ctx, leave := context.WithCancel(f.Context())
+		a.ask(ctx, "one") // created from 10 s to 30 s
+		time.Sleep(15 * time.Second)
+		j.set(down)
+		time.Sleep(30 * time.Second)
+		j.set(nil)
+		time.Sleep(30 * time.Second)
+		if b := f.only(); b.State != journal.Running || b.BatchID == "" {
+			f.Errorf("the batch runs, and the journal says %s, id %q", b.State, b.BatchID)
+		}
+		return a, leave
+	}
+	t.Run("the line is found", func(t *testing.T) {
+		inFleet(t, batchtest.Options{Turnaround: time.Hour}, func(f *fleet) {
+			_, leave := lapse(f)
+			leave()
+			time.Sleep(time.Second)
+			f.wantAnswer(f.start(autobatcher.Options{}).ask(f.Context(), "one"), "one")
+			f.wantPaid(1, 1)
+		})
+	})
+	t.Run("the batch is cancelled", func(t *testing.T) {
+		inFleet(t, batchtest.Options{Turnaround: 10 * time.Hour}, func(f *fleet) {
+			_, leave := lapse(f)
+			leave()
+			time.Sleep(10 * time.Minute)
+			if f.cancels() == 0 {
+				f.Error("nobody waits, and it is not cancelled")
+			}
+		})
+	})
+}
+
+// A replica that was taken for dead finds that its input file was deleted by the
+// one that looked for its batch. Its callers ride again.
+func TestACreateWhoseFileAnotherReplicaDeleted(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 10 * time.Minute}, func(f *fleet) {
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		f.wantAnswer(b.ask(f.Context(), "hello"), "hello") // b knows the credential
+		mend := f.srv.Keep(batchtest.OpCreate, batchtest.RateLimit(20*time.Second))
+		one := a.ask(f.Context(), "one")
+		time.Sleep(15 * time.Second)
+		a.away.Store(true)
+		time.Sleep(20 * time.Second)
+		a.away.Store(false)
+		time.Sleep(time.Minute)
+		mend()
+		f.wantAnswer(one, "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+// What the journal did not hear of a caller is told again.
+func TestNotesThatTheJournalDidNotHear(t *testing.T) {
+	left := func(f *fleet) *process {
+		a, j := f.far(autobatcher.Options{})
+		ctx, leave := context.WithCancel(f.Context())
+		first := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		j.set(once("release"))
+		leave()
+		<-first
+		return a
+	}
+	t.Run("who left at once comes back", func(t *testing.T) {
+		inFleet(t, batchtest.Options{Turnaround: time.Hour}, func(f *fleet) {
+			a := left(f)
+			f.wantAnswer(a.ask(f.Context(), "one"), "one")
+			f.wantPaid(1, 1)
+		})
+	})
+	t.Run("who left comes back elsewhere", func(t *testing.T) {
+		inFleet(t, batchtest.Options{Turnaround: time.Hour}, func(f *fleet) {
+			left(f)
+			time.Sleep(30 * time.Second)
+			f.wantAnswer(f.start(autobatcher.Options{}).ask(f.Context(), "one"), "one")
+			f.wantPaid(1, 1)
+		})
+	})
+	t.Run("nobody comes back", func(t *testing.T) {
+		inFleet(t, batchtest.Options{Turnaround: 10 * time.Hour}, func(f *fleet) {
+			left(f)
+			time.Sleep(10 * time.Minute)
+			if f.cancels() == 0 {
+				f.Error("nobody waits, and the batch is not cancelled")
+			}
+		})
+	})
+	t.Run("a delivery", func(t *testing.T) {
+		inFleet(t, batchtest.Options{}, func(f *fleet) {
+			a, j := f.far(autobatcher.Options{})
+			j.set(once("deliver"))
+			f.wantAnswer(a.ask(f.Context(), "one"), "one")
+			time.Sleep(time.Minute)
+			if b := f.only(); b.Delivered != 1 {
+				f.Errorf("%+v; want a line that is delivered", b)
+			}
+		})
+	})
+}
+
+// To ask again costs seconds, and another line costs money.
+func TestATakeOverThatFailsIsTriedAgain(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: time.Hour}, func(f *fleet) {
+		a := f.start(autobatcher.Options{})
+		b, j := f.far(autobatcher.Options{})
+		ctx, leave := context.WithCancel(f.Context())
+		first := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		leave()
+		<-first
+		j.set(once("take over"))
+		f.wantAnswer(b.ask(f.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
+// A line that was taken while its owner was out of reach, and left again, is its
+// owner's caller's yet.
+func TestABatchIsNotCancelledThatAnOwnCallerWaitsFor(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 2 * time.Hour}, func(f *fleet) {
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		one := a.ask(f.Context(), "one")
+		time.Sleep(time.Minute)
+		a.away.Store(true)
+		time.Sleep(16 * time.Second)
+		ctx, leave := context.WithCancel(f.Context())
+		second := b.ask(ctx, "one")
+		time.Sleep(15 * time.Second)
+		a.away.Store(false)
+		time.Sleep(time.Minute)
+		leave()
+		<-second
+		f.wantAnswer(one, "one")
+		if n := f.cancels(); n > 0 {
+			f.Errorf("cancelled %d times", n)
+		}
+		f.wantPaid(1, 1)
+	})
+}
+
+// A process that has lapsed takes back a line that a caller of its own waits for,
+// and then the other one, which its new call is after.
+func TestAnAwaitedLineHidesNoOpenOne(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 2 * time.Hour}, func(f *fleet) {
+		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
+		one := a.ask(f.Context(), "one")
+		time.Sleep(time.Minute)
+		b.ask(f.Context(), "one")
+		time.Sleep(time.Minute)
+		b.cut()
+		time.Sleep(30 * time.Second)
+		a.away.Store(true)
+		time.Sleep(16 * time.Second)
+		again := a.ask(f.Context(), "one") // the retry of b's
+		time.Sleep(9900 * time.Millisecond)
+		a.away.Store(false)
+		f.wantAnswer(one, "one")
+		f.wantAnswer(again, "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+// However long the list of owners takes: a sign of life from before it was asked
+// for is none.
+func TestASlowListOfOwners(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 2 * time.Hour}, func(f *fleet) {
+		b := f.start(autobatcher.Options{})
+		a, j := f.far(autobatcher.Options{BatchWindow: time.Second})
+		b.ask(f.Context(), "one")
+		time.Sleep(time.Minute)
+		j.set(func(_ context.Context, request string) error {
+			if request == "owners" {
+				time.Sleep(4 * time.Second)
+			}
+			return nil
+		})
+		time.Sleep(time.Second) // between two signs of life
+		b.cut()
+		f.wantAnswer(a.ask(f.Context(), "one"), "one")
+		f.wantPaid(1, 1)
+	})
+}
+
+// Close does not wait long for a journal that does not answer.
+func TestCloseWhileTheJournalHangs(t *testing.T) {
+	for _, cancels := range []bool{false, true} {
+		inFleet(t, batchtest.Options{Turnaround: 2 * time.Hour}, func(f *fleet) {
+			a, j := f.far(autobatcher.Options{BatchSize: 1, CancelOnClose: cancels})
+			var leaves []context.CancelFunc
+			for i := range 64 {
+				ctx, leave := context.WithCancel(f.Context())
+				leaves = append(leaves, leave)
+				a.ask(ctx, strings.Repeat("x", i+1))
+			}
+			time.Sleep(time.Minute)
+			j.set(hangs)
+			for _, leave := range leaves[:32] {
+				leave()
+			}
+			began := time.Now()
+			a.Close()
+			if d := time.Since(began); d > 30*time.Second {
+				f.Errorf("with CancelOnClose %v it took %v", cancels, d)
+			}
+		})
+	}
+}
+
+// What there is to tell a slow journal leaves room for signs of life.
+func TestAllThatIsOwedDoesNotCostTheLease(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 2 * time.Minute}, func(f *fleet) {
+		a, j := f.far(autobatcher.Options{BatchSize: 1})
+		var all []<-chan outcome
+		for i := range 160 {
+			all = append(all, a.ask(f.Context(), strings.Repeat("x", i+1)))
+		}
+		time.Sleep(time.Minute)
+		j.set(func(_ context.Context, request string) error {
+			if request == "advance" {
+				return errDown
+			}
+			return nil
+		})
+		for _, c := range all {
+			<-c
+		}
+		time.Sleep(time.Minute)
+		j.set(func(context.Context, string) error { time.Sleep(200 * time.Millisecond); return nil })
+		for range 120 {
+			time.Sleep(time.Second)
+			if list, err := f.store.Owners(f.Context()); err != nil || len(list) != 1 || list[0].Silent > 10*time.Second {
+				f.Fatalf("%+v, %v; want signs of life", list, err)
+			}
+		}
+		list, _ := f.store.Batches(f.Context(), journal.Filter{})
+		for _, b := range list {
+			if b.State != journal.Ended {
+				f.Fatalf("%s %q is %s after two minutes", b.Ref, b.BatchID, b.State)
+			}
+		}
+	})
+}
+
+// A batch that never ends is read a last time, and what it could not answer rides
+// again.
+func TestAnOverdueBatchAndALineThatRidesAgain(t *testing.T) {
+	tries := 0
+	server := batchtest.Options{Manners: batchtest.Doubleword(), Answer: func(l batchtest.Line) batchtest.Outcome {
+		switch {
+		case strings.Contains(string(l.Body), "stuck"):
+			return batchtest.Outcome{Never: true}
+		case tries == 0:
+			tries++
+			return batchtest.Outcome{Code: "line_failed", Message: "no"}
+		}
+		return batchtest.Echo(l)
+	}}
+	inFleet(t, server, func(f *fleet) {
+		p := provider.Doubleword()
+		a := f.start(autobatcher.Options{Provider: &p})
+		f.srv.Keep(batchtest.OpRetrieve, field("status", `"in_progress"`))
+		mend := f.srv.Keep(batchtest.OpContent, batchtest.HTML(http.StatusServiceUnavailable))
+		time.AfterFunc(25*time.Hour+10*time.Minute, mend) // a day and an hour is when it is overdue
+		one, stuck := a.ask(f.Context(), "one"), a.ask(f.Context(), "stuck")
+		if r := <-stuck; !strings.Contains(r.body, "batch_overdue") {
+			f.Errorf("%d, %v, %s; want batch_overdue", r.status, r.err, r.body)
+		}
+		f.wantAnswer(one, "one")
+	})
+}
+
+// What was never counted as done is looked for, however little the provider counts.
+func TestCountsThatLeaveOutWhatNeverRan(t *testing.T) {
+	for _, leaves := range []bool{false, true} {
+		inFleet(t, batchtest.Options{Turnaround: 40 * time.Minute}, func(f *fleet) {
+			a := f.start(autobatcher.Options{AbandonAfter: -1})
+			ctx, leave := context.WithCancel(f.Context())
+			one := a.ask(f.Context(), "one")
+			time.Sleep(time.Second)
+			a.ask(ctx, "two")
+			time.Sleep(30 * time.Minute) // one has run
+			if leaves {
+				leave()
+			}
+			time.Sleep(time.Minute)
+			f.srv.Control(batchtest.OpContent, batchtest.Status(http.StatusOK, nil, "")) // a copy that lags behind
+			f.cancel(f.only().BatchID)
+			f.srv.Keep(batchtest.OpRetrieve, field("request_counts", `{"total":2,"completed":1,"failed":0}`))
+			f.wantAnswer(one, "one")
+			leave()
+			n := 0
+			for _, l := range f.srv.Executed() {
+				if strings.Contains(string(l.Body), "one") {
+					n++
+				}
+			}
+			if n != 1 {
+				f.Errorf("the other left %v: paid for %d times", leaves, n)
+			}
+		})
+	}
+}
+
+// cancel cancels a batch as somebody else might.
+func (f *fleet) cancel(batchID string) {
+	f.Helper()
+	req, _ := http.NewRequestWithContext(f.Context(), http.MethodPost, f.srv.URL+"/batches/"+batchID+"/cancel", nil)
+	req.Header.Set("Authorization", "Bearer k")
+	res, err := f.srv.Transport().RoundTrip(req)
+	if err != nil || res.StatusCode != http.StatusOK {
+		f.Fatalf("cancel: %v, %v", res, err)
+	}
+	res.Body.Close()
+}
+
+// Close names batches whose ids are being learned (for the race detector).
+func TestCloseWhileABatchIsResumed(t *testing.T) {
+	f := newFleet(t, batchtest.Options{Turnaround: time.Hour})
+	a := f.start(autobatcher.Options{BatchWindow: 10 * time.Millisecond})
+	a.ask(t.Context(), "one")
+	for len(f.srv.Batches()) == 0 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	a.Close()
+	b, j := f.far(autobatcher.Options{OnEvent: func(e autobatcher.Event) {
+		if e.Name == autobatcher.ClientClosing {
+			time.Sleep(300 * time.Millisecond)
+		}
+	}})
+	j.set(func(_ context.Context, request string) error {
+		if request == "claim" {
+			time.Sleep(100 * time.Millisecond)
+		}
+		return nil
+	})
+	if err := b.Recover(f.srv.URL, http.Header{"Authorization": {"Bearer k"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(150 * time.Millisecond)
+	b.Close()
+}
