@@ -39,7 +39,8 @@ import (
 //     the provider has answered.
 //  5. No batch is orphaned: the journal knows each batch the provider has, or
 //     did until it ended, and each batch it knows has ended once a last
-//     process has recovered them. No line stays held with nobody waiting.
+//     process has recovered them, or was cancelled with its input file. No line
+//     stays held with nobody waiting.
 //  6. No batch is cancelled upstream by a process while somebody waits for it,
 //     and none runs on for long when nobody does.
 //  7. The provider refuses no file and no create: each was within its rules.
@@ -360,14 +361,16 @@ func (w *world) checkOrphans() {
 	for _, b := range w.known() {
 		known[b.BatchID], known[b.InputFileID] = true, true
 	}
-	blind := make(map[string]bool) // input files
+	blind, deleted := make(map[string]bool), make(map[string]bool) // input files
 	for _, u := range w.srv.Uploads() {
+		deleted[u.ID] = u.Deleted
 		blind[u.ID] = slices.ContainsFunc(u.Lines, func(l batchtest.Line) bool { return w.record.blind[l.CustomID] })
 	}
 	for _, b := range w.srv.Batches() {
 		ref := w.record.files[b.InputFileID]
 		switch {
 		case known[b.ID], known[b.InputFileID] && w.record.ids[b.ID] == "", w.record.ended[ref], blind[b.InputFileID]:
+		case w.record.discarded[ref] != "" && deleted[b.InputFileID] && b.CancelRequested: // with its file, as Doubleword does
 		case w.record.discarded[ref] != "":
 			w.wrong("%s is forgotten: %s discarded it, though it was created", b.ID, w.record.discarded[ref])
 		default:
