@@ -95,7 +95,6 @@ type batch struct {
 	cancelling time.Time // since when the provider says so
 	output     resultFile
 	errors     resultFile
-	answered   int   // how many calls got an answer from them
 	unread     error // of the last download
 	garbled    bool  // a result line was not understood
 }

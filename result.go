@@ -25,6 +25,7 @@ const maxResultLine = 256 << 20
 type resultFile struct {
 	id      string // "" as long as there is none
 	next    int    // the line at which reading goes on
+	answers int    // how many there were when it was last read from its beginning
 	read    bool   // at least once
 	partial bool   // the server lets us go on where we stopped
 	more    bool   // the server said that lines will come
@@ -169,7 +170,7 @@ func (b *batch) sawAll() bool {
 		// Nothing ran where validation failed or the end came first.
 		return b.state.Status != "completed" && (b.state.Status == "failed" || promised == 0)
 	}
-	return promised > 0 && b.answered >= promised
+	return promised > 0 && b.output.answers+b.errors.answers >= promised
 }
 
 // refresh looks once more at a batch that has ended: the ids of its files may
@@ -191,11 +192,16 @@ func (b *batch) read(f *resultFile) error {
 		return err
 	}
 	defer content.Body.Close()
+	// Only what one look shows counts: between two, lines may change places.
+	fromStart := f.next == 0
+	f.answers = 0
 	r := line.NewReader(content.Body, maxResultLine)
 	for {
 		text, err := r.Next()
 		if err == nil {
-			b.deliver(text)
+			if b.deliver(text) && fromStart {
+				f.answers++
+			}
 			continue
 		}
 		if errors.Is(err, line.ErrTooLong) {
@@ -224,14 +230,14 @@ func (f *resultFile) advance(content *batchapi.Content, lines int, whole bool) {
 	f.next += lines
 }
 
-// deliver settles the call that a result line is for. A line that cannot be
-// read, or is for nobody, costs nobody else.
-func (b *batch) deliver(text []byte) {
+// deliver settles the call that a result line is for, and reports whether that is
+// an answer. A line that cannot be read, or is for nobody, costs nobody else.
+func (b *batch) deliver(text []byte) bool {
 	result, err := line.Parse(text)
 	if err != nil {
 		b.garbled = true
 		b.t.log.Warn("result line not understood", "batch", b.id, "bytes", len(text))
-		return
+		return false
 	}
 	b.t.mu.Lock()
 	c := b.open[result.ID]
@@ -239,11 +245,11 @@ func (b *batch) deliver(text []byte) {
 	switch {
 	case c == nil: // answered already, or none of ours
 	case result.Answered():
-		b.answered++
 		b.t.settle(c, &answer{Answer: reply.Of(&result)})
 	default:
 		b.unanswered(c, b.lineFailure(&result))
 	}
+	return result.Answered()
 }
 
 // unanswered decides what becomes of a call that its batch did not answer: it

@@ -228,6 +228,22 @@ func TestFinalDownload(t *testing.T) {
 			}
 		}
 	})
+	// What sorts before lines that were read already moves those behind what was read.
+	late := batchtest.Options{Turnaround: time.Minute, Answer: func(l batchtest.Line) batchtest.Outcome {
+		if o := batchtest.Echo(l); strings.Contains(string(l.Body), "late") {
+			o.Displaced, o.Delay = true, 30*time.Second
+			return o
+		}
+		return batchtest.Echo(l)
+	}}
+	doubleword(late, autobatcher.Options{}).run(t, "a line that sorts before those that were read", func(s *scene) {
+		early, late := s.chat("early"), s.chat("late")
+		early.wait().want(200, s.elapsed())
+		if r := late.wait(); r.status != 200 {
+			s.Errorf("status %d at %v", r.status, r.at)
+		}
+		s.sent(2)
+	})
 	// It is paid for, and so it does not ride again.
 	setup{again: true}.run(t, "never whole", func(s *scene) {
 		s.srv.Keep(batchtest.OpContent, batchtest.Tear(10))
