@@ -402,8 +402,10 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 	}
 	for _, l := range lines {
 		alike := waiting[l.Print]
-		if len(alike) == 0 {
-			continue // taken for a call that was settled meanwhile: the lease will end
+		if len(alike) == 0 { // taken for a call that was settled meanwhile
+			other.freeing = append(other.freeing, l.N)
+			other.tellJournal()
+			continue
 		}
 		if first := other.open[l.CustomID]; first != nil {
 			first.ended, first.open = true, true // its line is c's now, and not to be released

@@ -231,11 +231,11 @@ func (f *forgetful) TakeOver(ctx context.Context, owner string, payer journal.Ha
 	return slices.DeleteFunc(taken, func(t journal.Taken) bool { return !f.released[t.Batch.Ref] }), err
 }
 
-// tooLate says that a batch may exist only when it does.
+// tooLate names a batch's input file, and says that it may exist, only when it does.
 type tooLate struct{ journal.Store }
 
 func (l tooLate) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
-	if s.State == journal.Creating {
+	if s.State == journal.Uploaded || s.State == journal.Creating {
 		return nil
 	}
 	return l.Store.Advance(ctx, owner, ref, s)
