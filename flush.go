@@ -56,7 +56,7 @@ type batch struct {
 
 	told    []int   // delivered lines the journal is to be told of
 	leaving []*call // likewise: whose callers have gone
-	freeing []int   // lines that are the journal's to hand out, when it has heard so
+	freeing []*call // those whose lines are the journal's to hand out, when it has heard so
 	freed   int     // how many lines the journal hands out, since their callers have gone
 	noting  bool    // a goroutine is telling it
 	over    bool    // ended upstream: only results are to be read
@@ -305,6 +305,7 @@ func (b *batch) finish() {
 	}
 	delete(b.t.batches, b)
 	b.t.unlist(b)
+	b.calls = nil // notes that the journal did not hear yet need none of the bodies
 }
 
 // awaited counts the calls that wait for an answer. The caller holds t.mu.
@@ -560,6 +561,7 @@ func (b *batch) refused(err error) {
 	case errors.Is(err, ledger.ErrTaken):
 		b.t.log.Warn("the journal took this process for dead, and its batch from it before it was created; its calls ride again", "calls", b.size)
 		b.discardInput(err)
+		b.t.ledger.Discard(b.t.ctx, b.ref) // unless it is another's by now
 		b.startOver()
 		return
 	case errors.Is(err, errDeserted):
@@ -767,21 +769,28 @@ func (b *batch) holdBack(p batchapi.Problem) {
 }
 
 // respawn lets calls of a batch that has ended ride again in a batch of their
-// own. Those that nobody waits for are dropped.
+// own, or in several: those who took a line over may want another window. Calls
+// that nobody waits for are dropped.
 func (b *batch) respawn(calls []*call, delay time.Duration) {
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
-	calls = slices.DeleteFunc(slices.Clone(calls), func(c *call) bool { return !b.release(c) })
-	if len(calls) == 0 {
-		return
-	}
-	next := b.t.newBatch(calls[0])
-	next.rides, next.delay, next.guesses = b.rides+1, delay, b.guesses
+	batches := make(map[key]*batch)
 	for _, c := range calls {
+		if !b.release(c) {
+			continue
+		}
+		next := batches[c.key]
+		if next == nil {
+			next = b.t.newBatch(c)
+			next.rides, next.delay, next.guesses = b.rides+1, delay, b.guesses
+			batches[c.key] = next
+		}
 		next.place(c)
 	}
-	next.seal()
-	b.t.work.Go(next.run)
+	for _, next := range batches {
+		next.seal()
+		b.t.work.Go(next.run)
+	}
 }
 
 // release takes a call out of a batch that will not answer it, and reports

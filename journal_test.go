@@ -88,13 +88,16 @@ type outcome struct {
 }
 
 // ask makes a chat call in a process, whose outcome comes later.
-func (p *process) ask(ctx context.Context, prompt string) <-chan outcome {
+func (p *process) ask(ctx context.Context, prompt string, edits ...edit) <-chan outcome {
 	replies := make(chan outcome, 1)
 	go func() {
 		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, p.f.srv.URL+"/chat/completions",
 			strings.NewReader(`{"model":"m","messages":[{"role":"user","content":"`+prompt+`"}]}`))
 		req.Header.Set("Authorization", "Bearer k")
 		req.Header.Set("Content-Type", "application/json")
+		for _, e := range edits {
+			e(req)
+		}
 		res, err := p.RoundTrip(req)
 		r := outcome{err: err, at: time.Since(p.f.begin)}
 		if err == nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -278,7 +279,7 @@ func (b *batch) runOn() {
 	b.t.mu.Lock()
 	b.doomed = false
 	b.t.mu.Unlock()
-	b.t.ledger.Runs(context.WithoutCancel(b.t.ctx), b.ref, b.id)
+	b.t.ledger.Runs(b.t.lasting, b.ref, b.id)
 }
 
 // doom marks the batch as one that will be cancelled, and reports whether it
@@ -336,12 +337,11 @@ func (b *batch) rejoin() error {
 	}
 	own := account{b.key, b.profile, b.suffix}
 	b.t.recover(own)
-	b.t.writeUntold(b.t.ctx) // so that what callers left here is found
 	prints := make([]journal.Hash, len(b.calls))
 	for i, c := range b.calls {
 		prints[i] = journal.Hash(c.print)
 	}
-	err := b.t.ledger.TakeOver(b.t.ctx, b.t.payerHash(b.key), prints, func(taken []journal.Taken) (ours []journal.Hash) {
+	err := b.t.ledger.TakeOver(b.t.ctx, b.t.payerHash(b.key), prints, b.t.writeUntold, func(taken []journal.Taken) (ours []journal.Hash) {
 		b.t.mu.Lock()
 		defer b.t.mu.Unlock()
 		for _, part := range taken {
@@ -403,7 +403,7 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 	for _, l := range lines {
 		alike := waiting[l.Print]
 		if len(alike) == 0 { // taken for a call that was settled meanwhile
-			other.freeing = append(other.freeing, l.N)
+			other.freeing = append(other.freeing, &call{Line: line.Line{ID: l.CustomID}, place: l.N})
 			other.tellJournal()
 			continue
 		}
@@ -617,20 +617,14 @@ func (b *batch) become(id string) {
 	b.id = id
 }
 
-// startOver lets the calls of a batch that never was ride in a new one, each with
-// those it may share one with: callers who came back may want another window.
+// startOver lets the calls of a batch that never was ride in a new one.
 func (b *batch) startOver() {
 	b.closeToOthers()
 	b.t.mu.Lock()
-	apart := make(map[key][]*call)
-	for _, c := range b.open {
-		apart[c.key] = append(apart[c.key], c)
-	}
-	b.ref = "" // the journal has forgotten it
+	calls := slices.Collect(maps.Values(b.open))
+	b.ref = "" // it is forgotten, or another's
 	b.t.mu.Unlock()
-	for _, calls := range apart {
-		b.respawn(calls, 0)
-	}
+	b.respawn(calls, 0)
 }
 
 // closeToOthers makes callers who come back from now on read the results for
@@ -713,10 +707,15 @@ func (b *batch) writeNotes(ctx context.Context) bool {
 		if !again {
 			return heard
 		}
-		heard = b.t.ledger.Deliver(ctx, ref, delivered) && b.t.ledger.Release(ctx, ref, b.takeLeaving)
+		freed := 0
+		heard = b.t.ledger.Deliver(ctx, ref, delivered) && b.t.ledger.Release(ctx, ref, func() []int {
+			lines := b.takeLeaving()
+			freed = len(lines)
+			return lines
+		})
 		if heard {
 			b.t.mu.Lock()
-			b.told, b.freeing = slices.Clone(b.told[len(delivered):]), nil
+			b.told, b.freeing = slices.Clone(b.told[len(delivered):]), slices.Clone(b.freeing[freed:])
 			b.t.mu.Unlock()
 		}
 	}
@@ -735,28 +734,30 @@ func (b *batch) takeLeaving() []int {
 				delete(b.open, c.ID)
 				b.freed++
 			}
-			b.freeing = append(b.freeing, c.place)
+			b.freeing = append(b.freeing, c)
 		}
 	}
 	b.leaving = nil
-	return b.freeing
+	b.freeing = slices.DeleteFunc(b.freeing, func(c *call) bool { return b.t.isAwaited(b.ref, c.ID) }) // it has come back
+	lines := make([]int, len(b.freeing))
+	for i, c := range b.freeing {
+		lines[i] = c.place
+	}
+	return lines
 }
 
-// writeUntold tells the journal what it did not hear before, until it fails again.
-func (t *Transport) writeUntold(ctx context.Context) {
+// writeUntold tells the journal what it has not heard yet, and reports whether it
+// has now.
+func (t *Transport) writeUntold(ctx context.Context) bool {
 	t.mu.Lock()
-	var untold []*batch
-	for b := range t.untold {
-		if !b.noting {
-			untold = append(untold, b)
-		}
-	}
+	untold := slices.Collect(maps.Keys(t.untold))
 	t.mu.Unlock()
 	for _, b := range untold {
 		if !b.writeNotes(ctx) {
-			return
+			return false // and nor would it hear the others
 		}
 	}
+	return true
 }
 
 // releaseAll makes all lines open that have no answer, as before a batch is
@@ -800,7 +801,15 @@ func (t *Transport) holdAgain() {
 	}
 	t.mu.Unlock()
 	for b, ref := range lost {
-		t.ledger.Hold(t.ctx, ref, b.awaitedLines)
+		err := t.ledger.Hold(t.ctx, ref, b.awaitedLines)
+		switch {
+		case errors.Is(err, journal.ErrNoBatch):
+			t.mu.Lock()
+			b.lapsed = false
+			t.mu.Unlock()
+		case err != nil:
+			return // and so would the others
+		}
 	}
 }
 

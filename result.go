@@ -79,19 +79,20 @@ func (b *batch) harvest() {
 // readResults reads both files as often as that may help. It reports false if
 // the Transport ended meanwhile.
 func (b *batch) readResults() bool {
-	var met [broken + 1]time.Time // when each obstacle was first met
+	var spent [broken + 1]time.Duration // on each obstacle
 	for try := 1; ; try++ {
+		began := time.Now()
 		err := b.readAll(b.wantsReread() || try > 1)
 		if b.t.ctx.Err() != nil {
 			return false // Close tells the callers
 		}
 		b.unread = err
-		first := &met[weigh(err)]
-		if first.IsZero() {
-			*first = time.Now()
-		}
 		wait := batchapi.Backoff(try)
-		if b.openLines() == 0 || err == nil && b.sawAll() || time.Since(*first)+wait > b.readPatience() {
+		spent[weigh(err)] += wait
+		if err != nil {
+			spent[weigh(err)] += time.Since(began)
+		}
+		if b.openLines() == 0 || err == nil && b.sawAll() || spent[weigh(err)] > b.readPatience() {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
@@ -656,7 +657,7 @@ func (t *Transport) hangUp(w *waiter) {
 		found.line.batch.noteLeft(found.line)
 		return
 	}
-	t.keepForRetry(w.call, found)
+	t.keep(w.call, found, t.keepTime(found))
 }
 
 // dismiss notes that nobody will come back for a call that was left behind: its

@@ -690,7 +690,7 @@ func (t *Transport) close() {
 	defer t.rest()
 	t.work.Wait() // no batch moves from here on, so that what follows is in order
 	defer t.ledger.Leave()
-	t.ledger.Renew(t.lasting)
+	t.ledger.Renew()
 	t.writeUntold(t.lasting)
 
 	t.mu.Lock()

@@ -517,3 +517,256 @@ func TestCloseWhileABatchIsResumed(t *testing.T) {
 	time.Sleep(150 * time.Millisecond)
 	b.Close()
 }
+
+// A caller leaves and comes back while the journal is out of reach for less than a
+// lease: its line is known when the journal is back.
+func TestAShortOutage(t *testing.T) {
+	for _, outage := range []time.Duration{5 * time.Second, 9 * time.Second, 12 * time.Second, 14 * time.Second} {
+		inFleet(t, batchtest.Options{Turnaround: 100 * time.Second}, func(f *fleet) {
+			a, j := f.far(autobatcher.Options{})
+			ctx, leave := context.WithCancel(f.Context())
+			first := a.ask(ctx, "one")
+			time.Sleep(62 * time.Second)
+			j.set(down)
+			leave()
+			<-first
+			again := a.ask(f.Context(), "one") // claimed ten seconds later
+			time.Sleep(outage)
+			j.set(nil)
+			f.wantAnswer(again, "one")
+			f.wantPaid(1, 1)
+		})
+	}
+}
+
+// Notes that another goroutine is telling are waited for.
+func TestNotesThatAreBeingTold(t *testing.T) {
+	server := batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: 50 * time.Minute, Answer: func(l batchtest.Line) batchtest.Outcome {
+		o := batchtest.Echo(l)
+		o.Delay = 70 * time.Second
+		if strings.Contains(string(l.Body), "two") {
+			o.Delay = 22 * time.Second
+		}
+		return o
+	}}
+	inFleet(t, server, func(f *fleet) {
+		p := provider.Doubleword()
+		a, j := f.far(autobatcher.Options{Provider: &p})
+		ctx, leave := context.WithCancel(f.Context())
+		first, two := a.ask(ctx, "one"), a.ask(f.Context(), "two")
+		time.Sleep(27 * time.Second)
+		again := a.ask(f.Context(), "one") // claimed at 37 s
+		time.Sleep(4 * time.Second)
+		j.set(once("release"))
+		leave()
+		<-first
+		time.Sleep(500 * time.Millisecond)
+		j.set(func(_ context.Context, request string) error {
+			if request == "deliver" {
+				time.Sleep(6 * time.Second)
+			}
+			return nil
+		})
+		f.wantAnswer(two, "two")
+		f.wantAnswer(again, "one")
+		f.wantPaid(2, 1)
+	})
+}
+
+// A deaf line loses the answers to releases.
+type deafLine struct {
+	journal.Store
+	loses atomic.Bool
+}
+
+func (d *deafLine) Release(ctx context.Context, owner, ref string, lines []int) error {
+	err := d.Store.Release(ctx, owner, ref, lines)
+	if d.loses.Load() {
+		return errDown
+	}
+	return err
+}
+
+// A release that is repeated does not open a line that a caller has come back for.
+func TestAReleaseIsNotRepeatedOfALineThatWasTakenAgain(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 2 * time.Hour}, func(f *fleet) {
+		well := f.store
+		d := &deafLine{Store: well}
+		f.store = d
+		a := f.start(autobatcher.Options{})
+		f.store = well
+		b := f.start(autobatcher.Options{})
+		ctx, leave := context.WithCancel(f.Context())
+		first := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		d.loses.Store(true)
+		leave()
+		<-first
+		again := a.ask(f.Context(), "one")
+		time.Sleep(30 * time.Second)
+		if b := f.only(); b.Held != 1 {
+			f.Fatalf("%+v; want the line held again", b)
+		}
+		d.loses.Store(false)
+		time.Sleep(20 * time.Second)
+		if b := f.only(); b.Held != 1 {
+			f.Errorf("%+v; want the line held, since a caller waits for it", b)
+		}
+		f.wantAnswer(b.ask(f.Context(), "one"), "one") // which is alive beside the other
+		f.wantAnswer(again, "one")
+		f.wantPaid(2, 2)
+	})
+}
+
+// A batch that was given up since the journal took it is not claimed again and
+// forgotten about.
+func TestABatchThatWasGivenUpIsDiscarded(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 10 * time.Minute}, func(f *fleet) {
+		a := f.start(autobatcher.Options{})
+		b := f.start(autobatcher.Options{})
+		f.srv.Control(batchtest.OpUpload, batchtest.Delay(40*time.Second)) // from 10 s to 50 s
+		f.srv.Keep(batchtest.OpDeleteFile, batchtest.Delay(20*time.Second))
+		ctx, leave := context.WithCancel(f.Context())
+		one, two := a.ask(f.Context(), "one"), a.ask(ctx, "two")
+		time.Sleep(16 * time.Second)
+		leave()
+		<-two
+		time.Sleep(4 * time.Second)
+		a.away.Store(true)
+		time.Sleep(35 * time.Second)
+		a.away.Store(false)
+		f.wantAnswer(one, "one")
+		time.Sleep(time.Minute)
+		began := time.Now()
+		f.wantAnswer(b.ask(f.Context(), "two"), "two")
+		if d := time.Since(began); d > 15*time.Minute {
+			f.Errorf("answered after %v", d)
+		}
+		time.Sleep(time.Minute)
+		list, _ := f.store.Batches(f.Context(), journal.Filter{})
+		for _, b := range list {
+			if b.State != journal.Ended {
+				f.Errorf("%+v; want it ended", b)
+			}
+		}
+	})
+}
+
+// One clean look before an outage does not use up the time for those after it.
+func TestACleanLookBeforeAnOutage(t *testing.T) {
+	inFleet(t, batchtest.Options{}, func(f *fleet) {
+		a := f.start(autobatcher.Options{})
+		lagging := batchtest.Status(http.StatusOK, nil, "")
+		f.srv.Control(batchtest.OpContent, lagging)
+		f.srv.Control(batchtest.OpContent, every(125, batchtest.HTML(http.StatusServiceUnavailable))...)
+		f.srv.Control(batchtest.OpContent, lagging)
+		r := <-a.ask(f.Context(), "one")
+		if r.status != http.StatusOK || r.at < 45*time.Minute {
+			f.Errorf("%d, %v, %s at %v; want the answer after the outage", r.status, r.err, r.body, r.at)
+		}
+		f.wantPaid(1, 1)
+	})
+}
+
+// A journal that hangs holds calls up, but not one after the other.
+func TestAJournalThatHangs(t *testing.T) {
+	for _, n := range []int{1, 40} {
+		inFleet(t, batchtest.Options{}, func(f *fleet) {
+			a, j := f.far(autobatcher.Options{BatchSize: 1})
+			j.set(hangs)
+			var all []<-chan outcome
+			for i := range n {
+				all = append(all, a.ask(f.Context(), strings.Repeat("x", i+1)))
+			}
+			for _, c := range all {
+				if r := <-c; r.status != http.StatusOK || r.at > 90*time.Second {
+					f.Fatalf("of %d: %d, %v at %v", n, r.status, r.err, r.at)
+				}
+			}
+		})
+	}
+}
+
+// What is wrong with a journal is said at once, and then each minute.
+func TestTroubleIsNotToldAllTheTime(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 10 * time.Minute}, func(f *fleet) {
+		a := f.start(autobatcher.Options{})
+		b, j := f.far(autobatcher.Options{})
+		f.srv.Control(batchtest.OpUpload, batchtest.Delay(20*time.Minute))
+		ctx, leave := context.WithCancel(f.Context())
+		a.ask(f.Context(), "other")
+		first := a.ask(ctx, "one")
+		time.Sleep(15 * time.Second)
+		leave()
+		<-first
+		again := b.ask(f.Context(), "one")
+		time.Sleep(time.Minute)
+		j.set(down)
+		time.Sleep(10 * time.Minute)
+		if n := strings.Count(b.log.String(), "level=ERROR"); n < 2 || n > 60 {
+			f.Errorf("%d errors are logged in ten minutes", n)
+		}
+		j.set(nil)
+		f.wantAnswer(again, "one")
+	})
+}
+
+// A Close that has much to tell a slow journal ends its lease all the same.
+func TestCloseWithMuchToTell(t *testing.T) {
+	inFleet(t, batchtest.Options{}, func(f *fleet) {
+		a, j := f.far(autobatcher.Options{BatchSize: 1})
+		var all []<-chan outcome
+		for i := range 40 {
+			all = append(all, a.ask(f.Context(), strings.Repeat("x", i+1)))
+		}
+		time.Sleep(time.Second)
+		j.set(func(_ context.Context, request string) error {
+			if request == "advance" {
+				return errDown
+			}
+			return nil
+		})
+		for _, c := range all {
+			<-c
+		}
+		time.Sleep(time.Second)
+		j.set(func(ctx context.Context, _ string) error {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		a.Close()
+		if list, err := f.store.Owners(f.Context()); err != nil || len(list) > 0 {
+			f.Errorf("%+v, %v; want no owner", list, err)
+		}
+	})
+}
+
+// Callers who took over lines with other windows than their batch's ride again in
+// batches of their own.
+func TestWindowsOfCallsThatRideAgain(t *testing.T) {
+	inFleet(t, batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: 50 * time.Minute}, func(f *fleet) {
+		p := provider.Doubleword()
+		a := f.start(autobatcher.Options{Provider: &p})
+		a.ask(f.Context(), "one")
+		a.ask(f.Context(), "two")
+		time.Sleep(time.Minute)
+		a.cut()
+		b := f.start(autobatcher.Options{Provider: &p})
+		one, two := b.ask(f.Context(), "one", with("Autobatcher-Completion-Window", "24h")), b.ask(f.Context(), "two")
+		time.Sleep(2 * time.Minute)
+		f.cancel(f.only().BatchID)
+		f.wantAnswer(one, "one")
+		f.wantAnswer(two, "two")
+		windows := make(map[string]string)
+		for _, b := range f.srv.Batches() {
+			windows[b.Window] = b.Status
+		}
+		if windows["24h"] != "completed" || windows["1h"] != "completed" {
+			f.Errorf("windows %v; want each call's own", windows)
+		}
+	})
+}

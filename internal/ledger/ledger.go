@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	// lease is how long lines stay held after the last sign of life. It is how
+	// Lease is how long lines stay held after the last sign of life. It is how
 	// long the callers of a replica that died may have to wait.
-	lease = 15 * time.Second
+	Lease = 15 * time.Second
 
 	// beat is how often a sign of life is given.
 	beat = 3 * time.Second
@@ -60,8 +60,9 @@ type Ledger struct {
 	turn chan struct{}
 
 	mu    sync.Mutex
-	heard time.Time        // when the last sign of life surely arrived
-	owed  map[string]*word // by ref: the last word on a batch, while the journal has not got it
+	heard time.Time            // when the last sign of life surely arrived
+	owed  map[string]*word     // by ref: the last word on a batch, while the journal has not got it
+	said  map[string]time.Time // when an error was last logged, by what failed
 }
 
 // A word is something the journal is told of a batch again and again, until it
@@ -86,7 +87,7 @@ type Options struct {
 func Open(store journal.Store, o Options) (*Ledger, error) {
 	l := &Ledger{
 		store: store, owner: rand.Text(), required: o.Required, keepFor: o.KeepFor, lapsed: o.Lapsed, log: o.Logger,
-		turn: make(chan struct{}, 1), owed: make(map[string]*word),
+		turn: make(chan struct{}, 1), owed: make(map[string]*word), said: make(map[string]time.Time),
 	}
 	l.turn <- struct{}{}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -96,7 +97,7 @@ func Open(store journal.Store, o Options) (*Ledger, error) {
 		return nil, err
 	}
 	l.heard = time.Now().Round(0)
-	_, err = store.Heartbeat(ctx, l.owner, lease)
+	_, err = store.Heartbeat(ctx, l.owner, Lease)
 	return l, err
 }
 
@@ -134,13 +135,13 @@ func (l *Ledger) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now().Round(0) // by the wall clock, which goes on while the machine sleeps
-	fresh, err := l.store.Heartbeat(ctx, l.owner, lease)
+	fresh, err := l.store.Heartbeat(ctx, l.owner, Lease)
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
 	// A beat that arrived although its answer did not has the news that we lapsed.
-	fresh = fresh || time.Now().Round(0).Sub(l.heard) >= lease
+	fresh = fresh || time.Now().Round(0).Sub(l.heard) >= Lease
 	l.heard = began
 	l.mu.Unlock()
 	if fresh {
@@ -170,23 +171,38 @@ func (l *Ledger) Leave() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leavePatience)
 	defer cancel()
-	l.repeat(ctx, leavePatience)
+	l.repeat(ctx, leavePatience/2)
 	_, err := l.store.Heartbeat(ctx, l.owner, 0)
 	l.say("leave", err)
 }
 
 // Renew extends the lease for a Close that takes its time.
-func (l *Ledger) Renew(ctx context.Context) {
-	if l != nil {
-		l.say("heartbeat", l.beat(ctx))
+func (l *Ledger) Renew() {
+	if l == nil {
+		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), leavePatience/2)
+	defer cancel()
+	l.say("heartbeat", l.beat(ctx))
 }
+
+// sayInterval is how often the same trouble is told.
+const sayInterval = time.Minute
 
 // say logs an error, but for the end of a context.
 func (l *Ledger) say(what string, err error) {
-	if err != nil && !errors.Is(err, context.Canceled) {
-		l.log.Error("journal: "+what+" failed", "error", err)
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
 	}
+	level := slog.LevelError
+	l.mu.Lock()
+	if time.Since(l.said[what]) < sayInterval {
+		level = slog.LevelDebug
+	} else {
+		l.said[what] = time.Now()
+	}
+	l.mu.Unlock()
+	l.log.Log(context.Background(), level, "journal: "+what+" failed", "error", err)
 }
 
 // do makes a request to the journal, again after the lease had run out.
@@ -210,8 +226,8 @@ func (l *Ledger) Begin(ctx context.Context, b journal.Batch, lines []journal.Lin
 	}
 	b.Owner = l.owner
 	err := l.do(ctx, func(ctx context.Context) error { return l.store.Begin(ctx, b, lines) })
-	if err != nil {
-		l.Discard(ctx, b.Ref) // it may have been written down all the same
+	if err != nil { // it may have been written down all the same
+		l.owe(b.Ref, l.discard(b.Ref))
 	}
 	return err == nil, l.weigh("begin", err)
 }
@@ -247,56 +263,64 @@ var ErrTaken = errors.New("the batch was taken by another process")
 
 // Runs writes down that a batch was created, or will not be cancelled after all.
 func (l *Ledger) Runs(ctx context.Context, ref, batchID string) {
-	l.insist(ctx, ref, "advance", func(ctx context.Context) error {
+	l.insist(ctx, ref, &word{"advance", func(ctx context.Context) error {
 		return l.store.Advance(ctx, l.owner, ref, journal.Step{State: journal.Running, BatchID: batchID})
-	})
+	}})
 }
 
 // End writes down that a batch has ended.
 func (l *Ledger) End(ctx context.Context, ref, batchID, status string) {
-	l.insist(ctx, ref, "end", func(ctx context.Context) error {
+	l.insist(ctx, ref, &word{"end", func(ctx context.Context) error {
 		return l.store.Advance(ctx, l.owner, ref, journal.Step{State: journal.Ended, BatchID: batchID, Status: status})
-	})
+	}})
 }
 
 // Discard forgets a batch that never was created.
 func (l *Ledger) Discard(ctx context.Context, ref string) {
-	l.insist(ctx, ref, "discard", func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) })
+	l.insist(ctx, ref, l.discard(ref))
+}
+
+func (l *Ledger) discard(ref string) *word {
+	return &word{"discard", func(ctx context.Context) error { return l.store.Discard(ctx, l.owner, ref) }}
 }
 
 // insist tells the journal what became of a batch, unless another carries it on
 // who will see for himself. If it cannot be told now, it is with the next sign of
 // life that arrives, since other replicas may wait for it. Of several words on a
 // batch the last is told.
-func (l *Ledger) insist(ctx context.Context, ref, what string, say func(context.Context) error) {
+func (l *Ledger) insist(ctx context.Context, ref string, w *word) {
 	if l == nil || ref == "" {
 		return
 	}
-	w := &word{what, func(ctx context.Context) error {
-		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
-			return err
-		}
-		return say(ctx)
-	}}
 	l.mu.Lock()
 	_, behind := l.owed[ref]
-	if behind {
-		l.owed[ref] = w
-	}
 	l.mu.Unlock()
-	if !behind && !l.tell(ctx, w) {
-		l.mu.Lock()
-		l.owed[ref] = w
-		l.mu.Unlock()
+	if behind || !l.tell(ctx, ref, w) {
+		l.owe(ref, w)
 	}
+}
+
+// owe lets the word be told with the next sign of life.
+func (l *Ledger) owe(ref string, w *word) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.owed[ref] = w
 }
 
 // tell reports whether the journal has heard the word, or will not hear it of
 // this owner.
-func (l *Ledger) tell(ctx context.Context, w *word) bool {
-	err := l.do(ctx, w.say)
+func (l *Ledger) tell(ctx context.Context, ref string, w *word) bool {
+	err := l.do(ctx, func(ctx context.Context) error {
+		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
+			return err
+		}
+		return w.say(ctx)
+	})
+	if heard(err) {
+		return true
+	}
 	l.say(w.what, err)
-	return heard(err)
+	return false
 }
 
 // heard reports whether telling the same again would be of no use.
@@ -312,7 +336,7 @@ func (l *Ledger) repeat(ctx context.Context, within time.Duration) {
 	owed := maps.Clone(l.owed)
 	l.mu.Unlock()
 	for ref, w := range owed {
-		if ctx.Err() != nil || !l.tell(ctx, w) {
+		if ctx.Err() != nil || !l.tell(ctx, ref, w) {
 			return
 		}
 		l.mu.Lock()
@@ -330,7 +354,9 @@ func (l *Ledger) Claim(ctx context.Context, ref string) (mine bool, err error) {
 		mine, err = l.store.Claim(ctx, l.owner, ref)
 		return err
 	})
-	l.say("claim", err)
+	if !heard(err) {
+		l.say("claim", err)
+	}
 	return mine, err
 }
 
@@ -348,17 +374,24 @@ func (l *Ledger) Deliver(ctx context.Context, ref string, lines []int) bool {
 // Hold holds lines again after the lease had run out, those of them that choose
 // returns and nobody took meanwhile, and carries their batch on if nobody does.
 // It is to be repeated, if it fails, or since those who took lines may leave them
-// again.
-func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) {
+// again. The error is ErrNoBatch if the journal does not have the batch.
+func (l *Ledger) Hold(ctx context.Context, ref string, choose func() []int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if _, err := l.Claim(ctx, ref); err != nil || !l.take(ctx) {
-		return
+	if _, err := l.Claim(ctx, ref); err != nil {
+		return err
+	}
+	if !l.take(ctx) {
+		return context.Cause(ctx)
 	}
 	defer l.give()
-	if lines := choose(); len(lines) > 0 {
-		l.say("hold", l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) }))
+	lines := choose()
+	if len(lines) == 0 {
+		return nil
 	}
+	err := l.do(ctx, func(ctx context.Context) error { return l.store.Hold(ctx, l.owner, ref, lines) })
+	l.say("hold", err)
+	return err
 }
 
 // Release makes lines open whose callers have gone: those that choose returns.
@@ -442,40 +475,42 @@ func (l *Ledger) Orphans(ctx context.Context) []journal.Batch {
 	return slices.DeleteFunc(found, func(b journal.Batch) bool { return b.Owner != "" || b.State == journal.Ended })
 }
 
-// Lease is how long an owner that died holds on to what it had.
-const Lease = lease
-
 // TakeOver finds lines that earlier tries of the same calls left behind, here,
 // in a process that died or at another replica, and hands them to place before
 // anybody can release them again. place returns the prints of those that were not
 // what it wanted: others are looked for. Before it comes back with less than was
 // asked for, every other owner must have given a sign of life, or have lapsed, and
-// a journal that fails is asked again: to wait costs seconds, and another line
-// costs money. The error is not nil only where the journal is required.
-func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, place func([]journal.Taken) []journal.Hash) error {
+// a journal that fails is asked again, as it is where tell, which is called first
+// each time, could not tell it what callers left here: to wait costs seconds, and
+// another line costs money. The error is not nil only where the journal is required.
+func (l *Ledger) TakeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, tell func(context.Context) bool, place func([]journal.Taken) []journal.Hash) error {
 	if l == nil {
 		return nil
 	}
 	began := time.Now()
 	for len(prints) > 0 {
+		told := tell(ctx)
 		taken, misplaced, err := l.takeOver(ctx, payer, prints, place)
-		switch {
-		case err == nil:
-		case time.Since(began) < failPatience && sleep(ctx, glance):
-			continue
-		default:
+		again := time.Since(began) < failPatience
+		if err != nil {
+			if again && sleep(ctx, glance) {
+				continue
+			}
 			return l.weigh("take over", err)
 		}
 		prints = append(missing(prints, taken), misplaced...)
-		if len(prints) > 0 && len(misplaced) == 0 && !l.lapse(ctx, began) {
-			break
+		switch {
+		case len(prints) == 0, len(misplaced) > 0:
+		case !told && again && sleep(ctx, glance):
+		case !l.lapse(ctx, began):
+			return nil
 		}
 	}
 	return nil
 }
 
 // failPatience is how long a journal that fails is asked for lines.
-const failPatience = lease
+const failPatience = Lease
 
 // lapse waits until one of the other owners lapses that have given no sign of
 // life since began, and reports whether one did. It does not when all of them
@@ -522,8 +557,10 @@ func (l *Ledger) owners(ctx context.Context, began time.Time) (silent, all map[s
 }
 
 func (l *Ledger) takeOver(ctx context.Context, payer journal.Hash, prints []journal.Hash, place func([]journal.Taken) []journal.Hash) (taken []journal.Taken, misplaced []journal.Hash, err error) {
-	if !l.take(ctx) {
-		return nil, nil, context.Cause(ctx)
+	wait, cancel := context.WithTimeout(ctx, patience) // for a turn, which many may want while the journal hangs
+	defer cancel()
+	if !l.take(wait) {
+		return nil, nil, context.Cause(wait)
 	}
 	defer l.give()
 	err = l.do(ctx, func(ctx context.Context) (err error) {

@@ -52,11 +52,13 @@ func (o *owner) begin(t *testing.T, ref string) {
 	}
 }
 
+func nothingToTell(context.Context) bool { return true }
+
 // takes says how many lines o takes over for one print, and how long that takes.
 func (o *owner) takes(t *testing.T) (lines int, took time.Duration) {
 	t.Helper()
 	began := time.Now()
-	err := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func(taken []journal.Taken) []journal.Hash {
+	err := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, nothingToTell, func(taken []journal.Taken) []journal.Hash {
 		for _, part := range taken {
 			lines += len(part.Lines)
 		}
@@ -190,7 +192,9 @@ func TestALapseIsToldAndUndone(t *testing.T) {
 		if n, m := a.lapses.Load(), b.lapses.Load(); n != 1 || m != 0 {
 			t.Fatalf("a was told of %d lapses, b of %d; want 1 and 0", n, m)
 		}
-		a.Hold(t.Context(), "one", func() []int { return []int{0} })
+		if err := a.Hold(t.Context(), "one", func() []int { return []int{0} }); err != nil {
+			t.Error(err)
+		}
 		if n, _ := b.takes(t); n != 0 {
 			t.Error("a line that is held again was taken")
 		}
@@ -305,7 +309,7 @@ func TestAJournalThatFails(t *testing.T) {
 			o := open(t, broken{store}, required)
 			ok, begin := o.Begin(t.Context(), journal.Batch{Ref: "one"}, nil)
 			advance := o.Advance(t.Context(), "one", journal.Step{})
-			takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) []journal.Hash { t.Error("it took what there is not"); return nil })
+			takeOver := o.TakeOver(t.Context(), payer, []journal.Hash{print1}, nothingToTell, func([]journal.Taken) []journal.Hash { t.Error("it took what there is not"); return nil })
 			if ok {
 				t.Error("a batch that was not written down counts as written")
 			}
@@ -324,7 +328,7 @@ func TestAJournalThatFails(t *testing.T) {
 func TestWithoutAJournal(t *testing.T) {
 	var none *ledger.Ledger
 	ok, err := none.Begin(t.Context(), journal.Batch{}, nil)
-	err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1}, func([]journal.Taken) []journal.Hash { t.Error("taken"); return nil })
+	err2 := none.TakeOver(t.Context(), payer, []journal.Hash{print1}, nothingToTell, func([]journal.Taken) []journal.Hash { t.Error("taken"); return nil })
 	if ok || err != nil || err2 != nil || none.Advance(t.Context(), "x", journal.Step{}) != nil {
 		t.Error("a Ledger that is none does nothing and finds nothing")
 	}
