@@ -336,6 +336,19 @@ func (m *moody) Discard(ctx context.Context, owner, ref string) error {
 	return m.Store.Discard(ctx, owner, ref)
 }
 
+// leftWhileUploading makes a call whose caller leaves while it is uploaded, 15
+// seconds later, and another that rides with it, whose outcome it returns.
+func (p *process) leftWhileUploading(prompt string) (other <-chan outcome) {
+	ctx, leave := context.WithCancel(p.f.Context())
+	other = p.ask(p.f.Context(), "other")
+	first := p.ask(ctx, prompt)
+	time.Sleep(15 * time.Second)
+	leave()
+	<-first
+	time.Sleep(time.Second)
+	return other
+}
+
 func TestAFailedLookIsNoNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
@@ -345,12 +358,7 @@ func TestAFailedLookIsNoNews(t *testing.T) {
 		f.store = far
 		b := f.start(autobatcher.Options{})
 		f.srv.Control(batchtest.OpUpload, batchtest.Delay(60*time.Second))
-		ctx, leave := context.WithCancel(t.Context())
-		other, first := a.ask(t.Context(), "other"), a.ask(ctx, "one")
-		time.Sleep(15 * time.Second)
-		leave()
-		<-first
-		time.Sleep(time.Second)
+		other := a.leftWhileUploading("one")
 		f.wantAnswer(b.ask(t.Context(), "one"), "one")
 		f.wantAnswer(other, "other")
 		f.wantPaid(2, 1)
@@ -375,13 +383,7 @@ func TestADiscardThatFailsIsRepeated(t *testing.T) {
 			time.Sleep(time.Minute)
 			return batchtest.Status(http.StatusRequestEntityTooLarge, nil, `{"error":{"message":"no"}}`)(w, r)
 		})
-		ctx, leave := context.WithCancel(t.Context())
-		a.ask(t.Context(), "other")
-		first := a.ask(ctx, "one")
-		time.Sleep(15 * time.Second)
-		leave()
-		<-first
-		time.Sleep(time.Second)
+		a.leftWhileUploading("one")
 		r := <-b.ask(t.Context(), "one")
 		if r.status != http.StatusOK || r.at > 15*time.Minute {
 			t.Errorf("%d, %v at %v; want an answer from a batch of its own", r.status, r.err, r.at)
@@ -396,15 +398,7 @@ func TestSilenceAboutABatchEnds(t *testing.T) {
 		a, b := f.start(autobatcher.Options{}), f.start(autobatcher.Options{})
 		stuck := make(chan struct{})
 		f.srv.Control(batchtest.OpUpload, func(http.ResponseWriter, *http.Request) bool { <-stuck; return true })
-		ctx, leave := context.WithCancel(t.Context())
-		a.ask(t.Context(), "other")
-		first := a.ask(ctx, "one")
-		time.Sleep(15 * time.Second)
-		leave()
-		<-first
-		for range 30 { // a lives, and uploads; nobody says how long
-			time.Sleep(time.Second)
-		}
+		a.leftWhileUploading("one") // a lives, and uploads; nobody says how long
 		r := <-b.ask(t.Context(), "one")
 		close(stuck)
 		if r.status == 0 || r.at > 4*time.Hour {

@@ -384,25 +384,30 @@ func TestCloseWhileTheJournalHangs(t *testing.T) {
 	}
 }
 
+// owes lets that many batches end without the journal hearing of it.
+func (p *process) owes(j *troubled, batches int) {
+	var all []<-chan outcome
+	for i := range batches {
+		all = append(all, p.ask(p.f.Context(), strings.Repeat("x", i+1)))
+	}
+	time.Sleep(time.Second)
+	j.set(func(_ context.Context, request string) error {
+		if request == "advance" {
+			return errDown
+		}
+		return nil
+	})
+	for _, c := range all {
+		<-c
+	}
+	time.Sleep(time.Second)
+}
+
 // What there is to tell a slow journal leaves room for signs of life.
 func TestAllThatIsOwedDoesNotCostTheLease(t *testing.T) {
 	inFleet(t, batchtest.Options{Turnaround: 2 * time.Minute}, func(f *fleet) {
 		a, j := f.far(autobatcher.Options{BatchSize: 1})
-		var all []<-chan outcome
-		for i := range 160 {
-			all = append(all, a.ask(f.Context(), strings.Repeat("x", i+1)))
-		}
-		time.Sleep(time.Minute)
-		j.set(func(_ context.Context, request string) error {
-			if request == "advance" {
-				return errDown
-			}
-			return nil
-		})
-		for _, c := range all {
-			<-c
-		}
-		time.Sleep(time.Minute)
+		a.owes(j, 160)
 		j.set(func(context.Context, string) error { time.Sleep(200 * time.Millisecond); return nil })
 		for range 120 {
 			time.Sleep(time.Second)
@@ -693,12 +698,7 @@ func TestTroubleIsNotToldAllTheTime(t *testing.T) {
 		a := f.start(autobatcher.Options{})
 		b, j := f.far(autobatcher.Options{})
 		f.srv.Control(batchtest.OpUpload, batchtest.Delay(20*time.Minute))
-		ctx, leave := context.WithCancel(f.Context())
-		a.ask(f.Context(), "other")
-		first := a.ask(ctx, "one")
-		time.Sleep(15 * time.Second)
-		leave()
-		<-first
+		a.leftWhileUploading("one")
 		again := b.ask(f.Context(), "one")
 		time.Sleep(time.Minute)
 		j.set(down)
@@ -715,21 +715,7 @@ func TestTroubleIsNotToldAllTheTime(t *testing.T) {
 func TestCloseWithMuchToTell(t *testing.T) {
 	inFleet(t, batchtest.Options{}, func(f *fleet) {
 		a, j := f.far(autobatcher.Options{BatchSize: 1})
-		var all []<-chan outcome
-		for i := range 40 {
-			all = append(all, a.ask(f.Context(), strings.Repeat("x", i+1)))
-		}
-		time.Sleep(time.Second)
-		j.set(func(_ context.Context, request string) error {
-			if request == "advance" {
-				return errDown
-			}
-			return nil
-		})
-		for _, c := range all {
-			<-c
-		}
-		time.Sleep(time.Second)
+		a.owes(j, 40)
 		j.set(func(ctx context.Context, _ string) error {
 			select {
 			case <-time.After(100 * time.Millisecond):
