@@ -148,7 +148,7 @@ func (t *Transport) newBatch(c *call) *batch {
 		note:      make(chan struct{}, 1),
 	}
 	b.note <- struct{}{}
-	b.gate = t.gates.Of(b.account()+"\x00"+b.key.group, pace.NewGate)
+	b.gate = t.gates.Of(b.key.account()+"\x00"+b.key.group, pace.NewGate)
 	t.batches[b] = struct{}{}
 	return b
 }
@@ -215,11 +215,8 @@ const bytesPerToken = 4
 
 // creations paces how many batches are created within an hour.
 func (b *batch) creations() *pace.Hourly {
-	return b.t.creations.Of(b.account(), func() *pace.Hourly { return pace.NewHourly(b.profile.CreationsPerHour) })
+	return b.t.creations.Of(b.key.account(), func() *pace.Hourly { return pace.NewHourly(b.profile.CreationsPerHour) })
 }
-
-// account is whose limits a batch counts against.
-func (b *batch) account() string { return b.key.account() }
 
 // seal ends the collecting. The caller holds t.mu.
 func (b *batch) seal() {
@@ -479,9 +476,7 @@ func (b *batch) blameOthers(ctx context.Context, err error) error {
 func (b *batch) begin(made batchapi.Batch) {
 	made.InputFileID = b.state.InputFileID
 	b.state, b.created, b.spent = made, time.Now(), made.FileDeleted
-	b.t.mu.Lock()
-	b.id = made.ID
-	b.t.mu.Unlock()
+	b.become(made.ID)
 	b.t.log.Info("batch submitted", "batch", b.id, "calls", b.size, "endpoint", b.path)
 	b.emit(BatchSubmitted)
 }

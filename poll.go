@@ -97,7 +97,7 @@ func (b *batch) pollInterval() time.Duration {
 // lookout is shared by the batches of one account, so that many of them are
 // looked at with one listing.
 func (b *batch) lookout() *batchapi.Lookout {
-	return b.t.lookouts.Of(b.account(), batchapi.NewLookout)
+	return b.t.lookouts.Of(b.key.account(), batchapi.NewLookout)
 }
 
 // pause waits until the next look at the batch is due, and cancels the batch
@@ -691,33 +691,33 @@ func (b *batch) writeNotes(ctx context.Context) bool {
 		return false
 	}
 	defer func() { b.note <- struct{}{} }()
-	for heard := true; ; {
+	for {
 		b.t.mu.Lock()
 		if b.ref == "" { // the journal has forgotten the batch
 			b.told, b.leaving, b.freeing = nil, nil, nil
 		}
-		delivered := b.told
-		left := len(delivered) + len(b.leaving) + len(b.freeing)
-		if left == 0 {
+		delivered, ref := b.told, b.ref
+		b.noting = len(delivered)+len(b.leaving)+len(b.freeing) > 0
+		if !b.noting {
 			delete(b.t.untold, b)
+			b.t.mu.Unlock()
+			return true
 		}
-		b.noting = left > 0 && heard
-		again, ref := b.noting, b.ref
 		b.t.mu.Unlock()
-		if !again {
-			return heard
-		}
 		freed := 0
-		heard = b.t.ledger.Deliver(ctx, ref, delivered) && b.t.ledger.Release(ctx, ref, func() []int {
+		heard := b.t.ledger.Deliver(ctx, ref, delivered) && b.t.ledger.Release(ctx, ref, func() []int {
 			lines := b.takeLeaving()
 			freed = len(lines)
 			return lines
 		})
-		if heard {
-			b.t.mu.Lock()
-			b.told, b.freeing = slices.Clone(b.told[len(delivered):]), slices.Clone(b.freeing[freed:])
+		b.t.mu.Lock()
+		if !heard {
+			b.noting = false
 			b.t.mu.Unlock()
+			return false
 		}
+		b.told, b.freeing = slices.Clone(b.told[len(delivered):]), slices.Clone(b.freeing[freed:])
+		b.t.mu.Unlock()
 	}
 }
 

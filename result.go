@@ -87,12 +87,12 @@ func (b *batch) readResults() bool {
 			return false // Close tells the callers
 		}
 		b.unread = err
-		wait := batchapi.Backoff(try)
-		spent[weigh(err)] += wait
+		met, wait := weigh(err), batchapi.Backoff(try)
+		spent[met] += wait
 		if err != nil {
-			spent[weigh(err)] += time.Since(began)
+			spent[met] += time.Since(began)
 		}
-		if b.openLines() == 0 || err == nil && b.sawAll() || spent[weigh(err)] > b.readPatience() {
+		if b.openLines() == 0 || err == nil && b.sawAll() || spent[met] > b.readPatience() {
 			break
 		}
 		b.t.log.Debug("results are missing, looking again", "batch", b.id, "open", b.openLines(), "error", err)
