@@ -341,27 +341,34 @@ func (b *batch) rejoin() error {
 	for i, c := range b.calls {
 		prints[i] = journal.Hash(c.print)
 	}
-	err := b.t.ledger.TakeOver(b.t.ctx, b.t.payerHash(b.key), prints, b.t.writeUntold, func(taken []journal.Taken) (ours []journal.Hash) {
-		b.t.mu.Lock()
-		defer b.t.mu.Unlock()
-		for _, part := range taken {
-			lines := slices.DeleteFunc(slices.Clone(part.Lines), func(l journal.Line) bool {
-				if b.t.isAwaited(part.Batch.Ref, l.CustomID) {
-					ours = append(ours, l.Print) // we lost it with our lease, and have it again now
-					return true
-				}
-				return false
-			})
-			if len(lines) > 0 {
-				b.moveTo(b.t.batchOf(own, part.Batch), lines)
-			}
-		}
-		return ours
-	})
+	err := b.t.ledger.TakeOver(b.t.ctx, b.t.payerHash(b.key), prints, b.t.writeUntold, func(taken []journal.Taken) []journal.Hash { return b.spread(own, taken) })
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()
 	b.number()
 	return err
+}
+
+// spread lets calls wait for lines that were taken over. It returns the prints of
+// those that callers here wait for already: we lost them with our lease, and have
+// them again now.
+func (b *batch) spread(own account, taken []journal.Taken) (ours []journal.Hash) {
+	b.t.mu.Lock()
+	defer b.t.mu.Unlock()
+	for _, part := range taken {
+		var lines []journal.Line
+		awaited := b.t.awaited(part.Batch.Ref)
+		for _, l := range part.Lines {
+			if awaited(l.CustomID) {
+				ours = append(ours, l.Print)
+			} else {
+				lines = append(lines, l)
+			}
+		}
+		if len(lines) > 0 {
+			b.moveTo(b.t.batchOf(own, part.Batch), lines)
+		}
+	}
+	return ours
 }
 
 // An account is what it takes to resume a batch: what any of the account's calls
@@ -430,19 +437,23 @@ func (b *batch) moveTo(other *batch, lines []journal.Line) {
 	}
 }
 
-// isAwaited reports whether a caller waits here for a line of a batch that the
-// journal knows. More than one of ours can be that batch: one may be past reading
-// its results when the next callers come back. The caller holds t.mu.
-func (t *Transport) isAwaited(ref, customID string) bool {
+// awaited returns what tells whether a caller waits here for a line of a batch
+// that the journal knows. More than one of ours can be that batch: one may be past
+// reading its results when the next callers come back. The caller holds t.mu, now
+// and when it asks.
+func (t *Transport) awaited(ref string) func(customID string) bool {
+	var same []*batch
 	for b := range t.batches {
-		if b.ref != ref {
-			continue
-		}
-		if c := b.open[customID]; c != nil && c.waiter != nil {
-			return true
+		if b.ref == ref {
+			same = append(same, b)
 		}
 	}
-	return false
+	return func(customID string) bool {
+		return slices.ContainsFunc(same, func(b *batch) bool {
+			c := b.open[customID]
+			return c != nil && c.waiter != nil
+		})
+	}
 }
 
 // recover watches the batches again that the account has left open, when it is
@@ -738,7 +749,8 @@ func (b *batch) takeLeaving() []int {
 		}
 	}
 	b.leaving = nil
-	b.freeing = slices.DeleteFunc(b.freeing, func(c *call) bool { return b.t.isAwaited(b.ref, c.ID) }) // it has come back
+	awaited := b.t.awaited(b.ref)
+	b.freeing = slices.DeleteFunc(b.freeing, func(c *call) bool { return awaited(c.ID) }) // it has come back
 	lines := make([]int, len(b.freeing))
 	for i, c := range b.freeing {
 		lines[i] = c.place

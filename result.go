@@ -665,7 +665,7 @@ func (t *Transport) hangUp(w *waiter) {
 func (t *Transport) dismiss(c *call) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if c == nil || c.waiter != nil || t.isAwaited(c.batch.ref, c.ID) {
+	if c == nil || c.waiter != nil || t.awaited(c.batch.ref)(c.ID) {
 		return // somebody has come back for it
 	}
 	t.forget(c)
