@@ -311,10 +311,14 @@ func (l *Ledger) owe(ref string, w *word) {
 // this owner.
 func (l *Ledger) tell(ctx context.Context, ref string, w *word) bool {
 	err := l.do(ctx, func(ctx context.Context) error {
+		err := w.say(ctx)
+		if !errors.Is(err, journal.ErrNotOwner) {
+			return err
+		}
 		if mine, err := l.store.Claim(ctx, l.owner, ref); err != nil || !mine {
 			return err
 		}
-		return w.say(ctx)
+		return w.say(ctx) // nobody had it
 	})
 	if heard(err) {
 		return true
