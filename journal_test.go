@@ -334,27 +334,6 @@ func TestATakenLineOfABatchThatIsBeingCreated(t *testing.T) {
 	})
 }
 
-// A moody journal fails a number of times when it is asked for one batch, or
-// told to discard one.
-type moody struct {
-	journal.Store
-	looks, discards atomic.Int32 // how many are left until one fails, and how many fail
-}
-
-func (m *moody) Batches(ctx context.Context, f journal.Filter) ([]journal.Batch, error) {
-	if f.Ref != "" && m.looks.Add(-1) == 0 {
-		return nil, errors.New("connection reset")
-	}
-	return m.Store.Batches(ctx, f)
-}
-
-func (m *moody) Discard(ctx context.Context, owner, ref string) error {
-	if m.discards.Add(-1) >= 0 {
-		return errors.New("connection reset")
-	}
-	return m.Store.Discard(ctx, owner, ref)
-}
-
 // leftWhileUploading makes a call whose caller leaves while it is uploaded, 15
 // seconds later, and another that rides with it, whose outcome it returns.
 func (p *process) leftWhileUploading(prompt string) (other <-chan outcome) {
@@ -372,17 +351,21 @@ func TestAFailedLookIsNoNews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
 		a := f.start(autobatcher.Options{})
-		far := &moody{Store: f.store}
-		far.looks.Store(5)
-		f.store = far
-		b := f.start(autobatcher.Options{})
+		b, j := f.far(autobatcher.Options{})
+		var looks atomic.Int32
+		j.set(func(_ context.Context, request string) error {
+			if request == "look" && looks.Add(1) == 5 {
+				return errDown
+			}
+			return nil
+		})
 		f.srv.Control(batchtest.OpUpload, batchtest.Delay(60*time.Second))
 		other := a.leftWhileUploading("one")
 		f.wantAnswer(b.ask(t.Context(), "one"), "one")
 		f.wantAnswer(other, "other")
 		f.wantPaid(2, 1)
-		if left := far.looks.Load(); left >= 0 {
-			t.Errorf("no look failed: %d were left", left)
+		if n := looks.Load(); n < 5 {
+			t.Errorf("no look failed: there were %d", n)
 		}
 	})
 }
@@ -391,12 +374,14 @@ func TestAFailedLookIsNoNews(t *testing.T) {
 func TestADiscardThatFailsIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
-		well := f.store
-		far := &moody{Store: well}
-		far.discards.Store(3)
-		f.store = far
-		a := f.start(autobatcher.Options{})
-		f.store = well
+		a, j := f.far(autobatcher.Options{})
+		var discards atomic.Int32
+		j.set(func(_ context.Context, request string) error {
+			if request == "discard" && discards.Add(1) <= 3 {
+				return errDown
+			}
+			return nil
+		})
 		b := f.start(autobatcher.Options{})
 		f.srv.Control(batchtest.OpUpload, func(w http.ResponseWriter, r *http.Request) bool {
 			time.Sleep(time.Minute)
@@ -497,24 +482,17 @@ func TestABatchThatWeMayNotLookAt(t *testing.T) {
 func TestABatchThatTheJournalThinksIsOnlyUploaded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t, batchtest.Options{Turnaround: 10 * time.Minute})
-		well := f.store
-		f.store = forgetful{well}
-		a := f.start(autobatcher.Options{})
-		f.store = well
+		a, j := f.far(autobatcher.Options{})
+		j.set(func(_ context.Context, request string) error {
+			if strings.HasPrefix(request, "advance") && request != "advance uploaded" {
+				return errDown
+			}
+			return nil
+		})
 		a.ask(t.Context(), "one")
 		time.Sleep(time.Minute)
 		a.cut()
 		f.wantAnswer(f.start(autobatcher.Options{}).ask(t.Context(), "one"), "one")
 		f.wantPaid(1, 1)
 	})
-}
-
-// A forgetful journal is told of nothing beyond the upload.
-type forgetful struct{ journal.Store }
-
-func (s forgetful) Advance(ctx context.Context, owner, ref string, step journal.Step) error {
-	if step.State != journal.Uploaded {
-		return errors.New("connection reset")
-	}
-	return s.Store.Advance(ctx, owner, ref, step)
 }

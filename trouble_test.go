@@ -81,7 +81,7 @@ func (j *troubled) Begin(ctx context.Context, b journal.Batch, lines []journal.L
 }
 
 func (j *troubled) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
-	if err := j.meet(ctx, "advance"); err != nil {
+	if err := j.meet(ctx, "advance "+string(s.State)); err != nil {
 		return err
 	}
 	return j.Store.Advance(ctx, owner, ref, s)
@@ -137,7 +137,11 @@ func (j *troubled) Abandon(ctx context.Context, owner, ref string) (bool, error)
 }
 
 func (j *troubled) Batches(ctx context.Context, f journal.Filter) ([]journal.Batch, error) {
-	if err := j.meet(ctx, "batches"); err != nil {
+	request := "batches"
+	if f.Ref != "" {
+		request = "look"
+	}
+	if err := j.meet(ctx, request); err != nil {
 		return nil, err
 	}
 	return j.Store.Batches(ctx, f)
@@ -392,7 +396,7 @@ func (p *process) owes(j *troubled, batches int) {
 	}
 	time.Sleep(time.Second)
 	j.set(func(_ context.Context, request string) error {
-		if request == "advance" {
+		if strings.HasPrefix(request, "advance") {
 			return errDown
 		}
 		return nil
