@@ -1,4 +1,4 @@
-# What the project runs, each by one word: `make test`, `make bench`, …
+# The tasks of the project: `make test`, `make bench`, …
 
 .PHONY: help build test race lint fuzz bench examples ci
 
@@ -31,5 +31,5 @@ bench: ## the benchmarks of docs/performance.md
 examples: ## run each example, offline
 	@for dir in examples/*/; do case $$dir in *internal*|*yourcode*) continue;; esac; echo "== $$dir"; go run ./$$dir || exit 1; done
 
-ci: ## what CI runs
+ci: ## all checks of CI
 	.ci/run

@@ -178,7 +178,7 @@ func BenchmarkCalls(b *testing.B) {
 	}
 }
 
-// floorCPU is the same work by hand, with nobody waiting: read each body, append
+// floorCPU is the same work by hand, without callers: read each body, append
 // it to a line, upload, download, split, look at the id.
 func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
 	up := newBare(b, benchBody)
@@ -214,7 +214,7 @@ func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
 	return cpuTime() - start
 }
 
-// callersCPU is what 50,000 callers cost by themselves, whoever holds them: each
+// callersCPU is what 50,000 callers cost by themselves, in any RoundTripper: each
 // waits in a RoundTrip that does nothing but read the body and wait.
 func callersCPU(requests []*http.Request) time.Duration {
 	answers := make(chan struct{})

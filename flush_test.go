@@ -1,865 +1,217 @@
 package autobatcher_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/uuid"
-	"github.com/openai/openai-go/v3"
-	"github.com/openai/openai-go/v3/option"
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-func TestCollecting(t *testing.T) {
-	setup{}.run(t, "single_request_starts_window_timer", func(s *scene) {
-		call := s.chat("Hello")
-		s.until(10*time.Second - 1)
-		if n := len(s.srv.Uploads()); n != 0 {
-			s.Errorf("%d uploads before the window ended", n)
-		}
-		s.until(10 * time.Second)
-		s.sent(1)
-		call.want(200, 15*time.Second).says("Hello")
-	})
-	setup{options: autobatcher.Options{BatchSize: 3}}.run(t, "batch_size_triggers_immediate_submit", func(s *scene) {
-		calls := s.chats(3)
-		s.upload()
-		if queued := s.tr.Stats().Queued; queued != 0 {
-			s.Errorf("%d calls are queued", queued)
-		}
-		for _, c := range calls {
-			c.want(200, 5*time.Second)
-		}
-	})
-	setup{}.run(t, "window_timer_fires_for_undersized_batch", func(s *scene) {
-		calls := s.chats(2)
-		for i, c := range calls {
-			c.want(200, 15*time.Second).says(fmt.Sprintf("call %d", i))
-		}
-		s.sent(2)
-	})
-	setup{}.run(t, "concurrent_requests_batched_together", func(s *scene) {
-		calls := s.chats(10)
-		for i, c := range calls {
-			c.want(200, 15*time.Second).says(fmt.Sprintf("call %d", i))
-		}
-		if n := len(lines(s.upload())); n != 10 {
-			s.Errorf("%d lines, want 10", n)
-		}
-	})
-	setup{}.run(t, "the window starts with its first call", func(s *scene) {
-		s.until(3 * time.Second)
-		first := s.chat("a")
-		s.until(12 * time.Second)
-		second := s.chat("b") // one second before the window of the first ends
-		s.until(14 * time.Second)
-		third := s.chat("c")
-		first.want(200, 18*time.Second)
-		second.want(200, 18*time.Second)
-		third.want(200, 29*time.Second)
-		s.sent(2, 1)
-	})
-	setup{}.run(t, "the window starts anew when all callers have gone", func(s *scene) {
-		first := s.chat("a")
-		s.until(2 * time.Second)
-		first.leave()
-		s.until(8 * time.Second)
-		s.chat("b").want(200, 23*time.Second) // 8 + 10 + 5
-	})
-	setup{}.run(t, "empty_pending_is_noop", func(s *scene) {
-		if err := s.tr.Flush(s.Context()); err != nil {
-			s.Error(err)
-		}
-		call := s.chat("a")
-		call.leave()
-		s.until(time.Minute)
-		if n := len(s.srv.Requests()); n != 0 {
-			s.Errorf("%d requests for nobody", n)
-		}
-	})
+// A sending is one batch: when its file was uploaded, and how many lines it has.
+type sending struct {
+	At    time.Duration
+	Lines int
 }
 
-func TestBytesTriggerABatch(t *testing.T) {
-	setup{options: autobatcher.Options{BatchBytes: 1000}}.play(t, func(s *scene) {
-		text := strings.Repeat("x", 250)
-		var calls []*pending
-		for i := range 7 {
-			calls = append(calls, s.chat(fmt.Sprintf("%d%s", i, text)))
-		}
-		if n := len(s.srv.Uploads()); n != 3 {
-			s.Errorf("%d files at once, want three full ones", n)
-		}
-		for i, c := range calls {
-			at := 5 * time.Second
-			if i == 6 {
-				at = 15 * time.Second
-			}
-			c.want(200, at)
-		}
-		for _, u := range s.srv.Uploads() {
-			if len(u.Content) > 1000 {
-				s.Errorf("a file of %d bytes", len(u.Content))
-			}
-		}
-		s.sent(2, 2, 2, 1)
-	})
-}
-
-// A window with more than the provider takes in one file was sent as one file,
-// and failed as a whole.
-func TestProviderLimitsSplitAWindow(t *testing.T) {
-	manners := batchtest.OpenAI()
-	manners.MaxLines, manners.MaxInputs, manners.MaxFileBytes = 4, 6, 2000
-	p := provider.OpenAI()
-	p.MaxLines, p.MaxInputs, p.MaxBytes = 4, 6, 2000
-	u := setup{server: batchtest.Options{Manners: manners}, options: autobatcher.Options{Provider: &p}}
-	u.run(t, "lines", func(s *scene) {
-		for _, c := range s.chats(9) {
-			if r := c.wait(); r.status != 200 {
-				s.Errorf("status %d: %s", r.status, r.body)
-			}
-		}
-		s.sent(4, 4, 1)
-	})
-	u.run(t, "inputs", func(s *scene) {
-		a := s.send("/embeddings", `{"model":"m","input":["1","2","3","4"]}`)
-		b := s.send("/embeddings", `{"model":"m","input":["1","2"]}`)
-		c := s.send("/embeddings", `{"model":"m","input":[1,2,3,4,5,6,7]}`) // one input of seven tokens
-		a.want(200, 5*time.Second)                                          // full when c came
-		b.want(200, 5*time.Second)
-		c.want(200, 15*time.Second)
-		s.sent(2, 1)
-	})
-	u.run(t, "bytes", func(s *scene) {
-		a, b := s.chat(strings.Repeat("x", 1200)), s.chat(strings.Repeat("y", 1200))
-		a.want(200, 5*time.Second)
-		b.want(200, 15*time.Second)
-	})
-	u.run(t, "a line that no file can hold", func(s *scene) {
-		s.chat(strings.Repeat("x", 2000)).want(413, 0).fails("request_too_large")
-		if n := len(s.srv.Requests()); n != 0 {
-			s.Errorf("%d requests for a call that cannot be batched", n)
-		}
-	})
-}
-
-func TestFlush(t *testing.T) {
-	setup{}.run(t, "sends at once and waits for the create", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, batchtest.Delay(2*time.Second))
-		call := s.chat("a")
-		if err := s.tr.Flush(s.Context()); err != nil || s.elapsed() != 2*time.Second {
-			s.Errorf("Flush = %v at %v, want nil at 2s", err, s.elapsed())
-		}
-		s.sent(1)
-		call.want(200, 7*time.Second)
-	})
-	setup{}.run(t, "tells what went wrong", func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, batchtest.Status(403, nil, `{"error":{"message":"no","type":"x","param":null,"code":"nope"}}`))
-		call := s.chat("a")
-		if err := s.tr.Flush(s.Context()); err == nil || !strings.Contains(err.Error(), "403") {
-			s.Errorf("Flush = %v, want the 403", err)
-		}
-		call.want(403, 0)
-	})
-	setup{}.run(t, "ends with its context", func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, batchtest.Delay(time.Minute))
-		call := s.chat("a")
-		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
-		defer cancel()
-		if err := s.tr.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) || s.elapsed() != time.Second {
-			s.Errorf("Flush = %v at %v, want the deadline at 1s", err, s.elapsed())
-		}
-		call.want(200, 65*time.Second)
-	})
-}
-
-// The queue was locked while a batch was uploaded, created or held off by a
-// rate limit, so that every other caller stood still.
-func TestTheQueueNeverWaitsForTheNetwork(t *testing.T) {
-	setup{}.play(t, func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, batchtest.Delay(time.Minute))
-		s.srv.Control(batchtest.OpCreate, batchtest.RateLimit(100*time.Second))
-		slow := s.chat("slow")
-		s.until(11 * time.Second)
-		same, other := s.chat("same"), s.send("/embeddings", embeddingBody("other"))
-		s.until(20 * time.Second)
-		if queued := s.tr.Stats().Queued; queued != 3 {
-			s.Errorf("%d calls queued, want 3", queued)
-		}
-		rs := []reply{same.wait(), other.wait()}
-		slices.SortFunc(rs, func(a, b reply) int { return int(a.at - b.at) })
-		if rs[0].at != 26*time.Second || rs[0].status != 200 || rs[1].status != 200 {
-			s.Errorf("answers at %v and %v; want one at 26s and the rate-limited one later", rs[0].at, rs[1].at)
-		}
-		slow.want(200, 75*time.Second)
-	})
-}
-
-func TestWhoSharesABatch(t *testing.T) {
-	mixed := func(s *scene) []*pending {
-		return []*pending{
-			s.chat("a"), s.send("/embeddings", embeddingBody("b")), s.send("/responses", `{"model":"n","input":"c"}`),
-			s.send("/chat/completions", `{"model":"other","messages":[{"role":"user","content":"d"}]}`),
+// sendings are the batches so far, in the order of their uploads.
+func (t *trial) sendings() (all []sending) {
+	for _, r := range t.srv.Requests() {
+		if r.Method == "POST" && strings.HasSuffix(r.Path, "/files") {
+			all = append(all, sending{At: r.Time.Sub(t.begun), Lines: len(t.srv.Uploads()[len(all)].Lines)})
 		}
 	}
-	// seed: test_submit_batch/mixed_endpoint_jsonl, test_submit_batch/mixed_endpoint_result_types
-	doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, "mixed_endpoint_jsonl", func(s *scene) {
-		for _, c := range mixed(s) {
-			c.want(200, 15*time.Second)
-		}
-		var urls []string
-		for _, l := range s.upload().Lines {
-			urls = append(urls, l.URL)
-		}
-		want := []string{"/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/chat/completions"}
-		if diff := cmp.Diff(want, urls); diff != "" {
-			s.Error(diff)
-		}
-		if got := s.batch().Endpoint; got != "/v1/chat/completions" {
-			s.Errorf("endpoint = %s, want the first line's", got)
-		}
-	})
-	// All endpoints and models went into one file, which OpenAI refuses.
-	setup{}.run(t, "endpoints and models are kept apart at OpenAI", func(s *scene) {
-		for _, c := range mixed(s) {
-			c.want(200, 15*time.Second)
-		}
-		s.sent(1, 1, 1, 1)
-	})
-	setup{}.run(t, "completion windows are kept apart", func(s *scene) {
-		a := s.chat("a")
-		b := s.chat("b", with("Autobatcher-Completion-Window", "24h")) // the default, in other words
-		a.want(200, 15*time.Second)
-		b.want(200, 15*time.Second)
-		s.sent(2)
-	})
+	return all
 }
 
-// Requests of several API keys were sent with the first one's key.
-func TestCredentialsNeverShareABatch(t *testing.T) {
-	headers := []string{
-		"Authorization", "Api-Key", "X-Api-Key", "OpenAI-Organization", "OpenAI-Project", "X-Goog-User-Project",
-		"Cookie", "X-Auth-Token", "Cf-Access-Client-Secret", "X-Tenant-Id", "Proxy-Authorization",
+// A batch is sent when its window ends, or when a limit of the Options or of the
+// provider is reached: calls, bytes, lines, embedding inputs.
+func TestWhenABatchIsSent(t *testing.T) {
+	const second = time.Second
+	inputs := func(n int) string { return `{"model":"m","input":["a"` + strings.Repeat(`,"a"`, n-1) + `]}` }
+	text := strings.Repeat("x", 250)
+	type sent struct {
+		at   time.Duration
+		path string
+		body string
 	}
-	for _, name := range headers {
-		setup{}.run(t, name, func(s *scene) {
-			a := s.chat("same", with(name, "Bearer alice"))
-			b := s.chat("same", with(name, "Bearer bob"))
-			a.want(200, 15*time.Second)
-			b.want(200, 15*time.Second)
-			s.sent(1, 1)
-			got := []string{s.srv.Uploads()[0].Header.Get(name), s.srv.Uploads()[1].Header.Get(name)}
-			slices.Sort(got)
-			if diff := cmp.Diff([]string{"Bearer alice", "Bearer bob"}, got); diff != "" {
-				s.Error(diff)
-			}
-		})
+	chats := func(n int, at time.Duration, body string) (all []sent) {
+		for range n {
+			all = append(all, sent{at, "/chat/completions", body})
+		}
+		return all
 	}
-	setup{}.run(t, "what does not say who pays does not separate", func(s *scene) {
-		a := s.chat("a", with("X-Stainless-Retry-Count", "0"), with("User-Agent", "x"), with("Idempotency-Key", "1"))
-		b := s.chat("b", with("X-Stainless-Retry-Count", "1"), with("User-Agent", "y"), with("Idempotency-Key", "2"))
-		a.want(200, 15*time.Second)
-		b.want(200, 15*time.Second)
-		s.sent(2)
-	})
-}
-
-// With the key taken from the environment, results were fetched without any;
-// organization and project were left out everywhere.
-func TestEveryRequestCarriesTheCallersCredentialAlone(t *testing.T) {
-	t.Setenv("OPENAI_API_KEY", "sk-environment")
-	t.Setenv("OPENAI_ORG_ID", "org-environment")
-	t.Setenv("OPENAI_BASE_URL", "http://elsewhere.invalid/v1")
-	setup{}.run(t, "a key", func(s *scene) {
-		s.chat("a", key("alice"), with("OpenAI-Organization", "org-alice")).want(200, 15*time.Second)
-		for _, r := range s.srv.Requests() {
-			if a, o := r.Header.Values("Authorization"), r.Header.Values("OpenAI-Organization"); !slices.Equal(a, []string{"Bearer alice"}) || !slices.Equal(o, []string{"org-alice"}) {
-				s.Errorf("%s %s has the credentials %q and %q", r.Method, r.Path, a, o)
-			}
-			for name := range r.Header {
-				if strings.HasPrefix(name, "Autobatcher-") {
-					s.Errorf("%s %s has the header %s", r.Method, r.Path, name)
-				}
-			}
-		}
-	})
-	setup{}.run(t, "no key", func(s *scene) {
-		anonymous := func(r *http.Request) { r.Header.Del("Authorization") }
-		s.chat("a", anonymous).want(401, 10*time.Second).fails("invalid_api_key")
-	})
-}
-
-func TestSubmitting(t *testing.T) {
-	t.Run("jsonl_format", func(t *testing.T) {
-		setup{}.play(t, func(s *scene) {
-			calls := s.chats(2)
-			for _, c := range calls {
-				c.want(200, 15*time.Second)
-			}
-			u := s.upload()
-			pattern := regexp.MustCompile(`^\{"custom_id":"([0-9a-f-]{36})","method":"POST","url":"/v1/chat/completions","body":(.*)\}$`)
-			for i, text := range lines(u) {
-				m := pattern.FindStringSubmatch(text)
-				if m == nil {
-					s.Fatalf("line %d = %s", i+1, text)
-				}
-				// seed: test_enqueue/custom_id_is_valid_uuid
-				if id, err := uuid.Parse(m[1]); err != nil || id.Version() != 4 {
-					s.Errorf("custom_id = %q: %v", m[1], err)
-				}
-				if want := chatBody(fmt.Sprintf("call %d", i)); m[2] != want {
-					s.Errorf("body = %s, want %s", m[2], want)
-				}
-			}
-		})
-	})
-	setup{}.run(t, "files_create_called_with_batch_purpose", func(s *scene) {
-		s.chat("a").want(200, 15*time.Second)
-		u := s.upload()
-		if u.Purpose != "batch" || !regexp.MustCompile(`^batch-[0-9a-f-]{36}\.jsonl$`).MatchString(u.Filename) {
-			s.Errorf("purpose %q, file name %q", u.Purpose, u.Filename)
-		}
-	})
-	setup{}.run(t, "batches_create_called_correctly", func(s *scene) {
-		s.chat("a").want(200, 15*time.Second)
-		b := s.batch()
-		if b.InputFileID != s.upload().ID || b.Endpoint != "/v1/chat/completions" || b.Window != "24h" || len(b.Metadata) != 0 {
-			s.Errorf("batch = %+v", b)
-		}
-	})
-	anyWindow := batchtest.OpenAI()
-	anyWindow.Windows = nil
-	setup{
-		server: batchtest.Options{Manners: anyWindow}, options: autobatcher.Options{CompletionWindow: "72h"},
-	}.run(t, "batches_create_passes_through_arbitrary_completion_window", func(s *scene) {
-		s.chat("a").want(200, 15*time.Second)
-		if w := s.batch().Window; w != "72h" {
-			s.Errorf("window = %q", w)
-		}
-	})
-	setup{options: autobatcher.Options{Metadata: map[string]string{"team": "a", "job": "b"}}}.run(t, "batches_create_passes_metadata", func(s *scene) {
-		s.chat("a").want(200, 15*time.Second)
-		if diff := cmp.Diff(map[string]string{"team": "a", "job": "b"}, s.batch().Metadata); diff != "" {
-			s.Error(diff)
-		}
-	})
-	doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, "Doubleword's window is an hour unless told otherwise", func(s *scene) {
-		s.chat("a").want(200, 15*time.Second)
-		s.chat("b", with("Autobatcher-Completion-Window", "24h")).want(200, 30*time.Second)
-		if a, b := s.srv.Batches()[0].Window, s.srv.Batches()[1].Window; a != "1h" || b != "24h" {
-			s.Errorf("windows %q and %q", a, b)
-		}
-	})
-	// seed: test_embeddings/jsonl_has_embeddings_url, test_embeddings/batches_create_uses_embeddings_endpoint,
-	// test_embeddings/embedding_body_with_list_input
-	setup{}.run(t, "embedding_body_with_list_input", func(s *scene) {
-		body := `{"model":"m","input":["a","b"],"encoding_format":"base64"}`
-		s.send("/embeddings", body).want(200, 15*time.Second)
-		l := s.upload().Lines[0]
-		if l.URL != "/v1/embeddings" || l.Method != "POST" || string(l.Body) != body || s.batch().Endpoint != "/v1/embeddings" {
-			s.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
-		}
-	})
-	// seed: test_responses/jsonl_has_responses_url, test_responses/batches_create_uses_responses_endpoint,
-	// test_responses/input_none_omitted_from_params
-	// Calls to /responses were not intercepted by one implementation: silently full price.
-	setup{}.run(t, "jsonl_has_responses_url", func(s *scene) {
-		body := `{"model":"m","prompt":{"id":"pmpt_1"}}`
-		s.send("/responses", body).want(200, 15*time.Second)
-		l := s.upload().Lines[0]
-		if l.URL != "/v1/responses" || l.Method != "POST" || string(l.Body) != body || s.batch().Endpoint != "/v1/responses" {
-			s.Errorf("line %s %s %s in a batch for %s", l.Method, l.URL, l.Body, s.batch().Endpoint)
-		}
-		if n := s.count("POST", "/responses"); n != 0 {
-			s.Errorf("%d calls at full price", n)
-		}
-	})
-	// seed: test_submit_batch/active_batches_populated, test_submit_batch/poller_task_started
-	setup{server: batchtest.Options{Turnaround: time.Minute}}.run(t, "active_batches_populated", func(s *scene) {
-		call := s.chat("a")
-		s.until(11 * time.Second)
-		if st := s.tr.Stats(); st.Running != 1 || st.Queued != 0 || len(st.Queues) != 0 {
-			s.Errorf("stats = %+v", st)
-		}
-		s.until(15 * time.Second)
-		if n := s.count("GET", "/batches/"); n != 1 {
-			s.Errorf("%d polls after five seconds, want 1", n)
-		}
-		call.want(200, 70*time.Second)
-		if st := s.tr.Stats(); st.Running != 0 || st.Answered != 1 {
-			s.Errorf("stats = %+v", st)
-		}
-	})
-}
-
-// The body of a call went through structs or objects, which dropped unknown
-// fields, rounded numbers and added nulls; "stream": false was put into every
-// body, and stream_options was left in.
-func TestTheBodyIsSentTokenForToken(t *testing.T) {
-	tests := []struct{ name, sent, want string }{
-		{"numbers", `{"model":"m","a":1e400,"b":0.10,"c":-0,"d":12345678901234567890,"e":1E+2}`, ""},
-		{"duplicate keys", `{"model":"m","a":1,"a":2}`, ""},
-		{"escapes", `{"model":"m","a":"\u00e9é\/\ud83d\ude00\n<>&"}`, ""},
-		{"unknown fields and order", `{"zzz":null,"model":"m","aaa":{"b":[],"a":{}},"stream_x":true,"x.stream":1}`, ""},
-		{"nested stream stays", `{"model":"m","metadata":{"stream":true,"stream_options":{}},"messages":[{"content":"\"stream\":true"}]}`, ""},
-		{"blanks", "{ \"model\" : \"m\" ,\t\"a\" : [ 1 , 2 ] }", ""},
-		{"pretty-printed", "{\n  \"model\": \"m\",\r\n  \"a\": [\n    1\n  ]\n}\n", `{  "model": "m",  "a": [    1  ]}`},
-		{"stream true", `{"model":"m","stream":true,"a":1e400}`, `{"model":"m","a":1e400}`},
-		{"stream false", `{"stream":false,"model":"m"}`, `{"model":"m"}`},
-		{"stream null and options", `{"model":"m","stream":null,"stream_options":null}`, `{"model":"m"}`},
-		{"streams in number", `{"stream":true,"model":"m","stream":false,"stream_options":{"include_usage":true},"stream":1}`, `{"model":"m"}`},
-		{"none of OpenAI's limits on text", `{"model":"m","a":"` + "\u2028\u2029\x7f" + `"}`, ""},
-	}
-	for _, test := range tests {
-		doubleword(batchtest.Options{}, autobatcher.Options{}).run(t, test.name, func(s *scene) {
-			call := s.send("/embeddings", test.sent)
-			s.tr.Flush(s.Context())
-			call.leave()
-			if call.wait(); test.want == "" {
-				test.want = test.sent
-			}
-			if got := string(s.upload().Lines[0].Body); got != test.want {
-				s.Errorf("sent %s\n got %s\nwant %s", test.sent, got, test.want)
-			}
-		})
-	}
-}
-
-// seed: test_enqueue/request_params_passed_correctly
-func TestRequestParamsPassedCorrectly(t *testing.T) {
-	setup{}.run(t, "request_params_passed_correctly", func(s *scene) {
-		body := `{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hi"}],"temperature":0.7,"max_tokens":50}`
-		s.send("/chat/completions", body).want(200, 15*time.Second)
-		if got := string(s.upload().Lines[0].Body); got != body {
-			s.Errorf("body = %s", got)
-		}
-	})
-}
-
-// A rate limit was waited out for ever, without jitter, and a date in
-// Retry-After was not understood.
-func TestRateLimitedSubmission(t *testing.T) {
-	date := func(w http.ResponseWriter, _ *http.Request) bool {
-		w.Header().Set("Retry-After", time.Now().Add(90*time.Second).UTC().Format(http.TimeFormat))
-		w.WriteHeader(429)
-		return true
-	}
-	tests := []struct {
-		name  string
-		op    batchtest.Op
-		fault batchtest.Fault
-		wait  time.Duration
-	}{
-		{"files_create_retries_on_rate_limit", batchtest.OpUpload, batchtest.RateLimit(20 * time.Second), 20 * time.Second},
-		{"batches_create_retries_on_rate_limit", batchtest.OpCreate, batchtest.RateLimit(20 * time.Second), 20 * time.Second},
-		{"rate_limit_uses_default_retry_when_no_header", batchtest.OpUpload, batchtest.RateLimit(0), time.Minute},
-		{"a date", batchtest.OpUpload, date, 90 * time.Second},
-		{"milliseconds", batchtest.OpUpload, batchtest.Status(429, http.Header{"Retry-After-Ms": {"20000"}}, "{}"), 20 * time.Second},
-	}
-	for _, test := range tests {
-		setup{}.run(t, test.name, func(s *scene) {
-			s.srv.Control(test.op, test.fault)
-			r := s.chat("a").wait()
-			least := 15*time.Second + test.wait
-			if r.status != 200 || r.at < least || r.at > least+test.wait/10 {
-				s.Errorf("status %d at %v, want 200 at %v or up to a tenth of the wait later", r.status, r.at, least)
-			}
-			s.sent(1)
-		})
-	}
-}
-
-func TestRefusedSubmission(t *testing.T) {
-	const refusal = `{"error":{"message":"no","type":"invalid_request_error","param":"p","code":"c"}}`
-	tests := []struct {
-		name   string
-		op     batchtest.Op
-		fault  batchtest.Fault
-		status int
-		code   string
-		body   string // "": anything
-	}{
-		{"upload 401", batchtest.OpUpload, batchtest.Status(401, nil, refusal), 401, "c", refusal},
-		{"upload 403", batchtest.OpUpload, batchtest.Status(403, nil, refusal), 403, "c", refusal},
-		{"create 400", batchtest.OpCreate, batchtest.Status(400, nil, refusal), 400, "c", refusal},
-		{"create 402 as text", batchtest.OpCreate, batchtest.Status(402, http.Header{"Content-Type": {"text/plain"}}, "Insufficient balance"), 402, "batch_refused", ""},
-		{"upload 403 as a page", batchtest.OpUpload, batchtest.HTML(403), 403, "batch_refused", ""},
-		// An exhausted quota was waited out for ever, and never told.
-		{
-			"insufficient_quota fails fast", batchtest.OpUpload,
-			batchtest.Status(429, http.Header{"Retry-After": {"1"}}, `{"error":{"message":"You exceeded your current quota","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}`),
-			429, "insufficient_quota", "",
-		},
-	}
-	for _, test := range tests {
-		setup{}.run(t, test.name, func(s *scene) {
-			s.srv.Control(test.op, test.fault)
-			calls := s.chats(3)
-			for _, c := range calls { // seed: test_submit_batch/submission_failure_propagates_to_futures, test_submit_batch/non_rate_limit_error_still_propagates
-				r := c.want(test.status, 10*time.Second)
-				r.fails(test.code)
-				if test.body != "" && r.body != test.body {
-					s.Errorf("body = %s, want the provider's", r.body)
-				}
-				if got := r.header.Get("X-Should-Retry"); got != "false" {
-					s.Errorf("X-Should-Retry = %q", got)
-				}
-			}
-			e := s.event(autobatcher.BatchSubmissionFailed)
-			if e.RequestCount != 3 || e.Error == "" || e.Endpoint != "/v1/chat/completions" {
-				s.Errorf("event = %+v", e)
-			}
-			if n := len(s.srv.Batches()); n != 0 {
-				s.Errorf("%d batches", n)
-			}
-		})
-	}
-}
-
-// The proxy in front of a provider says 502, or nothing at all.
-func TestTransientSubmissionFailures(t *testing.T) {
-	for name, fault := range map[string]batchtest.Fault{
-		"502 page": batchtest.HTML(502), "500": batchtest.Status(500, nil, "{}"), "reset": batchtest.Reset(),
-		"lost answer": batchtest.LoseAnswer(), "page instead of JSON": batchtest.HTML(200), "torn": batchtest.Tear(10),
-	} {
-		setup{}.run(t, "upload/"+name, func(s *scene) {
-			s.srv.Control(batchtest.OpUpload, fault)
-			r := s.chat("a").wait()
-			if r.status != 200 || r.at <= 15*time.Second || r.at > 16*time.Second {
-				s.Errorf("status %d at %v, want 200 up to a second late: %s", r.status, r.at, r.body)
-			}
-			s.sent(1)
-		})
-	}
-	setup{}.run(t, "upload that hangs", func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, batchtest.Hang())
-		if r := s.chat("a").wait(); r.status != 200 || r.at < 5*time.Minute || r.at > 6*time.Minute {
-			s.Errorf("status %d at %v", r.status, r.at)
-		}
-	})
-	setup{}.run(t, "in vain", func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, every(1000, batchtest.Status(500, nil, "{}"))...)
-		r := s.chat("a").wait()
-		if r.status != 503 || r.at < 29*time.Minute || r.at > 31*time.Minute || r.header.Get("Retry-After") != "5" {
-			s.Errorf("status %d at %v, header %v; want 503 after half an hour", r.status, r.at, r.header)
-		}
-		if r.fails("batch_not_submitted"); r.header.Get("X-Should-Retry") == "false" {
-			s.Error("a retry would be safe, but is forbidden")
-		}
-		if s.event(autobatcher.BatchSubmissionFailed).RequestCount != 1 {
-			s.Error("the event miscounts")
-		}
-	})
-}
-
-// A create whose answer was lost was sent again: a second batch, paid for twice.
-func TestLostCreateIsAdopted(t *testing.T) {
-	for name, fault := range map[string]batchtest.Fault{
-		"lost answer": batchtest.LoseAnswer(),
-		"torn answer": batchtest.Tear(20),
-		"502 behind the work": func(w http.ResponseWriter, r *http.Request) bool {
-			batchtest.Proceed(&recorded{header: http.Header{}}, r)
-			return batchtest.HTML(502)(w, r)
-		},
-	} {
-		setup{}.run(t, name, func(s *scene) {
-			s.srv.Control(batchtest.OpCreate, fault)
-			s.chat("a").want(200, 18*time.Second).says("a") // window, 3 s until the list is searched, poll
-			s.sent(1)
-			if s.event(autobatcher.BatchSubmitted).BatchID != s.batch().ID {
-				s.Error("the event names another batch")
-			}
-		})
-	}
-	setup{}.run(t, "no answer for a minute", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, func(_ http.ResponseWriter, r *http.Request) bool {
-			batchtest.Proceed(&recorded{header: http.Header{}}, r)
-			<-r.Context().Done()
-			panic(http.ErrAbortHandler)
-		})
-		s.chat("a").want(200, 78*time.Second)
-		s.sent(1)
-	})
-	setup{}.run(t, "the list fails at first", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
-		s.srv.Control(batchtest.OpList, batchtest.HTML(502), batchtest.Reset(), batchtest.RateLimit(time.Second))
-		if r := s.chat("a").wait(); r.status != 200 {
-			s.Errorf("status %d: %s", r.status, r.body)
-		}
-		s.sent(1)
-	})
-	setup{}.run(t, "among many others", func(s *scene) {
-		for i := range 3 {
-			s.chat(fmt.Sprint("other ", i))
-			s.tr.Flush(s.Context())
-		}
-		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
-		s.chat("a").want(200, 18*time.Second).says("a")
-		s.sent(1, 1, 1, 1)
-	})
-	setup{}.run(t, "not created after all", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, batchtest.Reset())
-		if r := s.chat("a").wait(); r.status != 200 || r.at > 45*time.Second {
-			s.Errorf("status %d at %v", r.status, r.at)
-		}
-		s.sent(1)
-	})
-}
-
-// lateCreate is a gateway that gives up the first create, which arrives later.
-func lateCreate(late time.Duration) func(http.RoundTripper) http.RoundTripper {
-	first := true
-	return func(next http.RoundTripper) http.RoundTripper {
-		return roundTripper(func(req *http.Request) (*http.Response, error) {
-			if !first || req.Method != http.MethodPost || !strings.HasSuffix(req.URL.Path, "/batches") {
-				return next.RoundTrip(req)
-			}
-			first = false
-			body, _ := io.ReadAll(req.Body)
-			go func() {
-				time.Sleep(late)
-				again := req.Clone(context.Background())
-				again.Body = io.NopCloser(bytes.NewReader(body))
-				if res, err := next.RoundTrip(again); err == nil {
-					res.Body.Close()
-				}
-			}()
-			return nil, errors.New("gateway timeout")
-		})
-	}
-}
-
-// A gateway that gives up tells nothing of the request behind it: it may arrive
-// later than anybody looks for its batch. Its file is gone by then.
-func TestACreateThatArrivesLateFindsNoFile(t *testing.T) {
-	for _, late := range []time.Duration{time.Second, 5 * time.Second, 14 * time.Second, 20 * time.Second, time.Minute, time.Hour} {
-		setup{base: lateCreate(late)}.run(t, late.String(), func(s *scene) {
-			if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
-				s.Errorf("status %d at %v", r.status, r.at)
-			}
-			s.until(2 * time.Hour)
-			if n := len(s.srv.Executed()); n != 1 {
-				s.Errorf("%d lines were paid for, want 1", n)
-			}
-		})
-	}
-}
-
-// What was just written is not always visible at once.
-func TestLaggingReplica(t *testing.T) {
-	manners := batchtest.OpenAI()
-	manners.VisibleAfter = 4 * time.Second
-	u := setup{server: batchtest.Options{Manners: manners}}
-	u.run(t, "the file is not found yet by create", func(s *scene) {
-		if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
-			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
-		}
-		s.sent(1)
-	})
-	manners.VisibleAfter = 0
-	setup{}.run(t, "the batch is not found yet by retrieve", func(s *scene) {
-		s.srv.Control(batchtest.OpRetrieve, every(6, batchtest.Status(404, nil, `{"error":{"message":"no such batch","type":"x","param":null,"code":null}}`))...)
-		if r := s.chat("a").wait(); r.status != 200 || r.at > 2*time.Minute {
-			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
-		}
-	})
-	setup{}.run(t, "the batch is not listed yet when it is looked for", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
-		s.srv.Control(batchtest.OpList, batchtest.Status(200, nil, `{"object":"list","data":[],"has_more":false}`))
-		if r := s.chat("a").wait(); r.status != 200 || r.at > time.Minute {
-			s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
-		}
-		s.sent(1)
-	})
-}
-
-// The caller whose call filled the batch took the submission along when it was
-// cancelled, and all others hung.
-func TestTheCallerThatFillsTheBatchMayLeave(t *testing.T) {
-	setup{options: autobatcher.Options{BatchSize: 2}}.play(t, func(s *scene) {
-		s.srv.Control(batchtest.OpUpload, batchtest.Delay(time.Minute))
-		stays, leaves := s.chat("stays"), s.chat("leaves")
-		s.until(time.Second)
-		leaves.leave()
-		if r := leaves.wait(); !errors.Is(r.err, context.Canceled) || r.at != time.Second {
-			s.Errorf("error %v at %v", r.err, r.at)
-		}
-		stays.want(200, 65*time.Second).says("stays")
-	})
-}
-
-// An argument that could not be serialised hung everybody in its window.
-func TestOneBadCallerHurtsNobodyElse(t *testing.T) {
-	setup{}.play(t, func(s *scene) {
-		good := s.chat("good")
-		broken := s.chat("x", func(r *http.Request) { r.Body = &body{err: errors.New("pipe burst")} })
-		if r := broken.wait(); r.err == nil || !strings.Contains(r.err.Error(), "pipe burst") || r.at != 0 {
-			s.Errorf("status %d, error %v at %v; want the body's own error at once", r.status, r.err, r.at)
-		}
-		s.send("/chat/completions", "nonsense").want(400, 0)
-		good.want(200, 15*time.Second)
-		s.sent(1)
-	})
-}
-
-// A body that never ends must not hold a caller whose context does.
-func TestCallerLeavesWhileItsBodyIsRead(t *testing.T) {
-	setup{}.play(t, func(s *scene) {
-		stuck := &body{hang: make(chan struct{})}
-		call := s.chat("x", func(r *http.Request) { r.Body = stuck })
-		time.AfterFunc(time.Hour, func() { stuck.Close() })
-		s.until(time.Second)
-		call.leave()
-		if r := call.wait(); !errors.Is(r.err, context.Canceled) || r.at != time.Second {
-			s.Errorf("error %v at %v, want the context's at 1s", r.err, r.at)
-		}
-		synctest.Wait()
-		if !stuck.closed.Load() {
-			s.Error("the body was not closed")
-		}
-	})
-}
-
-// Where it cannot be known whether a batch was created, none is created again.
-func TestACreateThatStaysUnknown(t *testing.T) {
-	for name, list := range map[string]batchtest.Fault{"forbidden": batchtest.HTML(403), "broken": batchtest.HTML(500), "reset": batchtest.Reset()} {
-		setup{again: true}.run(t, "the list is "+name, func(s *scene) {
-			s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
-			s.srv.Control(batchtest.OpList, every(500, list)...)
-			r := s.chat("a").wait()
-			if r.status != 424 || r.at > 2*time.Hour || r.header.Get("X-Should-Retry") != "false" {
-				s.Errorf("status %d at %v, header %v; want a 424 that forbids a retry", r.status, r.at, r.header)
-			}
-			r.fails("batch_create_unknown")
-			s.sent(1)
-		})
-	}
-	setup{base: lateCreate(time.Minute)}.run(t, "its file may not be deleted", func(s *scene) {
-		s.srv.Keep(batchtest.OpDeleteFile, batchtest.HTML(403))
-		s.chat("a").wait().fails("batch_create_unknown")
-		s.until(2 * time.Hour)
-		if n := len(s.srv.Executed()); n != 1 {
-			s.Errorf("%d lines were paid for, want the one of the late batch", n)
-		}
-	})
-	setup{}.run(t, "found on a later page", func(s *scene) {
-		s.srv.Control(batchtest.OpCreate, func(w http.ResponseWriter, r *http.Request) bool {
-			batchtest.Proceed(&recorded{header: http.Header{}}, r)
-			for range 150 { // others create batches meanwhile
-				s.stray()
-			}
-			panic(http.ErrAbortHandler)
-		})
-		s.chat("a").want(200, 18*time.Second).says("a")
-	})
-}
-
-// stray creates a batch that is no business of the Transport.
-func (s *scene) stray() {
-	s.Helper()
-	ctx := s.Context()
-	client := openai.NewClient(option.WithHTTPClient(s.srv.Client()), option.WithBaseURL(s.srv.URL), option.WithAPIKey("sk-test"))
-	text := `{"custom_id":"1","method":"POST","url":"/v1/embeddings","body":{"model":"m","input":"x"}}`
-	file, err := client.Files.New(ctx, openai.FileNewParams{Purpose: "batch", File: strings.NewReader(text)})
-	if err != nil {
-		s.Fatal(err)
-	}
-	if _, err = client.Batches.New(ctx, openai.BatchNewParams{InputFileID: file.ID, Endpoint: "/v1/embeddings", CompletionWindow: "24h"}); err != nil {
-		s.Fatal(err)
-	}
-}
-
-// A batch over the limit of enqueued tokens failed, and all its calls with it.
-func TestEnqueuedTokens(t *testing.T) {
-	limited := batchtest.Options{MaxEnqueuedTokens: 40, Turnaround: time.Minute} // two of our calls
-	setup{server: limited, options: autobatcher.Options{BatchSize: 2}}.run(t, "a batch waits until there is room", func(s *scene) {
-		for _, c := range s.chats(6) {
-			if r := c.wait(); r.status != 200 || r.at > time.Hour {
-				s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
-			}
-		}
-		for work, n := range s.srv.Paid() {
-			if n != 1 {
-				s.Errorf("%s was paid for %d times", work, n)
-			}
-		}
-	})
-	setup{server: limited}.run(t, "a batch that would never fit is divided", func(s *scene) {
-		for _, c := range s.chats(8) {
-			if r := c.wait(); r.status != 200 || r.at > 3*time.Hour {
-				s.Errorf("status %d at %v: %s", r.status, r.at, r.body)
-			}
-		}
-	})
-}
-
-// A file with a bad line that the provider does not name fails as a whole.
-func TestABadLineIsFoundByHalving(t *testing.T) {
-	setup{}.play(t, func(s *scene) {
-		s.srv.Control(batchtest.OpRetrieve, every(100, func(w http.ResponseWriter, r *http.Request) bool {
-			for _, b := range s.srv.Batches() {
-				bad := slices.ContainsFunc(b.Lines, func(l batchtest.BatchLine) bool { return strings.Contains(string(l.Body), "call 2") })
-				if b.ID == r.PathValue("id") && bad {
-					fmt.Fprintf(w, `{"id":%q,"status":"failed","errors":{"data":[{"code":"invalid_request","message":"one of them"}]}}`, b.ID)
-					return true
-				}
-			}
-			return false
-		})...)
-		for i, c := range s.chats(8) {
-			r := c.wait()
-			if i == 2 {
-				if r.status != 400 || !strings.Contains(r.body, "one of them") {
-					s.Errorf("the bad one: status %d: %s", r.status, r.body)
-				}
-				continue
-			}
-			if r.status != 200 || r.at > 2*time.Minute {
-				s.Errorf("call %d: status %d at %v: %s", i, r.status, r.at, r.body)
-			}
-		}
-	})
-}
-
-// Nothing was ever deleted: files filled the quota.
-func TestFilePolicy(t *testing.T) {
-	for policy, check := range map[autobatcher.FilePolicy]func(u batchtest.Upload) bool{
-		autobatcher.FilesKeep:   func(u batchtest.Upload) bool { return !u.Deleted && len(u.Form["expires_after[seconds]"]) == 0 },
-		autobatcher.FilesDelete: func(u batchtest.Upload) bool { return u.Deleted },
-		autobatcher.FilesExpire: func(u batchtest.Upload) bool {
-			return !u.Deleted && u.Form.Get("expires_after[anchor]") == "created_at" && u.Form.Get("expires_after[seconds]") == "259200"
-		},
-	} {
+	limits := func(change func(p *provider.Profile)) *provider.Profile {
 		p := provider.OpenAI()
-		setup{options: autobatcher.Options{Files: policy, Provider: &p}}.run(t, string(policy), func(s *scene) {
-			s.chat("a").want(200, 15*time.Second)
-			synctest.Wait()
-			if u := s.upload(); !check(u) {
-				s.Errorf("deleted: %v, form %v", u.Deleted, u.Form)
+		change(&p)
+		return &p
+	}
+	tests := []struct {
+		name    string
+		options autobatcher.Options
+		calls   []sent
+		want    []sending
+	}{
+		{"single_request_starts_window_timer", autobatcher.Options{}, chats(1, 0, chat("a")), []sending{{10 * second, 1}}},
+		{"window_timer_fires_for_undersized_batch", autobatcher.Options{}, append(chats(2, 0, chat("a")), chats(3, 9*second, chat("b"))...), []sending{{10 * second, 5}}},
+		{"concurrent_requests_batched_together", autobatcher.Options{}, chats(10, 0, chat("a")), []sending{{10 * second, 10}}},
+		{"a call after the window", autobatcher.Options{}, append(chats(1, 0, chat("a")), chats(1, 11*second, chat("b"))...), []sending{{10 * second, 1}, {21 * second, 1}}},
+		{"a window of an hour", autobatcher.Options{BatchWindow: time.Hour}, chats(2, 0, chat("a")), []sending{{time.Hour, 2}}},
+		{"batch_size_triggers_immediate_submit", autobatcher.Options{BatchSize: 3}, chats(7, 2*second, chat("a")), []sending{{2 * second, 3}, {2 * second, 3}, {12 * second, 1}}},
+		{"enough bytes", autobatcher.Options{BatchBytes: 1000}, chats(5, 0, chat(text)), []sending{{0, 2}, {0, 2}, {10 * second, 1}}},
+		{"the provider's lines", autobatcher.Options{Provider: limits(func(p *provider.Profile) { p.MaxLines = 4 })}, chats(9, 0, chat("a")), []sending{{0, 4}, {0, 4}, {10 * second, 1}}},
+		{"the provider's bytes", autobatcher.Options{Provider: limits(func(p *provider.Profile) { p.MaxBytes = 1000 })}, chats(3, 0, chat(text)), []sending{{0, 2}, {10 * second, 1}}},
+		{
+			"the provider's inputs",
+			autobatcher.Options{Provider: limits(func(p *provider.Profile) { p.MaxInputs = 6 })},
+			[]sent{{0, "/embeddings", inputs(4)}, {0, "/embeddings", inputs(2)}, {second, "/embeddings", `{"model":"m","input":[1,2,3,4,5,6,7]}`}},
+			[]sending{{second, 2}, {11 * second, 1}},
+		},
+	}
+	for _, test := range tests {
+		try(t, test.name, batchtest.Options{}, test.options, func(t *trial) {
+			var ends []<-chan answer
+			for _, c := range test.calls {
+				time.Sleep(c.at - time.Since(t.begun))
+				ends = append(ends, t.start(c.path, c.body))
+			}
+			for i, end := range ends {
+				if a := <-end; a.err != nil || a.res.StatusCode != 200 {
+					t.Errorf("call %d: %v, %v", i, a.err, a.res)
+				}
+			}
+			if diff := cmp.Diff(test.want, t.sendings()); diff != "" {
+				t.Error(diff)
+			}
+			for _, u := range t.srv.Uploads() {
+				if strings.Contains(test.name, "bytes") && len(u.Content) > 1000 {
+					t.Errorf("a file of %d bytes; the limit is 1000", len(u.Content))
+				}
 			}
 		})
 	}
-	u := doubleword(batchtest.Options{Turnaround: time.Minute}, autobatcher.Options{Files: autobatcher.FilesDelete})
-	u.run(t, "never before the end", func(s *scene) {
-		calls := s.chats(3) // deleting an input there cancels its batch
-		for _, c := range calls {
-			if r := c.wait(); r.status != 200 {
-				s.Errorf("status %d: %s", r.status, r.body)
+}
+
+// Calls that differ in credential, base URL or window never share a batch. Where the
+// provider asks for that, neither do endpoints and models.
+func TestCallsThatShareABatch(t *testing.T) {
+	doubleword := provider.Doubleword()
+	for name, test := range map[string]struct {
+		profile *provider.Profile
+		path    string
+		body    string
+		header  []string
+		share   bool
+	}{
+		"another text":              {body: chat("b"), share: true},
+		"another credential":        {header: []string{"Authorization", "Bearer other"}},
+		"another organization":      {header: []string{"OpenAI-Organization", "other"}},
+		"another query":             {path: "/chat/completions?x=1"},
+		"another window":            {header: []string{"Autobatcher-Completion-Window", "24h"}, profile: &doubleword},
+		"another user agent":        {header: []string{"User-Agent", "x", "X-Stainless-Retry-Count", "1", "Idempotency-Key", "2"}, share: true},
+		"another model":             {body: `{"model":"n","messages":[]}`},
+		"another endpoint":          {path: "/responses", body: `{"model":"m","input":"a"}`},
+		"another model, mixed":      {body: `{"model":"n","messages":[]}`, profile: &doubleword, share: true},
+		"another endpoint, mixed":   {path: "/responses", body: `{"model":"m","input":"a"}`, profile: &doubleword, share: true},
+		"the same call once again":  {share: true},
+		"the window by its default": {header: []string{"Autobatcher-Completion-Window", "24h"}, share: true},
+	} {
+		if test.path == "" {
+			test.path = "/chat/completions"
+		}
+		if test.body == "" {
+			test.body = chat("a")
+		}
+		server := batchtest.Options{}
+		if test.profile != nil {
+			server.Behavior = batchtest.Doubleword()
+		}
+		try(t, name, server, autobatcher.Options{Provider: test.profile}, func(t *trial) {
+			first, second := t.start("/chat/completions", chat("a")), t.start(test.path, test.body, test.header...)
+			for _, end := range []<-chan answer{first, second} {
+				if a := <-end; a.err != nil || a.res.StatusCode != 200 {
+					t.Errorf("%v, %v", a.err, a.res)
+				}
 			}
+			if n := len(t.srv.Batches()); (n == 1) != test.share {
+				t.Errorf("%d batches; want the calls to share one: %v", n, test.share)
+			}
+		})
+	}
+}
+
+// Flush sends at once what is queued, and waits until the batches were created.
+func TestFlush(t *testing.T) {
+	for name, test := range map[string]struct {
+		op       batchtest.Op
+		fault    batchtest.Fault
+		options  autobatcher.Options
+		deadline time.Duration
+		at       time.Duration
+		err      string // part of the error; "" for none
+	}{
+		"waits for the create":   {op: batchtest.OpCreate, fault: batchtest.Delay(2 * time.Second), at: 2 * time.Second},
+		"waits for a full batch": {op: batchtest.OpCreate, fault: batchtest.Delay(2 * time.Second), options: autobatcher.Options{BatchSize: 1}, at: 2 * time.Second},
+		"returns the refusal":    {op: batchtest.OpUpload, fault: batchtest.HTML(403), err: "403"},
+		"ends with its context":  {op: batchtest.OpUpload, fault: batchtest.Delay(time.Minute), deadline: time.Second, at: time.Second, err: context.DeadlineExceeded.Error()},
+		"empty_pending_is_noop":  {},
+	} {
+		try(t, name, batchtest.Options{}, test.options, func(t *trial) {
+			var end <-chan answer
+			if test.fault != nil {
+				t.srv.Control(test.op, test.fault)
+				end = t.start("/chat/completions", chat("a"))
+			}
+			ctx := t.Context()
+			if test.deadline > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, test.deadline)
+				defer cancel()
+			}
+			err := t.tr.Flush(ctx)
+			if at := time.Since(t.begun); at != test.at || (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("Flush returned %v at %v; want %q at %v", err, at, test.err, test.at)
+			}
+			if end != nil {
+				<-end
+			}
+		})
+	}
+}
+
+// A call whose caller leaves before the batch is sent is never sent, and the window
+// begins anew with the next call.
+func TestACallerWhoLeavesTheQueue(t *testing.T) {
+	try(t, "", batchtest.Options{}, autobatcher.Options{}, func(t *trial) {
+		ctx, leave := context.WithCancelCause(t.Context())
+		reason := errors.New("the window was closed")
+		time.AfterFunc(2*time.Second, func() { leave(reason) })
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.srv.URL+"/chat/completions", strings.NewReader(chat("gone")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := t.tr.RoundTrip(req); !errors.Is(err, context.Canceled) || !errors.Is(err, reason) {
+			t.Errorf("error %v; want the end of the context and its cause", err)
+		}
+		time.Sleep(6 * time.Second)
+		if st := t.tr.Stats(); st.Queued != 0 || st.Left != 1 {
+			t.Errorf("stats %+v", st)
+		}
+		t.call("/chat/completions", chat("stays"))
+		synctest.Wait()
+		if diff := cmp.Diff([]sending{{18 * time.Second, 1}}, t.sendings()); diff != "" {
+			t.Error(diff)
+		}
+		if text := string(t.srv.Uploads()[0].Content); strings.Contains(text, "gone") {
+			t.Errorf("the file holds the call whose caller left: %s", text)
 		}
 	})
 }

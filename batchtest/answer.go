@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	echoed     = 200        // how many characters of a message are said back
-	answeredAt = 1735689600 // the same for every answer: they depend on the line alone
+	echoed     = 200        // the most characters of a message that Echo repeats
+	answeredAt = 1735689600 // constant, so that an answer depends on the line only
 	dimensions = 8          // of an embedding, where the request does not say
 )
 
-// Echo is the model that Options.Answer stands for by default. It says back the
-// first sentence of the last user message, in the shape of a chat completion, a
-// text completion or a response, or makes embeddings out of hashes. Usage is
-// rough: four bytes to a token. Equal bodies get equal answers, byte for byte.
+// Echo is the default of Options.Answer. Echo repeats the first sentence of the
+// last user message, in the shape of a chat completion, a text completion or a
+// response, or makes embeddings out of hashes. The usage counts four bytes as a
+// token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
 	var answer any
 	switch {
@@ -36,7 +36,7 @@ func Echo(l Line) Outcome {
 	}
 	body, err := json.Marshal(answer)
 	if err != nil {
-		panic(err) // only our own types come here
+		panic(err) // answer always has a type of this package
 	}
 	return Outcome{Status: 200, Body: body}
 }
@@ -44,8 +44,7 @@ func Echo(l Line) Outcome {
 type object = map[string]any
 
 func chatAnswer(l Line) any {
-	said := lastUserText(field(l.Body, "messages"))
-	text := reply(said, l.Body)
+	text := reply(l.Prompt(), l.Body)
 	n := 1
 	if k, err := strconv.Atoi(string(field(l.Body, "n"))); err == nil {
 		n = min(max(1, k), 128)
@@ -96,8 +95,7 @@ type chatUsage struct {
 }
 
 func completionAnswer(l Line) any {
-	said, _ := unquote(field(l.Body, "prompt"))
-	text := reply(said, nil)
+	text := reply(l.Prompt(), nil)
 	in, out := tokens(l.Body), tokens([]byte(text))
 	return object{
 		"id": answerID("cmpl-", l), "object": "text_completion", "created": answeredAt, "model": l.Model,
@@ -107,12 +105,7 @@ func completionAnswer(l Line) any {
 }
 
 func responseAnswer(l Line) any {
-	input := field(l.Body, "input")
-	said, plain := unquote(input)
-	if !plain {
-		said = lastUserText(input)
-	}
-	text := reply(said, l.Body)
+	text := reply(l.Prompt(), l.Body)
 	in, out := tokens(l.Body), tokens([]byte(text))
 	return object{
 		"id": answerID("resp_", l), "object": "response", "created_at": answeredAt, "model": l.Model,
@@ -150,7 +143,7 @@ func embeddingsAnswer(l Line) any {
 	}
 }
 
-// vector makes a vector of length one out of a text's hash.
+// vector makes a unit vector out of a text's hash.
 func vector(text []byte, size int) []float32 {
 	v := make([]float64, size)
 	state, norm := digest(text), 0.0
@@ -179,17 +172,16 @@ func encode(v []float32, encoding string) any {
 	return base64.StdEncoding.EncodeToString(raw)
 }
 
-// reply is what the model has to say about what was said. Asked for JSON it
-// answers JSON.
-func reply(said string, body []byte) string {
-	text := "You said: " + firstSentence(said)
-	if said == "" {
+// reply is the model's answer to a prompt: JSON if the body asks for JSON.
+func reply(prompt string, body []byte) string {
+	text := "You said: " + firstSentence(prompt)
+	if prompt == "" {
 		text = "You said nothing."
 	}
 	if !wantsJSON(body) {
 		return text
 	}
-	quoted, _ := json.Marshal(object{"echo": firstSentence(said)})
+	quoted, _ := json.Marshal(object{"echo": firstSentence(prompt)})
 	return string(quoted)
 }
 
@@ -216,8 +208,8 @@ func firstSentence(s string) string {
 	return s
 }
 
-// lastUserText finds the text of the last user message; its content is a string
-// or a list of parts.
+// lastUserText returns the text of the last user message, whose content is a
+// string or a list of parts.
 func lastUserText(messages []byte) (text string) {
 	var content []byte
 	eachItem(messages, func(message []byte) bool {
@@ -242,7 +234,7 @@ func tokens(b []byte) int64 { return int64(len(b)+3) / 4 }
 
 func answerID(prefix string, l Line) string { return fmt.Sprintf("%s%016x", prefix, digest(l.Body)) }
 
-// digest is a hash that stays the same from run to run; it is never zero.
+// digest is a hash that is equal in all runs and never zero.
 func digest(b []byte) uint64 {
 	sum := sha256.Sum256(b)
 	return binary.BigEndian.Uint64(sum[:]) | 1

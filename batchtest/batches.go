@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// maxCreate is the largest body of a JSON request that is not the model's.
+// maxCreate is the largest body of a create, in bytes.
 const maxCreate = 1 << 20
 
 // A createRequest is the body of "create batch".
@@ -28,55 +28,59 @@ type createRequest struct {
 	} `json:"output_expires_after"`
 
 	metadata map[string]string
-	life     time.Duration // of the result files
+	expiry   time.Duration // of the result files
 }
 
-func (s *Server) create(w http.ResponseWriter, r *http.Request, key string) error {
+func (s *Server) create(w http.ResponseWriter, r *http.Request, c caller) error {
 	req, err := s.readCreate(r)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
-	input, err := s.findFile(req.InputFileID, key)
+	input, err := s.findFileLocked(req.InputFileID, c)
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
 	if input.batch != nil {
-		return invalid("input_file_id", "The input file must have the purpose '%s'.", s.manners.Purpose)
+		return invalid("input_file_id", "The input file must have the purpose '%s'.", s.behavior.Purpose)
 	}
-	if err := s.countCreation(key); err != nil {
+	if s.fileStatus(input) != "processed" {
+		return invalid("input_file_id", "Only files with status 'Processed' are accepted.")
+	}
+	if err := s.countCreation(c.account); err != nil {
 		return err
 	}
-	b := s.newBatch(req, input) // not under the lock: it asks Options.Answer
+	b := s.newBatch(req, input, c) // not under the lock, since newBatch calls Options.Answer
 	s.mu.Lock()
-	s.enqueue(b, req.life)
-	view := s.batchView(b, validating)
+	s.enqueueLocked(b, req.expiry)
+	view := s.batchViewLocked(b, validating)
 	s.mu.Unlock()
-	if s.manners.WrapCreated {
+	if s.behavior.WrapCreated {
 		view = map[string]any{"job": view}
 	}
-	writeJSON(w, s.manners.CreatedStatus, view)
+	writeJSON(w, s.behavior.CreatedStatus, view)
 	return nil
 }
 
-// countCreation refuses what is too much for an hour.
-func (s *Server) countCreation(key string) error {
-	limit := s.manners.CreationsPerHour
+// countCreation counts a create, and refuses the create if the account has made
+// too many in the last hour.
+func (s *Server) countCreation(account string) error {
+	limit := s.behavior.CreationsPerHour
 	if limit <= 0 {
 		return nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	recent := slices.DeleteFunc(s.created[key], func(t time.Time) bool { return now.Sub(t) >= time.Hour })
-	if s.created[key] = recent; len(recent) >= limit {
+	recent := slices.DeleteFunc(s.created[account], func(t time.Time) bool { return now.Sub(t) >= time.Hour })
+	if s.created[account] = recent; len(recent) >= limit {
 		return &apiError{
 			status: 429, code: "rate_limit_exceeded", retryAfter: time.Hour - now.Sub(recent[0]),
 			message: fmt.Sprintf("Rate limit reached: %d batches may be created in an hour.", limit),
 		}
 	}
-	s.created[key] = append(recent, now)
+	s.created[account] = append(recent, now)
 	return nil
 }
 
@@ -89,7 +93,7 @@ func (s *Server) readCreate(r *http.Request) (*createRequest, error) {
 	if err := json.Unmarshal(body, req); err != nil {
 		return nil, s.badJSON(err)
 	}
-	if !s.manners.IgnoreUnknown {
+	if !s.behavior.IgnoreUnknown {
 		err = knownFields(body, "input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
 	}
 	if err == nil {
@@ -98,7 +102,8 @@ func (s *Server) readCreate(r *http.Request) (*createRequest, error) {
 	return req, err
 }
 
-// readJSON reads a request's body, which must say that it is JSON and be it.
+// readJSON reads the body of a request, which must be a JSON object with the
+// Content-Type of JSON.
 func readJSON(r *http.Request, limit int64) ([]byte, error) {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if err != nil || kind != "application/json" {
@@ -117,10 +122,10 @@ func readJSON(r *http.Request, limit int64) ([]byte, error) {
 	return body, nil
 }
 
-// badJSON is about fields of the wrong type.
+// badJSON refuses a field of the wrong type.
 func (s *Server) badJSON(err error) error {
 	e := invalid("", "Invalid type in the JSON body: %v", err)
-	if s.manners.TextErrors {
+	if s.behavior.TextErrors {
 		e.status = 422
 	}
 	return e
@@ -137,29 +142,32 @@ func knownFields(body []byte, names ...string) (err error) {
 }
 
 func (s *Server) checkCreate(req *createRequest) (err error) {
-	m := &s.manners
-	if m.NoWindow && req.Window != "" {
+	rules := &s.behavior
+	if rules.NoWindow && req.Window != "" {
 		return unknownParameter("completion_window")
 	}
 	for _, f := range []struct{ name, value string }{
 		{"input_file_id", req.InputFileID}, {"endpoint", req.Endpoint}, {"completion_window", req.Window},
 	} {
-		if f.value == "" && (f.name != "completion_window" || !m.NoWindow) {
+		if f.value == "" && (f.name != "completion_window" || !rules.NoWindow) {
 			e := invalid(f.name, "Missing required parameter: '%s'.", f.name)
 			e.code = "missing_required_parameter"
 			return e
 		}
 	}
-	if !allowed(m.Endpoints, req.Endpoint) {
-		return invalid("endpoint", "Invalid value: '%s'. Supported values are: '%s'.", req.Endpoint, strings.Join(m.Endpoints, "', '"))
+	if !allowed(rules.Endpoints, req.Endpoint) {
+		return invalid("endpoint", "Invalid value: '%s'. Supported values are: '%s'.", req.Endpoint, strings.Join(rules.Endpoints, "', '"))
 	}
-	if !m.offers(req.Window) {
-		return invalid("completion_window", "Invalid value: '%s'. Supported values are: '%s'.", req.Window, strings.Join(m.Windows, "', '"))
+	if !rules.offers(req.Window) {
+		if _, ok := parseWindow(req.Window); !ok && rules.UnreadableWindow != 0 {
+			return &apiError{status: rules.UnreadableWindow, message: "Internal server error."}
+		}
+		return invalid("completion_window", "Invalid value: '%s'. Supported values are: '%s'.", req.Window, strings.Join(rules.Windows, "', '"))
 	}
 	if req.OutputExpiry != nil {
-		req.life, err = m.life("output_expires_after", req.OutputExpiry.Anchor, req.OutputExpiry.Seconds)
-	} else if m.FileExpiry {
-		req.life = maxFileLife
+		req.expiry, err = rules.expiry("output_expires_after", req.OutputExpiry.Anchor, req.OutputExpiry.Seconds)
+	} else if rules.FileExpiry {
+		req.expiry = maxExpiry
 	}
 	if err == nil {
 		req.metadata, err = s.checkMetadata(req.RawMetadata)
@@ -167,19 +175,19 @@ func (s *Server) checkCreate(req *createRequest) (err error) {
 	return err
 }
 
-// offers tells whether a window may be had.
-func (m *Manners) offers(window string) bool {
-	if len(m.Windows) > 0 || m.MaxWindow == 0 {
-		return allowed(m.Windows, window)
+// offers reports whether a create may ask for the window.
+func (rules *Behavior) offers(window string) bool {
+	if len(rules.Windows) > 0 || rules.MaxWindow == 0 {
+		return allowed(rules.Windows, window)
 	}
 	d, ok := parseWindow(window)
-	return ok && d >= m.MinWindow && d <= m.MaxWindow
+	return ok && d >= rules.MinWindow && d <= rules.MaxWindow
 }
 
 func (s *Server) checkMetadata(raw map[string]json.RawMessage) (map[string]string, error) {
-	m := &s.manners
-	if m.MaxPairs > 0 && len(raw) > m.MaxPairs {
-		return nil, invalid("metadata", "Invalid 'metadata': too many properties. Expected at most %d, but got %d.", m.MaxPairs, len(raw))
+	rules := &s.behavior
+	if rules.MaxPairs > 0 && len(raw) > rules.MaxPairs {
+		return nil, invalid("metadata", "Invalid 'metadata': too many properties. Expected at most %d, but got %d.", rules.MaxPairs, len(raw))
 	}
 	metadata := make(map[string]string, len(raw))
 	for key, value := range raw {
@@ -187,22 +195,22 @@ func (s *Server) checkMetadata(raw map[string]json.RawMessage) (map[string]strin
 		switch {
 		case !ok:
 			return nil, s.badJSON(fmt.Errorf("metadata.%s: expected a string", key))
-		case m.MaxKey > 0 && utf8.RuneCountInString(key) > m.MaxKey:
-			return nil, invalid("metadata", "Invalid 'metadata': a key is longer than %d characters.", m.MaxKey)
-		case m.MaxValue > 0 && utf8.RuneCountInString(text) > m.MaxValue:
-			return nil, invalid("metadata", "Invalid 'metadata.%s': string too long. Expected at most %d characters.", key, m.MaxValue)
+		case rules.MaxKey > 0 && utf8.RuneCountInString(key) > rules.MaxKey:
+			return nil, invalid("metadata", "Invalid 'metadata': a key is longer than %d characters.", rules.MaxKey)
+		case rules.MaxValue > 0 && utf8.RuneCountInString(text) > rules.MaxValue:
+			return nil, invalid("metadata", "Invalid 'metadata.%s': string too long. Expected at most %d characters.", key, rules.MaxValue)
 		}
-		if !slices.Contains(m.DropMetadata, strings.ToLower(strings.ReplaceAll(key, "-", "_"))) {
+		if !slices.Contains(rules.DropMetadata, strings.ToLower(strings.ReplaceAll(key, "-", "_"))) {
 			metadata[key] = text
 		}
 	}
 	return metadata, nil
 }
 
-func (s *Server) newBatch(req *createRequest, input *file) *batch {
+func (s *Server) newBatch(req *createRequest, input *file, c caller) *batch {
 	now := time.Now()
 	b := &batch{
-		server: s, id: s.newID("batch_"), key: input.key, endpoint: req.Endpoint, window: req.Window,
+		server: s, id: s.newID("batch_"), owner: c, endpoint: req.Endpoint, window: req.Window,
 		input: input, metadata: req.metadata, created: now, starts: now.Add(s.opts.Validating),
 		expires: now.Add(windowLength(req.Window)), lines: input.lines, tokens: map[string]int64{},
 	}
@@ -215,21 +223,23 @@ func (s *Server) newBatch(req *createRequest, input *file) *batch {
 		b.tokens[b.lines[i].Model] += tokens(b.lines[i].Body)
 	}
 	b.plan()
+	b.refuseLines()
 	return b
 }
 
-// mismatches are lines that do not fit their batch or each other.
+// mismatches are the errors of lines that differ from the batch in the endpoint,
+// or from the first line in the model.
 func (s *Server) mismatches(b *batch) (errs []BatchError) {
-	m := &s.manners
+	rules := &s.behavior
 	for i := range b.lines {
 		l := &b.lines[i]
-		if m.OneEndpoint && !m.sameEndpoint(l.URL, b.endpoint) {
+		if rules.OneEndpoint && !rules.sameEndpoint(l.URL, b.endpoint) {
 			errs = append(errs, BatchError{
 				Code: "url_mismatch", Line: l.Number, Param: "url",
 				Message: "The URL provided for this request does not match the batch endpoint.",
 			})
 		}
-		if m.OneModel && l.Model != b.lines[0].Model {
+		if rules.OneModel && l.Model != b.lines[0].Model {
 			errs = append(errs, BatchError{
 				Code: "model_mismatch", Line: l.Number, Param: "model",
 				Message: "The model of this request does not match the rest of the batch.",
@@ -242,23 +252,23 @@ func (s *Server) mismatches(b *batch) (errs []BatchError) {
 	return errs
 }
 
-func (m *Manners) sameEndpoint(a, b string) bool {
-	if m.OptionalV1 {
+func (rules *Behavior) sameEndpoint(a, b string) bool {
+	if rules.OptionalV1 {
 		a, b = strings.TrimPrefix(a, "/v1"), strings.TrimPrefix(b, "/v1")
 	}
 	return a == b
 }
 
-// enqueue takes a batch in, with the two files its results will be in. It needs mu.
-func (s *Server) enqueue(b *batch, life time.Duration) {
-	if s.overEnqueued(b) {
+// enqueueLocked adds a batch and the two files of its results. The caller holds mu.
+func (s *Server) enqueueLocked(b *batch, expiry time.Duration) {
+	if s.overEnqueuedLocked(b) {
 		b.problems = append(b.problems, BatchError{Code: "token_limit_exceeded", Message: s.tokenLimitText()})
 		b.lines, b.queue = nil, nil
 	}
 	for i, kind := range []string{"output", "error"} {
 		f := &file{
-			id: s.newID("file-"), key: b.key, name: b.id + "_" + kind + ".jsonl", purpose: s.manners.Purpose + "_output",
-			created: b.created, life: life, batch: b, side: side(i),
+			id: s.newID("file-"), owner: b.owner, name: b.id + "_" + kind + ".jsonl", purpose: s.behavior.Purpose + "_output",
+			created: b.created, expiry: expiry, batch: b, side: side(i),
 		}
 		b.results[i].id = f.id
 		s.files[f.id] = f
@@ -268,11 +278,11 @@ func (s *Server) enqueue(b *batch, life time.Duration) {
 }
 
 func (s *Server) tokenLimitText() string {
-	told := ""
-	if s.manners.TellTokenLimit {
-		told = fmt.Sprintf(" Limit: %s enqueued tokens.", thousands(s.opts.MaxEnqueuedTokens))
+	limit := ""
+	if s.behavior.ShowTokenLimit {
+		limit = fmt.Sprintf(" Limit: %s enqueued tokens.", thousands(s.opts.MaxEnqueuedTokens))
 	}
-	return "Enqueued token limit reached for the model." + told +
+	return "Enqueued token limit reached for the model." + limit +
 		" Please try again once some in_progress batches have been completed."
 }
 
@@ -284,17 +294,19 @@ func thousands(n int64) string {
 	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
 }
 
-func (s *Server) overEnqueued(b *batch) bool {
+// overEnqueuedLocked reports whether the account has too many tokens enqueued with
+// b. The caller holds mu.
+func (s *Server) overEnqueuedLocked(b *batch) bool {
 	if s.opts.MaxEnqueuedTokens <= 0 {
 		return false
 	}
 	now := time.Now()
 	total := maps.Clone(b.tokens)
 	for _, other := range s.order {
-		if other.key != b.key {
+		if other.owner.account != b.owner.account {
 			continue
 		}
-		if other.advance(now); other.end == "" {
+		if other.advanceLocked(now); other.end == "" {
 			for model, n := range other.tokens {
 				total[model] += n
 			}
@@ -308,43 +320,45 @@ func (s *Server) overEnqueued(b *batch) bool {
 	return false
 }
 
-// findBatch returns a batch that key may see, as it stands now. It needs mu.
-func (s *Server) findBatch(id, key string) (*batch, error) {
+// findBatchLocked returns a batch that the caller c may see, up to date. The mutex
+// mu must be held.
+func (s *Server) findBatchLocked(id string, c caller) (*batch, error) {
 	if err := s.checkID(id); err != nil {
 		return nil, err
 	}
 	b := s.batches[id]
-	if b == nil || b.key != key || time.Since(b.created) < s.manners.VisibleAfter {
+	if b == nil || b.owner.account != c.account || time.Since(b.created) < s.behavior.VisibleAfter {
 		return nil, notFound("Batch", id)
 	}
-	b.advance(time.Now())
+	b.advanceLocked(time.Now())
 	return b, nil
 }
 
-func (s *Server) retrieve(w http.ResponseWriter, r *http.Request, key string) error {
-	return s.withBatch(w, r, key, func(*batch) error { return nil })
+func (s *Server) retrieve(w http.ResponseWriter, r *http.Request, c caller) error {
+	return s.withBatch(w, r, c, func(*batch) error { return nil })
 }
 
-func (s *Server) cancel(w http.ResponseWriter, r *http.Request, key string) error {
-	return s.withBatch(w, r, key, func(b *batch) error {
-		if b.end != "" && !s.manners.CancelAtOnce {
+func (s *Server) cancel(w http.ResponseWriter, r *http.Request, c caller) error {
+	return s.withBatch(w, r, c, func(b *batch) error {
+		if b.end != "" && !s.behavior.CancelAtOnce {
 			return &apiError{status: 409, message: fmt.Sprintf("Cannot cancel a batch with status '%s'.", b.end)}
 		}
-		b.cancel(time.Now())
+		b.cancelLocked(time.Now())
 		return nil
 	})
 }
 
-// withBatch does something to the batch a request names, and shows it.
-func (s *Server) withBatch(w http.ResponseWriter, r *http.Request, key string, f func(*batch) error) error {
+// withBatch calls f with the batch that a request names, and answers with the
+// batch.
+func (s *Server) withBatch(w http.ResponseWriter, r *http.Request, c caller, f func(*batch) error) error {
 	s.mu.Lock()
-	b, err := s.findBatch(r.PathValue("id"), key)
+	b, err := s.findBatchLocked(r.PathValue("id"), c)
 	if err == nil {
 		err = f(b)
 	}
 	var view any
 	if err == nil {
-		view = s.batchView(b, b.status(time.Now()))
+		view = s.batchViewLocked(b, b.status(time.Now()))
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -354,58 +368,19 @@ func (s *Server) withBatch(w http.ResponseWriter, r *http.Request, key string, f
 	return nil
 }
 
-func (s *Server) listBatches(w http.ResponseWriter, r *http.Request, key string) error {
-	q, err := s.readPage(r, 100)
-	if err != nil {
-		return err
-	}
-	search := r.URL.Query().Get("search")
-	s.mu.Lock()
-	var ids []string
-	for _, b := range slices.Backward(s.order) {
-		if _, err := s.findBatch(b.id, key); err == nil && s.searched(b, search) {
-			ids = append(ids, b.id)
-		}
-	}
-	page, more, err := q.cut(ids, &s.manners)
-	views := make([]any, len(page))
-	for i, id := range page {
-		b := s.batches[id]
-		views[i] = s.batchView(b, b.status(time.Now()))
-	}
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if s.manners.BareList {
-		writeJSON(w, http.StatusOK, views)
-		return nil
-	}
-	writeJSON(w, http.StatusOK, listView(views, page, more))
-	return nil
-}
-
-func (s *Server) searched(b *batch, search string) bool {
-	if search == "" || !s.manners.ListSearch {
-		return true
-	}
-	metadata, _ := json.Marshal(b.metadata)
-	return like(b.id, search) || like(b.input.name, search) || like(string(metadata), search)
-}
-
-// batchView is a batch as the API shows it. It needs mu.
-func (s *Server) batchView(b *batch, status string) map[string]any {
+// batchViewLocked is a batch as the API shows the batch. The caller holds mu.
+func (s *Server) batchViewLocked(b *batch, status string) map[string]any {
 	view := map[string]any{
 		"id": b.id, "object": "batch", "endpoint": b.endpoint, "completion_window": b.window,
-		"status": s.manners.StatusStyle.spell(status), "errors": b.errorsView(),
+		"status": s.behavior.StatusStyle.spell(status), "errors": b.errorsView(),
 		"input_file_id": nonEmpty(b.input.id), "metadata": s.metadataView(b),
 		"output_file_id": nonEmpty(s.resultName(b.resultID(outputs))), "error_file_id": nonEmpty(s.resultName(b.resultID(failures))),
-		"request_counts": map[string]int{"total": len(b.lines), "completed": b.completed, "failed": b.failed},
+		"request_counts": b.countsView(),
 	}
 	if b.inputGone {
 		view["input_file_id"] = nil
 	}
-	if s.manners.ReportUsage && len(b.lines) > 0 {
+	if s.behavior.ReportUsage && len(b.lines) > 0 {
 		view["model"], view["usage"] = b.lines[0].Model, b.usage.view()
 	}
 	for name, t := range b.times(status) {
@@ -414,7 +389,8 @@ func (s *Server) batchView(b *batch, status string) map[string]any {
 	return view
 }
 
-// times are the moments a batch has been through; those still to come are zero.
+// times are the times of the batch by the name of the field. A time in the future
+// is zero, except expires_at.
 func (b *batch) times(status string) map[string]time.Time {
 	times := map[string]time.Time{
 		"created_at": b.created, "expires_at": b.expires, "cancelling_at": b.cancelAt,
@@ -430,15 +406,26 @@ func (b *batch) times(status string) map[string]time.Time {
 	if b.end != "" {
 		times[b.end+"_at"] = b.ended
 	}
-	if b.server.manners.NoExpiry && time.Now().After(b.expires) {
+	if b.server.behavior.NoExpiry && time.Now().After(b.expires) {
 		times["expired_at"] = b.expires
 	}
 	return times
 }
 
+// silent reports whether the batch failed and hides the reason.
+func (b *batch) silent() bool { return b.server.behavior.SilentFailure && len(b.errors()) > 0 }
+
+func (b *batch) countsView() map[string]int {
+	total := len(b.lines)
+	if b.silent() {
+		total = 0
+	}
+	return map[string]int{"total": total, "completed": b.completed, "failed": b.failed}
+}
+
 func (b *batch) errorsView() any {
 	errs := b.errors()
-	if len(errs) == 0 {
+	if len(errs) == 0 || b.silent() {
 		return nil
 	}
 	data := make([]map[string]any, len(errs))
@@ -452,11 +439,11 @@ func (b *batch) errorsView() any {
 }
 
 func (s *Server) metadataView(b *batch) any {
-	if len(b.metadata) == 0 && len(s.manners.AddMetadata) == 0 {
+	if len(b.metadata) == 0 && len(s.behavior.AddMetadata) == 0 {
 		return nil
 	}
 	all := maps.Clone(b.metadata)
-	maps.Copy(all, s.manners.AddMetadata)
+	maps.Copy(all, s.behavior.AddMetadata)
 	return all
 }
 

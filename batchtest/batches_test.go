@@ -150,7 +150,7 @@ func TestListBatches(t *testing.T) {
 }
 
 func TestListSearchAtDoubleword(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword()})
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Doubleword()})
 	var ids []string
 	for _, nonce := range []string{"xx11", "YY22"} {
 		body := strings.TrimSuffix(createBody(a.upload(chatLines(1)), chat, "24h"), "}") + `,"metadata":{"nonce":"` + nonce + `"}}`
@@ -169,8 +169,8 @@ func TestListSearchAtDoubleword(t *testing.T) {
 	}
 }
 
-func TestDoublewordManners(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: time.Hour})
+func TestDoublewordBehavior(t *testing.T) {
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Doubleword(), Turnaround: time.Hour})
 	res := a.tryUpload(chatLines(1))
 	file := res.json(t)["id"].(string)
 	body := strings.TrimSuffix(createBody(file, "/v1/embeddings", "1h"), "}") +
@@ -198,9 +198,9 @@ func TestDoublewordManners(t *testing.T) {
 	}
 }
 
-func TestAzureManners(t *testing.T) {
+func TestAzureBehavior(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := newAPI(t, batchtest.Options{Manners: batchtest.Azure()})
+		a := newAPI(t, batchtest.Options{Behavior: batchtest.Azure()})
 		if !strings.HasSuffix(a.server.URL, "/openai/v1") {
 			t.Fatalf("URL = %s", a.server.URL)
 		}
@@ -218,8 +218,8 @@ func TestAzureManners(t *testing.T) {
 	})
 }
 
-func TestTogetherManners(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Together()})
+func TestTogetherBehavior(t *testing.T) {
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Together()})
 	up := a.do(a.form("/files/upload", "purpose", "batch-api", "file_name", "lines.jsonl", "file", chatLines(1)))
 	if up.status != 200 {
 		t.Fatalf("upload: %d %s", up.status, up.body)

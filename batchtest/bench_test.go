@@ -23,7 +23,7 @@ func BenchmarkBatch(b *testing.B) {
 			b.SetBytes(int64(len(content)))
 			b.ReportAllocs()
 			for b.Loop() {
-				s := batchtest.New(batchtest.Options{Manners: roomy()})
+				s := batchtest.New(batchtest.Options{Behavior: roomy()})
 				a := &api{b, s, s.Client(), "sk-test"}
 				batch := a.retrieve(a.create(content)["id"])
 				req := a.request("GET", "/files/"+batch["output_file_id"].(string)+"/content", nil)
@@ -36,7 +36,7 @@ func BenchmarkBatch(b *testing.B) {
 	}
 }
 
-func roomy() batchtest.Manners {
+func roomy() batchtest.Behavior {
 	m := batchtest.OpenAI()
 	m.MaxFileBytes = 1 << 30
 	return m

@@ -1,9 +1,9 @@
-// Package batchtest provides a Batch API server that lives inside a test, a
-// demo or a sandbox, as [net/http/httptest] provides an HTTP server.
+// Package batchtest provides a Batch API server for a test, a demo or a sandbox,
+// as [net/http/httptest] provides an HTTP server.
 //
-// It speaks OpenAI's protocol: upload a file of lines, create a batch of it,
-// retrieve the batch until it has ended, download the results. Six lines are
-// enough to try a client against it:
+// The server implements OpenAI's protocol: upload a file of lines, create a batch
+// of the file, retrieve the batch until the batch has ended, download the results.
+// Six lines are enough to run a client against the server:
 //
 //	server := batchtest.New(batchtest.Options{})
 //	defer server.Close()
@@ -12,63 +12,84 @@
 //		option.WithHTTPClient(server.Client()),
 //		option.WithAPIKey("any"))
 //
-// Use [New] wherever the client can be given a transport: it needs no socket.
-// Use [NewServer] for another process, or a client whose transport is fixed.
+// Use [New] if the client can be given a transport: no socket is needed. Use
+// [NewServer] for another process, or for a client whose transport is fixed.
 //
-// # What the model says
+// # Answers
 //
-// By default [Echo] answers: it says back what it was asked, in the shape of the
-// endpoint, the same every time. [Options].Answer decides for each line instead,
-// and its [Outcome] can be a success, an HTTP error, an error of the batch, a
-// result that comes late or never, a line that is lost, or garbage.
+// By default [Echo] answers: the model repeats the question, in the shape of the
+// endpoint, and equal questions get equal answers. [Options].Answer decides the
+// [Outcome] of each line instead: a success, an HTTP error, an error of the batch,
+// a result that comes late or never, a line that is lost, written twice or not
+// strict JSON, or garbage.
 //
-// # Providers differ
+// # Providers
 //
-// [Options].Manners says whose API this is. [OpenAI] is the default, and each
-// provider that package provider knows has its own: [Doubleword], [Azure],
-// [AzureLegacy], [Groq], [Together], [Nebius], [Parasail], [DeepInfra],
+// [Options].Behavior selects whose API the server imitates. [OpenAI] is the
+// default, and each provider of package provider has a constructor: [Doubleword],
+// [Azure], [AzureLegacy], [Groq], [Together], [Nebius], [Parasail], [DeepInfra],
 // [SiliconFlow], [Moonshot], [Zhipu], [DashScope], [LLMD] and [LiteLLM]. A
-// [Manners] is plain data: change a limit or a habit and pass it on.
+// [Behavior] is plain data: change a limit or a rule and pass the Behavior on.
+//
+// # Keys and accounts
+//
+// Without further options every key is let in and is an account of its own.
+// [Options].Keys gives a key an end, and several keys one account, which sees the
+// same files and batches with each key. [Server.AddKey] and [Server.RevokeKey]
+// change the keys of a running Server.
 //
 // # Time
 //
-// The Server has no goroutines or timers. Whenever it is asked, it works out from
-// the clock where each batch has got to: [Options].Turnaround spreads the lines
-// over a time, a completion window runs out when it says. Inside a
-// testing/synctest bubble a day passes at once and every moment is exact. Create
-// the Server in the bubble, with [New]: a bubble cannot wait for a socket.
-// [Server.Finish], [Server.Expire] and [Server.FailBatch] end a batch at will.
+// The Server has no goroutines or timers. Each request computes from the clock how
+// far each batch has got: [Options].Turnaround spreads the lines over a time, and
+// a completion window ends on time. In a testing/synctest bubble a day passes at
+// once and every moment is exact. Create the Server in the bubble, with [New]: a
+// bubble cannot wait for a socket. [Server.Finish], [Server.Expire] and
+// [Server.FailBatch] end a batch at once. [Options].ClockOffset makes the
+// provider's clock differ from the clock of the test.
 //
 // # Faults
 //
-// [Server.Control] lets one request of a kind go wrong: a [Status], a lost answer
-// ([LoseAnswer]), a broken connection ([Reset]), a torn download ([Tear]), or any
-// function of your own. [Server.Keep] makes an outage of it.
+// [Server.Control] makes one request of a kind fail, and [Server.Keep] every
+// request until further notice. A [Fault] is one of the following, or a function
+// of your own:
+//
+//   - [Status], [HTML], [RateLimit], [Unavailable], [Redirect] answer in place of
+//     the Server.
+//   - [LimitBody] refuses large requests, as a reverse proxy does.
+//   - [Reset] breaks the connection before the work, [LoseAnswer] after the work.
+//   - [Delay] and [Hang] take time.
+//   - [Tear] breaks the connection inside the answer, [Truncate] and
+//     [TruncateInLine] end the answer early without an error, and [Prepend] writes
+//     bytes before the answer.
+//
+// For example:
 //
 //	server.Control(batchtest.OpCreate, batchtest.LoseAnswer())
 //	server.Control(batchtest.OpContent, batchtest.Tear(1000), batchtest.HTML(502))
 //
-// # What happened
+// # Log
 //
-// [Server.Uploads], [Server.Batches], [Server.Requests] and [Server.Executed]
-// tell what came and what became of it, and [Server.Paid] whether the same work
-// was done twice. What they return is a copy of that moment; only headers, forms
-// and the bytes of bodies and files are shared, and must not be changed.
+// [Server.Uploads], [Server.Batches], [Server.Requests] and [Server.Executed] return
+// what the Server received and did. [Server.Paid] and [Server.PaidPrompts] count how
+// often the same work was paid for. The results are copies of the current state.
+// Only headers, forms, and the bytes of bodies and files are shared with the
+// Server; do not change them.
 //
-// # What it refuses
+// # Refusals
 //
-// The Server is strict where a provider is: a request without a key, another
-// key's files and batches (404), a form without a file or with the wrong purpose,
-// JSON that is not called application/json, unknown parameters, endpoints and
-// windows, metadata that is not text or too much of it, and in the file a byte
-// order mark, lines that are not objects in UTF-8, missing fields, a custom_id
-// that is too long, not printable ASCII or used twice, "stream": true, and mixed
-// models or endpoints. It does not judge the body of a line beyond that: any
-// messages will do.
+// The Server is as strict as a provider. The Server refuses a request without a
+// key, files and batches of another account (404), a form without a file or with
+// the wrong purpose, JSON whose type is not application/json, unknown parameters,
+// endpoints and windows, metadata that is not text or too large, and in a file a
+// byte order mark, lines that are not objects in UTF-8, missing fields, a
+// custom_id that is too long, not printable ASCII or used twice, "stream": true,
+// and mixed models or endpoints. The Server does not check the rest of a line's
+// body: all messages are accepted.
 //
 // # Memory
 //
-// Uploads are kept, each byte once, until the Server is gone, deleted or not:
-// the log shows them. Answers are kept as bodies, and written out as lines while
-// they are downloaded.
+// The Server keeps uploads until the Server is garbage, even deleted uploads, since
+// the log returns them. Answers are kept as bodies, and written out as lines
+// during a download.
 package batchtest

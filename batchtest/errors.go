@@ -11,13 +11,14 @@ import (
 	"time"
 )
 
-// An apiError is a refusal, before it is written in the manner of a provider.
+// An apiError is a refusal. The Server writes each refusal in the style of the
+// provider.
 type apiError struct {
 	status     int
 	code       string // empty: null
 	param      string // empty: null
 	message    string
-	retryAfter time.Duration // for 429
+	retryAfter time.Duration // zero: no Retry-After
 }
 
 func (e *apiError) Error() string { return e.message }
@@ -39,17 +40,23 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		w.Header().Set("Retry-After", strconv.FormatInt(seconds, 10))
 	}
 	switch {
-	case s.manners.TextErrors && e.status == 429:
-		writeJSON(w, e.status, map[string]any{
-			"error": "too_many_requests", "message": e.message, "retry_after_seconds": 30,
-		})
-	case s.manners.TextErrors:
+	case s.behavior.TextErrors && e.status == 429:
+		writeJSON(w, e.status, overload("too_many_requests", e.message))
+	case s.behavior.TextErrors && e.status == 503:
+		writeJSON(w, e.status, overload("service_unavailable", e.message))
+	case s.behavior.TextErrors:
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(e.status)
 		_, _ = io.WriteString(w, e.message)
 	default:
 		writeBody(w, e.status, errorBody(e))
 	}
+}
+
+// overload is the JSON body of a 429 or 503 at a provider with TextErrors. The
+// seconds in the body differ from the header Retry-After, which is right.
+func overload(code, message string) any {
+	return map[string]any{"error": code, "message": message, "retry_after_seconds": 30}
 }
 
 // errorBody is OpenAI's shape of an error.
@@ -78,7 +85,7 @@ func errorType(status int) string {
 	return "invalid_request_error"
 }
 
-// failureBody is what a model's failure looks like where nobody said otherwise.
+// failureBody is the body of a model's failure if Options.Answer gives none.
 func failureBody(status int) []byte {
 	text := cmp.Or(http.StatusText(status), "Unknown error")
 	return errorBody(&apiError{status: status, message: text + "."})
@@ -94,7 +101,7 @@ func nonEmpty(s string) *string {
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // only our own types come here
+		panic(err) // v always has a type of this package
 	}
 	writeBody(w, status, body)
 }

@@ -76,10 +76,10 @@ func ExampleOptions_answer() {
 }
 
 // A provider that takes three lines at most.
-func ExampleManners() {
-	manners := batchtest.Doubleword()
-	manners.MaxLines = 3
-	server := batchtest.New(batchtest.Options{Manners: manners})
+func ExampleBehavior() {
+	behavior := batchtest.Doubleword()
+	behavior.MaxLines = 3
+	server := batchtest.New(batchtest.Options{Behavior: behavior})
 	defer server.Close()
 	res, err := server.Client().Do(upload(server, chatLines(4)))
 	if err != nil {

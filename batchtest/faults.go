@@ -1,6 +1,7 @@
 package batchtest
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -9,10 +10,10 @@ import (
 	"time"
 )
 
-// Op names what a request asks of the Server.
+// Op names the operation that a request asks for.
 type Op string
 
-// The operations. OpAny stands for all of them, and for unknown paths.
+// The operations. OpAny stands for all operations, and for unknown paths.
 const (
 	OpAny          Op = "any"
 	OpUpload       Op = "upload"
@@ -28,13 +29,14 @@ const (
 	OpRealtime     Op = "realtime"
 )
 
-// A Fault answers one request in the Server's place and returns true, or returns
-// false without touching w to let it pass. It may sleep, call [Proceed], or
-// panic with [http.ErrAbortHandler] to break the connection.
+// A Fault answers a request in place of the Server and returns true, or returns
+// false without touching w to let the request pass. A Fault may sleep, call
+// [Proceed], or panic with [http.ErrAbortHandler] to break the connection.
+// Several goroutines may call a Fault at once.
 type Fault func(w http.ResponseWriter, r *http.Request) bool
 
-// A control is a fault waiting for its request. While it looks at one, others
-// pass it by, unless it is there to stay.
+// A control is a fault with the operation that the fault waits for. While a
+// one-shot fault looks at a request, the fault is busy, and other requests pass.
 type control struct {
 	op    Op
 	fault Fault
@@ -42,9 +44,9 @@ type control struct {
 	busy  atomic.Bool
 }
 
-// Control hands each fault one request of the kind op: the next for which it
-// returns true, after which it is gone. Several faults take their turns in the
-// order given. They come before the check of the key and of the rate.
+// Control lets each fault answer one request of the kind op: the next request for
+// which the fault returns true. Several faults are used in the order given. Faults
+// come before the check of the key and of the rate.
 func (s *Server) Control(op Op, faults ...Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,9 +55,9 @@ func (s *Server) Control(op Op, faults ...Fault) {
 	}
 }
 
-// Keep lets fault answer every request of the kind op, or whichever it returns
-// true for, until stop is called: an outage. It takes its turn among the faults
-// of Control in the order in which they came.
+// Keep lets fault answer every request of the kind op for which fault returns true,
+// until stop is called: an outage. Faults of Control and Keep are used in the order
+// of the calls.
 func (s *Server) Keep(op Op, fault Fault) (stop func()) {
 	c := &control{op: op, fault: fault, keep: true}
 	s.mu.Lock()
@@ -64,7 +66,7 @@ func (s *Server) Keep(op Op, fault Fault) (stop func()) {
 	return func() { s.drop(c) }
 }
 
-// faulted offers the request to the waiting faults, in order, until one takes it.
+// faulted offers the request to the faults, in order, until a fault answers.
 func (s *Server) faulted(op Op, w http.ResponseWriter, r *http.Request) bool {
 	s.mu.Lock()
 	waiting := slices.Clone(s.controls)
@@ -77,8 +79,8 @@ func (s *Server) faulted(op Op, w http.ResponseWriter, r *http.Request) bool {
 	return false
 }
 
-// offer calls c's fault, unless another request has it. A fault that takes the
-// request stays busy for good: it may end in a panic.
+// offer calls the fault of c, unless the fault is busy with another request. A
+// fault that answers stays busy for good, since the fault may end in a panic.
 func (s *Server) offer(c *control, w http.ResponseWriter, r *http.Request) (taken bool) {
 	if c.keep {
 		return c.fault(w, r)
@@ -106,7 +108,7 @@ func (s *Server) drop(c *control) {
 	s.controls = slices.DeleteFunc(s.controls, func(other *control) bool { return other == c })
 }
 
-// proceed is how a fault finds what the Server would have done.
+// proceed is the part of a request's context that Proceed needs.
 type proceed struct {
 	server *Server
 	work   http.Handler
@@ -114,19 +116,19 @@ type proceed struct {
 
 type proceedKey struct{}
 
-// Proceed answers r as the Server would have without the fault. It panics if r
-// did not come to a [Fault].
+// Proceed answers r as the Server would have without the fault. Proceed panics if
+// the Server did not pass r to a [Fault].
 func Proceed(w http.ResponseWriter, r *http.Request) {
 	r.Context().Value(proceedKey{}).(proceed).work.ServeHTTP(w, r)
 }
 
-// closing is closed when the Server that r came to begins to close.
+// closing is closed when the Server of r begins to close.
 func closing(r *http.Request) <-chan struct{} {
 	return r.Context().Value(proceedKey{}).(proceed).server.closing
 }
 
-// Status answers with a status, header and body of your own; header may be nil.
-// The body is sent as JSON unless header says otherwise.
+// Status answers with the status, header and body; header may be nil. The
+// Content-Type is that of JSON unless header has another.
 func Status(code int, header http.Header, body string) Fault {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Content-Type", "application/json")
@@ -145,18 +147,65 @@ func HTML(code int) Fault {
 	return Status(code, http.Header{"Content-Type": {"text/html"}}, page)
 }
 
-// RateLimit answers 429 and asks to wait; zero leaves Retry-After out.
+// RateLimit answers 429 with the wait in Retry-After; zero leaves Retry-After out.
 func RateLimit(wait time.Duration) Fault {
+	return refusal(&apiError{
+		status: 429, code: "rate_limit_exceeded", retryAfter: wait, message: "Rate limit reached for requests.",
+	})
+}
+
+// Unavailable answers 503 with the wait in Retry-After; zero leaves Retry-After
+// out.
+func Unavailable(wait time.Duration) Fault {
+	return refusal(&apiError{status: 503, retryAfter: wait, message: "The server is overloaded."})
+}
+
+// refusal answers e in the style of the provider.
+func refusal(e *apiError) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		s := r.Context().Value(proceedKey{}).(proceed).server
-		s.refuse(w, &apiError{
-			status: 429, code: "rate_limit_exceeded", retryAfter: wait, message: "Rate limit reached for requests.",
-		})
+		r.Context().Value(proceedKey{}).(proceed).server.refuse(w, e)
 		return true
 	}
 }
 
-// LoseAnswer does the work, and then breaks the connection instead of telling.
+// Redirect answers with a status such as 301 or 308 and the header Location, and
+// does not do the work. An empty location is the URL of the request with the
+// scheme https, as from a server that redirects plain HTTP.
+func Redirect(code int, location string) Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		to := location
+		if to == "" {
+			to = "https://" + r.Host + r.URL.RequestURI()
+		}
+		return Status(code, http.Header{"Location": {to}, "Content-Type": {"text/html"}}, "")(w, r)
+	}
+}
+
+// LimitBody answers a request with a body of more than n bytes with 413 and a page
+// of HTML, as a reverse proxy in front of the provider does, after reading the
+// body. Smaller requests pass. Use LimitBody with [Server.Keep].
+func LimitBody(n int64) Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		body, err := io.ReadAll(io.LimitReader(r.Body, n+1))
+		if err == nil && int64(len(body)) <= n {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			return false
+		}
+		_, _ = io.Copy(io.Discard, r.Body) // so that the client reads the answer before the connection ends
+		return HTML(http.StatusRequestEntityTooLarge)(w, r)
+	}
+}
+
+// Prepend writes text before the body of the answer, for example a byte order
+// mark ("\ufeff") before the first result line.
+func Prepend(text string) Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		Proceed(&prepended{ResponseWriter: w, text: text}, r)
+		return true
+	}
+}
+
+// LoseAnswer does the work, and then breaks the connection instead of answering.
 func LoseAnswer() Fault {
 	return func(_ http.ResponseWriter, r *http.Request) bool {
 		Proceed(&nowhere{}, r)
@@ -180,17 +229,18 @@ func Delay(d time.Duration) Fault {
 	}
 }
 
-// Hang stays silent until the client leaves or the Server closes.
+// Hang answers nothing until the client disconnects or the Server closes.
 func Hang() Fault {
 	return func(_ http.ResponseWriter, r *http.Request) bool {
-		// Only once the body is read does net/http notice that a client leaves.
+		// net/http notices that a client disconnects only after the body was read.
 		_, _ = io.Copy(io.Discard, r.Body)
 		hang(r)
 		return true
 	}
 }
 
-// hang waits until the client leaves or the Server closes, and breaks the connection.
+// hang waits until the client disconnects or the Server closes, and breaks the
+// connection.
 func hang(r *http.Request) {
 	select {
 	case <-r.Context().Done():
@@ -199,8 +249,8 @@ func hang(r *http.Request) {
 	panic(http.ErrAbortHandler)
 }
 
-// Tear breaks the connection after n bytes of the answer's body; an answer that
-// is shorter is torn at its end.
+// Tear breaks the connection after n bytes of the answer's body, or at the end of a
+// shorter body. The client sees an error.
 func Tear(n int) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		t := &torn{ResponseWriter: w, left: n}
@@ -210,16 +260,26 @@ func Tear(n int) Fault {
 	}
 }
 
-// Truncate leaves out what comes after n bytes of the answer's body, and ends it
-// as if that were all.
+// Truncate ends the answer's body after n bytes as if the body were complete: the
+// answer has no Content-Length, the end of the connection ends the body, and
+// the client sees no error.
 func Truncate(n int) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		Proceed(&truncated{ResponseWriter: w, left: n}, r)
+		Proceed(&truncated{ResponseWriter: w, bytes: n}, r)
 		return true
 	}
 }
 
-// sleep waits for d and reports whether it came to the end of it.
+// TruncateInLine ends the answer's body inside a line, after n whole lines and the
+// first 20 bytes of the next line. Otherwise TruncateInLine is like [Truncate].
+func TruncateInLine(n int) Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		Proceed(&truncated{ResponseWriter: w, bytes: tornLine, lines: n}, r)
+		return true
+	}
+}
+
+// sleep waits for d, and reports false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil
@@ -232,66 +292,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// nowhere is a ResponseWriter nobody reads.
-type nowhere struct{ header http.Header }
-
-func (n *nowhere) Header() http.Header {
-	if n.header == nil {
-		n.header = http.Header{}
-	}
-	return n.header
-}
-func (n *nowhere) WriteHeader(int)             {}
-func (n *nowhere) Write(p []byte) (int, error) { return len(p), nil }
-
-type torn struct {
-	http.ResponseWriter
-	left int
-}
-
-func (t *torn) Unwrap() http.ResponseWriter { return t.ResponseWriter }
-
-// WriteHeader drops the length: without it even a tear at the very end shows.
-func (t *torn) WriteHeader(status int) {
-	t.Header().Del("Content-Length")
-	t.ResponseWriter.WriteHeader(status)
-}
-
-func (t *torn) Write(p []byte) (int, error) {
-	if len(p) < t.left {
-		t.left -= len(p)
-		return t.ResponseWriter.Write(p)
-	}
-	_, _ = t.ResponseWriter.Write(p[:t.left])
-	t.abort()
-	return 0, nil
-}
-
-// abort makes sure that what was written arrives before the connection breaks.
-func (t *torn) abort() {
-	_ = http.NewResponseController(t.ResponseWriter).Flush()
-	panic(http.ErrAbortHandler)
-}
-
-type truncated struct {
-	http.ResponseWriter
-	left int
-}
-
-func (t *truncated) Unwrap() http.ResponseWriter { return t.ResponseWriter }
-
-func (t *truncated) WriteHeader(status int) {
-	t.Header().Del("Content-Length")
-	t.ResponseWriter.WriteHeader(status)
-}
-
-func (t *truncated) Write(p []byte) (int, error) {
-	kept := p[:min(len(p), t.left)]
-	t.left -= len(kept)
-	if n, err := t.ResponseWriter.Write(kept); err != nil {
-		return n, err
-	}
-	return len(p), nil
 }

@@ -175,7 +175,7 @@ func TestKeptFaultIsAnOutage(t *testing.T) {
 }
 
 func TestRateLimitFault(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword()})
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Doubleword()})
 	a.server.Control(batchtest.OpModels, batchtest.RateLimit(90*time.Second))
 	res := a.get("/models")
 	if res.status != 429 || res.header.Get("Retry-After") != "90" || res.json(t)["error"] != "too_many_requests" {
@@ -274,5 +274,106 @@ func TestHandlerPanicBreaksTheConnection(t *testing.T) {
 	req.Header.Set("Content-Type", "application/json")
 	if _, err := a.attempt(req); err == nil || !logged {
 		t.Errorf("error %v, logged %v; want both", err, logged)
+	}
+}
+
+func TestUnavailableFault(t *testing.T) {
+	for name, tt := range map[string]struct {
+		behavior batchtest.Behavior
+		body     string
+	}{
+		"OpenAI":     {batchtest.OpenAI(), `"type":"server_error"`},
+		"Doubleword": {batchtest.Doubleword(), `"error":"service_unavailable"`},
+	} {
+		a := newAPI(t, batchtest.Options{Behavior: tt.behavior})
+		path := "/batches/" + a.create(chatLines(1))["id"].(string)
+		a.server.Control(batchtest.OpRetrieve, batchtest.Unavailable(time.Hour), batchtest.Unavailable(0))
+		first, second, third := a.get(path), a.get(path), a.get(path)
+		if first.status != 503 || first.header.Get("Retry-After") != "3600" || !strings.Contains(first.body, tt.body) {
+			t.Errorf("%s: first = %+v", name, first)
+		}
+		if second.status != 503 || second.header.Get("Retry-After") != "" {
+			t.Errorf("%s: second = %+v", name, second)
+		}
+		if third.status != 200 {
+			t.Errorf("%s: third = %d, want 200", name, third.status)
+		}
+	}
+}
+
+// TestPollsThatNeverSucceed keeps one operation out of order and no other.
+func TestPollsThatNeverSucceed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAPI(t, batchtest.Options{})
+		id := a.create(chatLines(1))["id"].(string)
+		a.server.Keep(batchtest.OpRetrieve, batchtest.Unavailable(0))
+		for range 14 {
+			time.Sleep(24 * time.Hour)
+			if got := a.get("/batches/" + id).status; got != 503 {
+				t.Fatalf("poll: %d, want 503", got)
+			}
+		}
+		if got := a.ids("/batches"); len(got) != 1 {
+			t.Errorf("list = %v, want the batch", got)
+		}
+	})
+}
+
+// TestRedirect checks the answers of a server that redirects uploads and creates.
+func TestRedirect(t *testing.T) {
+	onBothTransports(t, batchtest.Options{}, func(t *testing.T, a *api) {
+		a.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		secure := strings.Replace(a.server.URL, "http://", "https://", 1)
+		a.server.Control(batchtest.OpUpload, batchtest.Redirect(301, ""))
+		if got := a.tryUpload(chatLines(1)); got.status != 301 || got.header.Get("Location") != secure+"/files" {
+			t.Errorf("upload: %d, Location %q; want 301, %q", got.status, got.header.Get("Location"), secure+"/files")
+		}
+		a.server.Control(batchtest.OpCreate, batchtest.Redirect(308, "https://new.example/v1/batches"))
+		if got := a.post("/batches", "{}"); got.status != 308 || got.header.Get("Location") != "https://new.example/v1/batches" {
+			t.Errorf("create: %d, Location %q", got.status, got.header.Get("Location"))
+		}
+		if len(a.server.Uploads())+len(a.server.Batches()) != 0 {
+			t.Error("a redirected request did its work")
+		}
+	})
+}
+
+// TestLimitBody puts a reverse proxy with a limit in front of the provider.
+func TestLimitBody(t *testing.T) {
+	onBothTransports(t, batchtest.Options{}, func(t *testing.T, a *api) {
+		stop := a.server.Keep(batchtest.OpAny, batchtest.LimitBody(1<<20))
+		big := a.tryUpload(strings.Repeat(chatLine("a", strings.Repeat("x", 60_000)), 30))
+		if big.status != 413 || big.header.Get("Content-Type") != "text/html" || !strings.Contains(big.body, "Request Entity Too Large") {
+			t.Errorf("large upload: %d %s %s; want a page with 413", big.status, big.header.Get("Content-Type"), big.body)
+		}
+		small := chatLine("a", strings.Repeat("x", 60_000))
+		if got := a.tryUpload(small); got.status != 200 {
+			t.Errorf("small upload: %d %s", got.status, got.body)
+		}
+		if got := a.get("/batches").status; got != 200 {
+			t.Errorf("list: %d", got)
+		}
+		if ups := a.server.Uploads(); len(ups) != 1 || string(ups[0].Content) != small {
+			t.Errorf("%d uploads, want the small one, whole", len(ups))
+		}
+		stop()
+		if got := a.tryUpload(chatLine("a", strings.Repeat("x", 2<<20))); got.status != 200 {
+			t.Errorf("large upload without the proxy: %d", got.status)
+		}
+	})
+}
+
+// TestLimitBodyAtTheLimit checks the exact size, with and without a length.
+func TestLimitBodyAtTheLimit(t *testing.T) {
+	a := newAPI(t, batchtest.Options{})
+	a.server.Keep(batchtest.OpRealtime, batchtest.LimitBody(15))
+	for body, want := range map[string]int{`{"model":"mmm"}`: 200, `{"model":"mmmm"}`: 413} {
+		for _, reader := range []io.Reader{strings.NewReader(body), io.MultiReader(strings.NewReader(body))} {
+			req := a.request("POST", "/chat/completions", reader)
+			req.Header.Set("Content-Type", "application/json")
+			if got := a.do(req).status; got != want {
+				t.Errorf("%d bytes: %d, want %d", len(body), got, want)
+			}
+		}
 	}
 }

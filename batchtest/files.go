@@ -14,22 +14,22 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
 const (
-	minFileLife = time.Hour
-	maxFileLife = 30 * 24 * time.Hour
-	formSlack   = 10 << 10 // what a form may weigh beside its file
+	minExpiry = time.Hour
+	maxExpiry = 30 * 24 * time.Hour
+	formSlack = 10 << 10 // the most bytes of a form beside the file
 )
 
-// A file is an upload, or one side of a batch's results.
+// A file is an upload, or one of the two result files of a batch.
 type file struct {
-	id, key, name, purpose string
-	created                time.Time
-	life                   time.Duration // zero: for ever
-	deleted                bool
+	id, name, purpose string
+	owner             caller
+	created           time.Time
+	expiry            time.Duration // zero: for ever
+	deleted           bool
 
 	// Of an upload:
 	data   []byte
@@ -43,41 +43,41 @@ type file struct {
 	side  side
 }
 
-// A form is an upload on its way in.
+// A form is an upload that is being read.
 type form struct {
 	data   []byte
 	name   string
-	seen   bool // the file part
+	seen   bool // the form has a file
 	values url.Values
 }
 
-func (s *Server) upload(w http.ResponseWriter, r *http.Request, key string) error {
+func (s *Server) upload(w http.ResponseWriter, r *http.Request, c caller) error {
 	f, err := s.readForm(r)
 	if err != nil {
 		return err
 	}
-	life, err := s.checkForm(f)
+	expiry, err := s.checkForm(f)
 	if err != nil {
 		return err
 	}
 	up := &file{
-		id: s.newID("file-"), key: key, name: f.name, purpose: f.values.Get("purpose"),
-		created: time.Now(), life: life, data: f.data, form: f.values, header: r.Header.Clone(),
+		id: s.newID("file-"), owner: c, name: f.name, purpose: f.values.Get("purpose"),
+		created: time.Now(), expiry: expiry, data: f.data, form: f.values, header: r.Header.Clone(),
 	}
 	up.lines, up.errs = s.parse(up.data)
-	if s.manners.CheckAtUpload && len(up.errs) > 0 {
+	if s.behavior.CheckAtUpload && len(up.errs) > 0 {
 		return uploadError(up.errs[0])
 	}
 	s.mu.Lock()
 	s.files[up.id] = up
 	s.uploads = append(s.uploads, up)
-	view := s.fileView(up)
+	view := s.fileViewLocked(up)
 	s.mu.Unlock()
-	writeJSON(w, s.manners.CreatedStatus, view)
+	writeJSON(w, s.behavior.CreatedStatus, view)
 	return nil
 }
 
-// uploadError says what is wrong with a file that is checked at upload.
+// uploadError is the refusal of a file that the provider checks at upload.
 func uploadError(e BatchError) *apiError {
 	status := 400
 	if e.Code == "model_not_found" {
@@ -97,7 +97,7 @@ func (s *Server) readForm(r *http.Request) (*form, error) {
 	if err != nil || kind != "multipart/form-data" || params["boundary"] == "" {
 		return nil, invalid("", "Expected a multipart/form-data request with a boundary.")
 	}
-	limit := s.manners.MaxFileBytes
+	limit := s.behavior.MaxFileBytes
 	if limit > 0 && r.ContentLength > limit+formSlack {
 		return nil, tooLarge(limit)
 	}
@@ -124,8 +124,8 @@ func tooLarge(limit int64) *apiError {
 	return &apiError{status: 413, message: fmt.Sprintf("The file is larger than the maximum of %d bytes.", limit)}
 }
 
-// read takes in one part. The length of the whole request, where known, tells
-// how much room its file needs.
+// read reads one part. Length is that of the whole request, if known, and so the
+// size of the buffer for the file.
 func (f *form) read(part *multipart.Part, length, limit int64) error {
 	name := part.FormName()
 	if name != "file" {
@@ -150,10 +150,10 @@ func (f *form) read(part *multipart.Part, length, limit int64) error {
 	return err
 }
 
-// checkForm refuses what is missing, strange or out of range, and returns how
-// long the file shall live.
+// checkForm refuses missing, unknown and invalid fields, and returns how long the
+// file exists.
 func (s *Server) checkForm(f *form) (time.Duration, error) {
-	m := &s.manners
+	rules := &s.behavior
 	switch {
 	case !f.seen:
 		return 0, invalid("file", "'file' is a required property")
@@ -161,29 +161,32 @@ func (s *Server) checkForm(f *form) (time.Duration, error) {
 		return 0, invalid("file", "'file' must have a filename.")
 	case f.values.Get("purpose") == "":
 		return 0, invalid("purpose", "'purpose' is a required property")
-	case f.values.Get("purpose") != m.Purpose:
-		return 0, invalid("purpose", "'%s' is not one of ['%s'] - 'purpose'", f.values.Get("purpose"), m.Purpose)
+	case f.values.Get("purpose") != rules.Purpose:
+		return 0, invalid("purpose", "'%s' is not one of ['%s'] - 'purpose'", f.values.Get("purpose"), rules.Purpose)
 	}
-	if err := m.checkFields(f); err != nil {
+	if err := rules.checkFields(f); err != nil {
 		return 0, err
 	}
-	return m.formLife(f.values)
+	return rules.formExpiry(f.values)
 }
 
-// formFields are those that OpenAI knows beside the file.
+// formFields are the form fields that OpenAI knows beside the file.
 var formFields = []string{"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
-// checkFields looks for fields that must not, or must, be there.
-func (m *Manners) checkFields(f *form) error {
+// checkFields refuses unknown and duplicate fields, and requires UploadFields.
+func (rules *Behavior) checkFields(f *form) error {
 	for name, values := range f.values {
+		if message, fails := rules.FailingFields[name]; fails {
+			return &apiError{status: 500, message: message}
+		}
 		if len(values) > 1 {
 			return invalid(name, "Duplicate parameter: '%s'.", name)
 		}
-		if !m.IgnoreUnknown && !slices.Contains(formFields, name) && !slices.Contains(m.UploadFields, name) {
+		if !rules.IgnoreUnknown && !slices.Contains(formFields, name) && !slices.Contains(rules.UploadFields, name) {
 			return unknownParameter(name)
 		}
 	}
-	for _, name := range m.UploadFields {
+	for _, name := range rules.UploadFields {
 		switch value := f.values.Get(name); {
 		case value == "":
 			return invalid(name, "'%s' is a required property", name)
@@ -200,36 +203,37 @@ func unknownParameter(name string) *apiError {
 	return e
 }
 
-func (m *Manners) formLife(values url.Values) (time.Duration, error) {
+func (rules *Behavior) formExpiry(values url.Values) (time.Duration, error) {
 	if !values.Has("expires_after[anchor]") && !values.Has("expires_after[seconds]") {
-		return m.life("expires_after", "created_at", int64(maxFileLife/time.Second))
+		return rules.expiry("expires_after", "created_at", int64(maxExpiry/time.Second))
 	}
 	seconds, err := strconv.ParseInt(values.Get("expires_after[seconds]"), 10, 64)
-	if err != nil && m.FileExpiry {
+	if err != nil && rules.FileExpiry {
 		return 0, invalid("expires_after.seconds", "'expires_after[seconds]' must be an integer.")
 	}
-	return m.life("expires_after", values.Get("expires_after[anchor]"), seconds)
+	return rules.expiry("expires_after", values.Get("expires_after[anchor]"), seconds)
 }
 
-// life checks an anchor and a number of seconds; it is zero where files do not expire.
-func (m *Manners) life(param, anchor string, seconds int64) (time.Duration, error) {
-	if !m.FileExpiry {
+// expiry checks an anchor and a number of seconds, and returns how long a file
+// exists: zero if the files of the provider do not expire.
+func (rules *Behavior) expiry(param, anchor string, seconds int64) (time.Duration, error) {
+	if !rules.FileExpiry {
 		return 0, nil
 	}
 	if anchor != "created_at" {
 		return 0, invalid(param+".anchor", "Invalid value for '%s.anchor': only 'created_at' is supported.", param)
 	}
-	if seconds < int64(minFileLife/time.Second) || seconds > int64(maxFileLife/time.Second) {
+	if seconds < int64(minExpiry/time.Second) || seconds > int64(maxExpiry/time.Second) {
 		return 0, invalid(param+".seconds", "Invalid value for '%s.seconds': must be between 3600 and 2592000.", param)
 	}
 	return time.Duration(seconds) * time.Second, nil
 }
 
-// newID returns a fresh identifier in the provider's style.
+// newID returns a new identifier in the style of the provider.
 func (s *Server) newID(prefix string) string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
-	if !s.manners.BareIDs {
+	if !s.behavior.BareIDs {
 		return prefix + hex.EncodeToString(b[:])
 	}
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
@@ -239,38 +243,41 @@ func (s *Server) newID(prefix string) string {
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 func (s *Server) checkID(id string) error {
-	if s.manners.BareIDs && !uuid.MatchString(id) {
+	if s.behavior.BareIDs && !uuid.MatchString(id) {
 		return invalid("id", "Cannot parse `id` with value `%s`: UUID parsing failed", id)
 	}
 	return nil
 }
 
-// findFile returns a file that key may see now. It needs mu.
-func (s *Server) findFile(id, key string) (*file, error) {
+// findFileLocked returns a file that the caller c may see now. The mutex mu must be
+// held.
+func (s *Server) findFileLocked(id string, c caller) (*file, error) {
 	if err := s.checkID(id); err != nil {
 		return nil, err
 	}
 	f := s.files[id]
-	if f == nil || f.key != key || !s.visible(f, time.Now()) {
+	if f == nil || f.owner.account != c.account || !s.visibleLocked(f, time.Now()) {
 		return nil, notFound("File", id)
 	}
 	return f, nil
 }
 
-// visible tells whether a file is there at all: not gone, and not yet to come.
-func (s *Server) visible(f *file, now time.Time) bool {
+// visibleLocked reports whether a file exists: neither deleted, expired nor still to
+// come. The caller holds mu.
+func (s *Server) visibleLocked(f *file, now time.Time) bool {
 	if f.batch != nil {
-		f.batch.advance(now)
+		f.batch.advanceLocked(now)
 		if f.batch.resultID(f.side) != f.id {
 			return false
 		}
 	}
 	start := f.start()
-	return !f.deleted && now.Sub(start) >= s.manners.VisibleAfter &&
-		(f.life == 0 || now.Sub(start) < f.life)
+	return !f.deleted && now.Sub(start) >= s.behavior.VisibleAfter &&
+		(f.expiry == 0 || now.Sub(start) < f.expiry)
 }
 
-// start is when the file came to be: a result file's life begins with the end of its batch.
+// start is when the file came into being. A result file does so at the end of the
+// batch.
 func (f *file) start() time.Time {
 	if f.batch != nil && !f.batch.ended.IsZero() {
 		return f.batch.ended
@@ -278,28 +285,36 @@ func (f *file) start() time.Time {
 	return f.created
 }
 
-// fileView is a file as the API shows it. It needs mu.
-func (s *Server) fileView(f *file) map[string]any {
+// fileViewLocked is a file as the API shows the file. The caller holds mu.
+func (s *Server) fileViewLocked(f *file) map[string]any {
 	size := int64(len(f.data))
 	if f.batch != nil {
 		size = f.batch.results[f.side].bytes
 	}
 	view := map[string]any{
 		"id": f.id, "object": "file", "bytes": size, "created_at": s.stamp(f.start()),
-		"filename": f.name, "purpose": f.purpose, "status": "processed",
+		"filename": f.name, "purpose": f.purpose, "status": s.fileStatus(f),
 	}
-	if f.life > 0 {
-		view["expires_at"] = s.stamp(f.start().Add(f.life))
+	if f.expiry > 0 {
+		view["expires_at"] = s.stamp(f.start().Add(f.expiry))
 	}
 	return view
 }
 
-func (s *Server) retrieveFile(w http.ResponseWriter, r *http.Request, key string) error {
+// fileStatus is "pending" while the provider processes a new upload.
+func (s *Server) fileStatus(f *file) string {
+	if f.batch == nil && time.Since(f.created) < s.behavior.FileProcessing {
+		return "pending"
+	}
+	return "processed"
+}
+
+func (s *Server) retrieveFile(w http.ResponseWriter, r *http.Request, c caller) error {
 	s.mu.Lock()
-	f, err := s.findFile(r.PathValue("id"), key)
+	f, err := s.findFileLocked(r.PathValue("id"), c)
 	var view any
 	if err == nil {
-		view = s.fileView(f)
+		view = s.fileViewLocked(f)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -309,13 +324,13 @@ func (s *Server) retrieveFile(w http.ResponseWriter, r *http.Request, key string
 	return nil
 }
 
-func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request, key string) error {
+func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request, c caller) error {
 	id := r.PathValue("id")
 	s.mu.Lock()
-	f, err := s.findFile(id, key)
+	f, err := s.findFileLocked(id, c)
 	if err == nil {
 		f.deleted = true
-		s.orphan(f)
+		s.cancelOfLocked(f)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -325,111 +340,31 @@ func (s *Server) deleteFile(w http.ResponseWriter, r *http.Request, key string) 
 	return nil
 }
 
-// orphan does to the batches of a deleted input what the provider does.
-func (s *Server) orphan(f *file) {
-	if !s.manners.DeleteCancels {
+// cancelOfLocked cancels the batches of a deleted input file, at a provider that
+// does so. The caller holds mu.
+func (s *Server) cancelOfLocked(f *file) {
+	if !s.behavior.DeleteCancels {
 		return
 	}
 	now := time.Now()
 	for _, b := range s.order {
 		if b.input == f {
 			b.inputGone = true
-			b.cancel(now)
+			b.cancelLocked(now)
 		}
 	}
 }
 
-func (s *Server) listFiles(w http.ResponseWriter, r *http.Request, key string) error {
-	q, err := s.readPage(r, 10_000)
-	if err != nil {
-		return err
-	}
-	purpose := r.URL.Query().Get("purpose")
-	s.mu.Lock()
-	var ids []string
-	for _, f := range slices.Backward(s.uploads) {
-		if f.key == key && s.visible(f, time.Now()) && (purpose == "" || purpose == f.purpose) {
-			ids = append(ids, f.id)
-		}
-	}
-	page, more, err := q.cut(ids, &s.manners)
-	views := make([]any, len(page))
-	for i, id := range page {
-		views[i] = s.fileView(s.files[id])
-	}
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, listView(views, page, more))
-	return nil
-}
-
-// A pageQuery is what a list is asked for.
-type pageQuery struct {
-	after string
-	limit int
-}
-
-func (s *Server) readPage(r *http.Request, most int) (pageQuery, error) {
-	q := pageQuery{after: r.URL.Query().Get("after"), limit: min(20, most)}
-	if most > 100 {
-		q.limit = most
-	}
-	text := r.URL.Query().Get("limit")
-	if text == "" {
-		return q, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > most {
-		return q, invalid("limit", "Invalid 'limit': must be an integer between 1 and %d.", most)
-	}
-	q.limit = n
-	return q, nil
-}
-
-// cut returns the page of ids that was asked for, and whether more follow.
-func (q pageQuery) cut(ids []string, m *Manners) (page []string, more bool, err error) {
-	start := 0
-	switch {
-	case q.after == "":
-	case m.ListByOffset:
-		if start, err = strconv.Atoi(q.after); err != nil || start < 0 {
-			return nil, false, invalid("after", "Invalid 'after': must be a number.")
-		}
-		start = min(start, len(ids))
-	default:
-		start = slices.Index(ids, q.after) + 1
-		if start == 0 && !m.ListFirstPageAgain {
-			return nil, false, invalid("after", "No such object: %s", q.after)
-		}
-	}
-	end := min(start+q.limit, len(ids))
-	return ids[start:end], end < len(ids), nil
-}
-
-func listView(views []any, ids []string, more bool) map[string]any {
-	view := map[string]any{"object": "list", "data": views, "has_more": more, "first_id": nil, "last_id": nil}
-	if len(ids) > 0 {
-		view["first_id"], view["last_id"] = ids[0], ids[len(ids)-1]
-	}
-	return view
-}
-
-// stamp writes a time in the provider's style; the zero time is null.
+// stamp writes a time in the style of the provider. The zero time is null.
 func (s *Server) stamp(t time.Time) any {
 	switch {
 	case t.IsZero():
 		return nil
-	case s.manners.ISOTimes:
-		return t.UTC().Format(time.RFC3339)
+	case s.behavior.ISOTimes:
+		return s.clock(t).UTC().Format(time.RFC3339)
 	}
-	return t.Unix()
+	return s.clock(t).Unix()
 }
 
-// like matches text in the manner of SQL's ILIKE '%pattern%'.
-func like(text, pattern string) bool {
-	expr := strings.NewReplacer("%", ".*", "_", ".").Replace(regexp.QuoteMeta(pattern))
-	ok, err := regexp.MatchString("(?is)"+expr, text)
-	return err == nil && ok
-}
+// clock returns the time that the provider's clock shows at t.
+func (s *Server) clock(t time.Time) time.Time { return t.Add(s.opts.ClockOffset) }

@@ -19,9 +19,9 @@ func line(fields string) string { return "{" + fields + "}" }
 const goodBody = `"body":{"model":"m","messages":[]}`
 
 // TestBadLines checks what makes a file unfit, and how each kind of provider
-// says so: OpenAI by a failed batch, Doubleword at upload.
+// reports the line: OpenAI by a failed batch, Doubleword at upload.
 func TestBadLines(t *testing.T) {
-	small := func(m batchtest.Manners) batchtest.Manners {
+	small := func(m batchtest.Behavior) batchtest.Behavior {
 		m.MaxLines, m.MaxLineBytes, m.MaxInputs = 3, 200, 4
 		return m
 	}
@@ -79,7 +79,7 @@ func TestBadLines(t *testing.T) {
 			endpoint = chat
 		}
 		t.Run("OpenAI/"+tt.name, func(t *testing.T) {
-			a := newAPI(t, batchtest.Options{Manners: small(batchtest.OpenAI()), Models: []string{"m", "m2"}})
+			a := newAPI(t, batchtest.Options{Behavior: small(batchtest.OpenAI()), Models: []string{"m", "m2"}})
 			res := a.post("/batches", createBody(a.upload(tt.file), endpoint, "24h"))
 			a.retrieve(res.json(t)["id"])
 			b := a.server.Batches()[0]
@@ -92,7 +92,7 @@ func TestBadLines(t *testing.T) {
 			}
 		})
 		t.Run("Doubleword/"+tt.name, func(t *testing.T) {
-			a := newAPI(t, batchtest.Options{Manners: small(batchtest.Doubleword()), Models: []string{"m", "m2"}})
+			a := newAPI(t, batchtest.Options{Behavior: small(batchtest.Doubleword()), Models: []string{"m", "m2"}})
 			res := a.tryUpload(tt.file)
 			if tt.upload == "" {
 				if res.status != 201 {
@@ -114,7 +114,7 @@ func TestBadLines(t *testing.T) {
 func TestBadUploads(t *testing.T) {
 	m := batchtest.OpenAI()
 	m.MaxFileBytes = 1000
-	a := newAPI(t, batchtest.Options{Manners: m})
+	a := newAPI(t, batchtest.Options{Behavior: m})
 	file := []string{"purpose", "batch", "file", chatLines(1)}
 	huge := strings.Repeat("x", 1001)
 	tests := []struct {
@@ -208,7 +208,7 @@ func TestDeleteFile(t *testing.T) {
 }
 
 func TestDeletingAnInputCancelsItsBatchAtDoubleword(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: time.Hour})
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Doubleword(), Turnaround: time.Hour})
 	b := a.create(chatLines(2))
 	a.do(a.request("DELETE", "/files/"+b["input_file_id"].(string), nil))
 	if got := a.retrieve(b["id"]); got["status"] != "cancelled" || got["input_file_id"] != nil {
@@ -247,7 +247,7 @@ func TestVisibleAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := batchtest.OpenAI()
 		m.VisibleAfter = time.Minute
-		a := newAPI(t, batchtest.Options{Manners: m})
+		a := newAPI(t, batchtest.Options{Behavior: m})
 		file := a.upload(chatLines(1))
 		if got := a.get("/files/" + file).status; got != 404 {
 			t.Errorf("new file: %d, want 404", got)

@@ -7,12 +7,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
 
-// A Line is one request to the model: a line of a batch, or a realtime call.
+// A Line is a request to the model: a line of a batch, or a realtime call.
 type Line struct {
 	// BatchID, Number (from 1) and CustomID are zero in a realtime call.
 	BatchID  string
@@ -22,17 +24,41 @@ type Line struct {
 	// URL is the path, such as "/v1/chat/completions".
 	URL   string
 	Model string
-	// Body is shared with the Server: read it, never change it.
+	// Body is shared with the Server and must not be changed.
 	Body []byte
 }
 
-// Key identifies the work a line asks for, whoever asks and however often: a
-// hash of the URL and of the body's bytes.
+// Key identifies the work that a line asks for: a hash of the URL and of the bytes
+// of the body. Lines of different accounts and batches can have equal keys.
 func (l Line) Key() string {
 	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%s\n", l.URL) // a hash takes everything
+	_, _ = fmt.Fprintf(h, "%s\n", l.URL) // a hash never fails
 	h.Write(l.Body)
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Prompt returns the text that the line asks about: the text of the last user
+// message, the prompt of a completion, or the input of an embedding (as JSON
+// unless the input is a string). Empty if the body has no such text.
+func (l Line) Prompt() string {
+	switch {
+	case strings.HasSuffix(l.URL, "/chat/completions"):
+		return lastUserText(field(l.Body, "messages"))
+	case strings.HasSuffix(l.URL, "/embeddings"):
+		input := field(l.Body, "input")
+		if text, ok := unquote(input); ok {
+			return text
+		}
+		return string(input)
+	case strings.HasSuffix(l.URL, "/responses"):
+		input := field(l.Body, "input")
+		if text, ok := unquote(input); ok {
+			return text
+		}
+		return lastUserText(input)
+	}
+	text, _ := unquote(field(l.Body, "prompt"))
+	return text
 }
 
 // A BatchError says why a batch failed. Line and Param may be zero.
@@ -43,13 +69,13 @@ type BatchError struct {
 	Param   string
 }
 
-// maxErrors is how many errors of one file are kept.
+// maxErrors is the most errors of one file that are kept.
 const maxErrors = 100
 
 // A parser reads the lines of one uploaded file.
 type parser struct {
-	manners *Manners
-	models  []string
+	behavior *Behavior
+	models   []string
 
 	lines  []Line
 	errs   []BatchError
@@ -57,16 +83,16 @@ type parser struct {
 	inputs int64
 }
 
-// parse reads a whole file. What is wrong with it, whatever batch it may be used
-// for, is in errs.
+// parse reads a whole file into lines and errors. Errors that depend on the batch
+// are found later, by mismatches.
 func (s *Server) parse(data []byte) ([]Line, []BatchError) {
-	p := &parser{manners: &s.manners, models: s.opts.Models, ids: map[string]struct{}{}}
+	p := &parser{behavior: &s.behavior, models: s.opts.Models, ids: map[string]struct{}{}}
 	p.lines = make([]Line, 0, bytes.Count(data, []byte("\n"))+1)
 	number := 0
 	for len(data) > 0 {
 		var raw []byte
 		raw, data, _ = bytes.Cut(data, []byte("\n"))
-		if p.manners.SkipBlankLines && len(bytes.TrimSpace(raw)) == 0 {
+		if p.behavior.SkipBlankLines && len(bytes.TrimSpace(raw)) == 0 {
 			continue
 		}
 		number++
@@ -85,24 +111,27 @@ func (p *parser) fail(err BatchError) {
 	}
 }
 
-// whole checks what only the file as a whole can break.
+// whole checks the limits of the file as a whole.
 func (p *parser) whole(count int) {
-	m := p.manners
+	rules := p.behavior
 	if count == 0 {
 		p.fail(BatchError{Code: "empty_file", Message: "The input file is empty. Please ensure that the batch contains at least one request."})
 	}
-	if m.MaxLines > 0 && int64(count) > m.MaxLines {
-		p.fail(BatchError{Code: "too_many_tasks", Message: fmt.Sprintf("The input file has %d requests, more than the maximum of %d.", count, m.MaxLines)})
+	if rules.MaxLines > 0 && int64(count) > rules.MaxLines {
+		p.fail(BatchError{Code: "too_many_tasks", Message: fmt.Sprintf("The input file has %d requests, more than the maximum of %d.", count, rules.MaxLines)})
 	}
-	if m.MaxInputs > 0 && p.inputs > m.MaxInputs {
-		p.fail(BatchError{Code: "too_many_tasks", Message: fmt.Sprintf("The input file has %d embedding inputs, more than the maximum of %d.", p.inputs, m.MaxInputs)})
+	if rules.MaxInputs > 0 && p.inputs > rules.MaxInputs {
+		p.fail(BatchError{Code: "too_many_tasks", Message: fmt.Sprintf("The input file has %d embedding inputs, more than the maximum of %d.", p.inputs, rules.MaxInputs)})
 	}
 }
 
-// line reads one line and keeps it if it is sound.
+// line reads a line, and keeps the line if the line is valid.
 func (p *parser) line(number int, raw []byte) *BatchError {
 	if !utf8.Valid(raw) || !json.Valid(raw) || raw[skipSpace(raw, 0)] != '{' {
 		return &BatchError{Code: "invalid_json_line", Message: "This line is not parseable as valid JSON."}
+	}
+	if p.behavior.RefuseSurrogates && loneSurrogate(raw) {
+		return &BatchError{Code: "invalid_json_line", Message: "lone leading surrogate in hex escape"}
 	}
 	l := Line{Number: number}
 	var err *BatchError
@@ -120,7 +149,7 @@ func (p *parser) line(number int, raw []byte) *BatchError {
 	return nil
 }
 
-// set stores one field of a line.
+// set stores a field of a line.
 func (p *parser) set(l *Line, key string, value []byte) *BatchError {
 	switch key {
 	case "custom_id":
@@ -138,7 +167,7 @@ func (p *parser) set(l *Line, key string, value []byte) *BatchError {
 	return nil
 }
 
-// last is the line before, whose strings are likely to come again.
+// last is the previous line, which often has the same strings.
 func (p *parser) last() *Line {
 	if len(p.lines) == 0 {
 		return &Line{}
@@ -146,7 +175,8 @@ func (p *parser) last() *Line {
 	return &p.lines[len(p.lines)-1]
 }
 
-// setString decodes a string into dst, without allocating where it is the guess.
+// setString decodes a string into dst, without allocating if the string equals the
+// guess.
 func setString(dst *string, guess, key string, value []byte) *BatchError {
 	if len(value) == len(guess)+2 && guess != "" && string(value[1:len(value)-1]) == guess {
 		*dst = guess
@@ -175,7 +205,7 @@ func badField(code, param, message string) *BatchError {
 	return &BatchError{Code: code, Param: param, Message: message}
 }
 
-// check looks at a line whose fields are all there are.
+// check checks a line after all fields were read.
 func (p *parser) check(l *Line) *BatchError {
 	for _, f := range []struct{ name, value string }{
 		{"custom_id", l.CustomID}, {"method", l.Method}, {"url", l.URL}, {"body", string(l.Body[:min(1, len(l.Body))])},
@@ -190,7 +220,7 @@ func (p *parser) check(l *Line) *BatchError {
 	if l.Method != http.MethodPost {
 		return badField("invalid_method", "method", "The HTTP method must be POST.")
 	}
-	if !allowed(p.manners.Endpoints, l.URL) {
+	if !allowed(p.behavior.Endpoints, l.URL) {
 		return badField("invalid_url", "url", "The URL provided is not supported by the batch API.")
 	}
 	return p.checkBody(l)
@@ -200,7 +230,7 @@ func (p *parser) checkID(id string) *BatchError {
 	if len(id) > 64 || !printable(id) {
 		return badField("invalid_request", "custom_id", "'custom_id' must be at most 64 characters of printable ASCII.")
 	}
-	if !p.manners.UniqueIDs {
+	if !p.behavior.UniqueIDs {
 		return nil
 	}
 	if _, twice := p.ids[id]; twice {
@@ -215,9 +245,9 @@ func printable(s string) bool {
 }
 
 func (p *parser) checkBody(l *Line) *BatchError {
-	m := p.manners
-	if m.MaxLineBytes > 0 && int64(len(l.Body)) > m.MaxLineBytes {
-		return badField("invalid_request", "body", fmt.Sprintf("The body has %d bytes, more than the maximum of %d.", len(l.Body), m.MaxLineBytes))
+	rules := p.behavior
+	if rules.MaxLineBytes > 0 && int64(len(l.Body)) > rules.MaxLineBytes {
+		return badField("invalid_request", "body", fmt.Sprintf("The body has %d bytes, more than the maximum of %d.", len(l.Body), rules.MaxLineBytes))
 	}
 	var bad *BatchError
 	eachField(l.Body, func(key, value []byte) bool {
@@ -225,8 +255,12 @@ func (p *parser) checkBody(l *Line) *BatchError {
 		case "model":
 			bad = setString(&l.Model, p.last().Model, "model", value)
 		case "stream":
-			if m.RefuseStream && string(value) == "true" {
+			if rules.RefuseStream && string(value) == "true" {
 				bad = badField("invalid_request", "stream", "Streaming is not supported in a batch.")
+			}
+		case "messages":
+			if rules.RefuseParts && hasParts(value) {
+				bad = badField("invalid_request", "messages", "The content of a message must be a string.")
 			}
 		case "input":
 			if strings.HasSuffix(l.URL, "/embeddings") {
@@ -246,10 +280,11 @@ func (p *parser) checkBody(l *Line) *BatchError {
 
 func allowed(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
 
-// eachInput calls yield with every text, or list of tokens, in an embedding's input.
+// eachInput calls yield with every text, or list of tokens, in the input of an
+// embedding.
 func eachInput(input []byte, yield func(text []byte)) {
 	if !isList(input) {
-		yield(input) // one text, or one list of tokens
+		yield(input) // a text, or a list of tokens
 		return
 	}
 	eachItem(input, func(item []byte) bool {
@@ -258,12 +293,45 @@ func eachInput(input []byte, yield func(text []byte)) {
 	})
 }
 
-// isList tells whether an embedding's input has several texts, rather than
-// being one itself.
+// isList reports whether the input of an embedding is a list of inputs, rather than
+// a single input.
 func isList(input []byte) (list bool) {
 	eachItem(input, func(item []byte) bool {
 		list = item[0] == '"' || item[0] == '['
 		return false
 	})
 	return list
+}
+
+// hasParts reports whether a message has a list as its content.
+func hasParts(messages []byte) (found bool) {
+	eachItem(messages, func(message []byte) bool {
+		content := field(message, "content")
+		found = len(content) > 0 && content[0] == '['
+		return !found
+	})
+	return found
+}
+
+var escapedUnit = regexp.MustCompile(`\\(?:u([0-9a-fA-F]{4})|.)`)
+
+// loneSurrogate reports whether valid JSON escapes half a surrogate pair.
+func loneSurrogate(raw []byte) bool {
+	if !bytes.Contains(raw, []byte(`\u`)) {
+		return false
+	}
+	end, high := 0, false // high: a high surrogate ends at end
+	for _, at := range escapedUnit.FindAllSubmatchIndex(raw, -1) {
+		unit := 0
+		if at[2] >= 0 {
+			n, _ := strconv.ParseUint(string(raw[at[2]:at[3]]), 16, 16)
+			unit = int(n)
+		}
+		low := unit >= 0xdc00 && unit <= 0xdfff
+		if pair := high && low && at[0] == end; (high || low) && !pair {
+			return true
+		}
+		high, end = unit >= 0xd800 && unit <= 0xdbff, at[1]
+	}
+	return high
 }

@@ -7,69 +7,71 @@ import (
 	"time"
 )
 
-// maxRequests is how many requests the log keeps; the oldest give way.
+// maxRequests is how many requests the log keeps. The oldest are removed first.
 const maxRequests = 10_000
 
-// A Request is one HTTP request the Server has answered.
+// A Request is an HTTP request that the Server has answered.
 type Request struct {
 	Method, Path string
 	Query        url.Values
 	Header       http.Header
-	Status       int // zero if the connection broke before there was one
+	Status       int // zero if the connection broke before the status was sent
 	Time         time.Time
 }
 
-// An Upload is one file the Server accepted.
+// An Upload is a file that the Server accepted.
 type Upload struct {
 	ID, Filename, Purpose string
-	// Content is shared with the Server: read it, never change it.
+	// Content is shared with the Server and must not be changed.
 	Content []byte
-	// Lines are those that could be read, in the file's order.
+	// Lines are the valid lines, in the order of the file.
 	Lines []Line
-	// Form holds the other form fields, and Header what the request came with;
-	// both are shared with the Server as well.
+	// Form holds the other form fields, and Header the header of the request.
+	// Both are shared with the Server and must not be changed.
 	Form   url.Values
 	Header http.Header
-	// APIKey is the credential, without "Bearer ".
-	APIKey  string
-	Time    time.Time
-	Deleted bool
+	// APIKey is the credential, without "Bearer ", and Account who owns the file.
+	APIKey, Account string
+	Time            time.Time
+	Deleted         bool
 }
 
-// A Batch is a batch at one moment.
+// A Batch is the state of a batch at one moment.
 type Batch struct {
 	ID, InputFileID, Endpoint, Window string
 	Metadata                          map[string]string
-	// Status is in OpenAI's spelling, whatever the manners.
+	// Status has OpenAI's spelling, whatever the Behavior.
 	Status                   string
 	Total, Completed, Failed int
 	CancelRequested          bool
 	Errors                   []BatchError
 	Lines                    []BatchLine
-	// APIKey is the credential, without "Bearer ".
-	APIKey  string
-	Created time.Time
+	// APIKey is the credential that created the batch, without "Bearer ", and
+	// Account who owns the batch.
+	APIKey, Account string
+	Created         time.Time
 	// Ended is zero until the batch has ended.
 	Ended time.Time
 }
 
-// A BatchLine is a line and what is to become of it.
+// A BatchLine is a line and the planned outcome of the line.
 type BatchLine struct {
 	Line
 	Outcome Outcome
-	// Finished says that the outcome has come about; until then it is only planned.
+	// Finished says that the line has ended with the outcome.
 	Finished bool
 }
 
-// An Execution is a line, or a realtime call, that the model has answered.
+// An Execution is a line, or a realtime call, after the model has answered.
 type Execution struct {
 	Line
 	Outcome Outcome
-	// APIKey is the credential that pays, without "Bearer ".
-	APIKey string
+	// APIKey is the credential of the create or of the call, without "Bearer ",
+	// and Account who pays.
+	APIKey, Account string
 }
 
-// Uploads returns the files accepted so far, the oldest first, deleted ones included.
+// Uploads returns all accepted files, even deleted files, the oldest first.
 func (s *Server) Uploads() []Upload {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,72 +79,78 @@ func (s *Server) Uploads() []Upload {
 	for i, f := range s.uploads {
 		uploads[i] = Upload{
 			ID: f.id, Filename: f.name, Purpose: f.purpose, Content: f.data, Lines: slices.Clone(f.lines),
-			Form: f.form, Header: f.header, APIKey: f.key, Time: f.created, Deleted: f.deleted,
+			Form: f.form, Header: f.header, APIKey: f.owner.key, Account: f.owner.account, Time: f.created, Deleted: f.deleted,
 		}
 	}
 	return uploads
 }
 
-// Batches returns the batches created so far, the oldest first.
+// Batches returns all batches, the oldest first.
 func (s *Server) Batches() []Batch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	batches := make([]Batch, len(s.order))
 	for i, b := range s.order {
-		b.advance(time.Now())
+		b.advanceLocked(time.Now())
 		batches[i] = b.snapshot()
 	}
 	return batches
 }
 
-// Requests returns the requests answered so far, in the order in which their
-// answers ended. It keeps the newest ten thousand.
+// Requests returns the newest ten thousand requests, in the order in which the
+// answers ended.
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
 }
 
-// Executed returns every line and realtime call the model has dealt with, failed
-// ones included: batches in the order of their creation, then realtime calls.
+// Executed returns every line and realtime call that the model has executed, even
+// failed lines: batches in the order of creation, then realtime calls.
 func (s *Server) Executed() []Execution {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var all []Execution
 	for _, b := range s.order {
-		b.advance(time.Now())
+		b.advanceLocked(time.Now())
 		for _, i := range b.queue[:b.settled] {
-			all = append(all, Execution{b.lineAt(int(i)), b.outcomes[i], b.key})
+			all = append(all, Execution{b.lineAt(int(i)), b.outcomes[i], b.owner.key, b.owner.account})
 		}
 	}
 	for _, c := range s.realtime {
-		all = append(all, Execution{c.line, c.outcome, c.key})
+		all = append(all, Execution{c.line, c.outcome, c.owner.key, c.owner.account})
 	}
 	return all
 }
 
-// Paid counts what the model has answered and will be billed, by [Line.Key].
-// A count above one means that the same work was paid for twice. Lines that
-// ended in an error cost nothing; Missing and Garbage ones do.
-func (s *Server) Paid() map[string]int {
+// Paid counts the executions that are billed, by [Line.Key]. A count above one
+// means that the same work was paid for twice. Lines that ended in an error
+// cost nothing. Lines that are Missing or Garbage are billed.
+func (s *Server) Paid() map[string]int { return s.paidBy(Line.Key) }
+
+// PaidPrompts is like Paid, but counts by [Line.Prompt]: give each call of a test a
+// prompt of its own, and no count may be above one.
+func (s *Server) PaidPrompts() map[string]int { return s.paidBy(Line.Prompt) }
+
+func (s *Server) paidBy(name func(Line) string) map[string]int {
 	paid := map[string]int{}
 	for _, e := range s.Executed() {
-		if e.Outcome.billed() {
-			paid[e.Key()]++
+		if e.Outcome.ok() {
+			paid[name(e.Line)]++
 		}
 	}
 	return paid
 }
 
-// note adds to the log of requests. It needs mu.
-func (s *Server) note(entry Request) {
+// noteLocked adds to the log of requests. The caller holds mu.
+func (s *Server) noteLocked(entry Request) {
 	if len(s.requests) == maxRequests {
 		s.requests = slices.Delete(s.requests, 0, maxRequests/10)
 	}
 	s.requests = append(s.requests, entry)
 }
 
-// A recorder remembers the status of an answer.
+// A recorder records the status of an answer.
 type recorder struct {
 	http.ResponseWriter
 	status int

@@ -13,20 +13,20 @@ var realtimePaths = []string{"/chat/completions", "/embeddings", "/responses", "
 // maxRealtime is the largest body of a realtime call.
 const maxRealtime = 64 << 20
 
-// A realtimeCall is a call that was answered outside any batch.
+// A realtimeCall is a call outside of a batch, after the answer.
 type realtimeCall struct {
 	line    Line
 	outcome Outcome
-	key     string
+	owner   caller
 }
 
 // answerNow asks the model and answers at once.
-func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, key string) error {
+func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, c caller) error {
 	body, err := readJSON(r, maxRealtime)
 	if err != nil {
 		return err
 	}
-	l := Line{Method: "POST", URL: s.manners.lineURL(r.URL.Path), Body: body}
+	l := Line{Method: "POST", URL: s.behavior.lineURL(r.URL.Path), Body: body}
 	if l.Model, err = s.modelOf(body); err != nil {
 		return err
 	}
@@ -38,19 +38,19 @@ func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, key string) e
 		panic(http.ErrAbortHandler)
 	}
 	s.mu.Lock()
-	s.realtime = append(s.realtime, realtimeCall{l, o, key})
+	s.realtime = append(s.realtime, realtimeCall{l, o, c})
 	s.mu.Unlock()
 	return writeOutcome(w, l, o)
 }
 
-// lineURL is the url that a line would have for a call to path, so that the same
-// work has the same [Line.Key] either way.
-func (m *Manners) lineURL(path string) string {
+// lineURL is the url of a line for a call to path, so that equal work has equal
+// keys ([Line.Key]) in a batch and in real time.
+func (rules *Behavior) lineURL(path string) string {
 	for _, suffix := range realtimePaths {
 		if !strings.HasSuffix(path, suffix) {
 			continue
 		}
-		for _, url := range m.Endpoints {
+		for _, url := range rules.Endpoints {
 			version, ok := strings.CutSuffix(url, suffix)
 			if ok && strings.Count(version, "/") <= 1 && version != "/chat" {
 				return url
@@ -77,6 +77,8 @@ func (s *Server) modelOf(body []byte) (string, error) {
 
 func writeOutcome(w http.ResponseWriter, l Line, o Outcome) error {
 	switch {
+	case o.Refused != nil:
+		return invalid(o.Refused.Param, "%s", o.Refused.Message)
 	case o.Code != "":
 		return &apiError{status: 500, code: o.Code, message: o.Message}
 	case o.Missing:
@@ -91,7 +93,7 @@ func writeOutcome(w http.ResponseWriter, l Line, o Outcome) error {
 	return nil
 }
 
-// stream says a chat completion's text in server-sent events, word by word.
+// stream sends the text of a chat completion as server-sent events, word by word.
 func stream(w http.ResponseWriter, l Line, body []byte) {
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-cache")
@@ -125,7 +127,7 @@ func chunk(l Line, id string, choices []any) object {
 	}
 }
 
-func (s *Server) models(w http.ResponseWriter, _ *http.Request, _ string) error {
+func (s *Server) models(w http.ResponseWriter, _ *http.Request, _ caller) error {
 	data := []any{}
 	for _, id := range s.opts.Models {
 		data = append(data, object{"id": id, "object": "model", "created": answeredAt, "owned_by": "batchtest"})
@@ -134,11 +136,11 @@ func (s *Server) models(w http.ResponseWriter, _ *http.Request, _ string) error 
 	return nil
 }
 
-// event writes one server-sent event and sends it off.
+// event writes and flushes a server-sent event.
 func event(w http.ResponseWriter, v any) {
 	data, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // only our own types, and JSON taken from a valid body
+		panic(err) // v has a type of this package, and holds JSON from a valid body
 	}
 	_, _ = fmt.Fprintf(w, "data: %s\n\n", data)
 	_ = http.NewResponseController(w).Flush()

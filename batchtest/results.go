@@ -2,7 +2,6 @@ package batchtest
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -11,15 +10,15 @@ import (
 	"time"
 )
 
-// flushAt is how much of a result file is put together before it is sent.
+// flushAt is how many bytes of a result file are collected before sending.
 const flushAt = 32 << 10
 
-// maxPage is the most lines one limited download gives.
+// maxPage is the most lines of a download with the parameter limit.
 const maxPage = 101
 
-func (s *Server) content(w http.ResponseWriter, r *http.Request, key string) error {
+func (s *Server) content(w http.ResponseWriter, r *http.Request, c caller) error {
 	s.mu.Lock()
-	f, err := s.findFile(r.PathValue("id"), key)
+	f, err := s.findFileLocked(r.PathValue("id"), c)
 	var lines []result
 	var running bool
 	if err == nil && f.batch != nil {
@@ -31,38 +30,60 @@ func (s *Server) content(w http.ResponseWriter, r *http.Request, key string) err
 	}
 	if f.batch == nil {
 		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Header().Set("Content-Length", strconv.Itoa(len(f.data)))
-		w.WriteHeader(http.StatusOK)
-		_, _ = w.Write(f.data)
+		s.serveBytes(w, r, f.data)
 		return nil
 	}
-	// What lines holds is never changed, only added to: no lock from here on.
-	if s.manners.PartialResults {
+	// The elements of lines never change, so lines needs no lock from here on.
+	if s.behavior.PartialResults {
 		lines = f.batch.partial(w.Header(), r, lines, running)
 	}
 	w.Header().Set("Content-Type", "application/jsonl")
+	if s.behavior.Ranges {
+		s.serveBytes(w, r, f.batch.appendResults(nil, lines))
+		return nil
+	}
 	return f.batch.send(w, lines)
 }
 
-// resultHost and resultPath are where results named by URL are.
+// serveBytes sends a file, or the part of the file that the header Range asks for.
+func (s *Server) serveBytes(w http.ResponseWriter, r *http.Request, data []byte) {
+	if s.behavior.Ranges {
+		w.Header().Set("ETag", fmt.Sprintf(`"%016x"`, digest(data)))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(data))
+		return
+	}
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(data)
+}
+
+func (b *batch) appendResults(dst []byte, lines []result) []byte {
+	for _, r := range lines {
+		dst = b.appendResult(dst, r)
+	}
+	return dst
+}
+
+// resultHost and resultPath are the address of results that a batch names by URL.
 const (
 	resultHost = "https://results.batchtest.invalid"
 	resultPath = "/results/"
 )
 
-// resultName is how a batch names a result file of that id.
+// resultName is how a batch names the result file with the id.
 func (s *Server) resultName(id string) string {
-	if id == "" || !s.manners.ResultURLs {
+	if id == "" || !s.behavior.ResultURLs {
 		return id
 	}
 	return resultHost + resultPath + id + "?signature=" + signature(id)
 }
 
-// signature is the credential in a result's address.
+// signature is the credential in the address of a result.
 func signature(id string) string { return fmt.Sprintf("%016x", digest([]byte(id))) }
 
-// download serves a result named by URL. The address is all the credential there
-// is: a key has no business on this host.
+// download serves a result named by URL. The address contains the credential. A
+// request that also sends a key is refused, since the key must not leave the
+// provider's host.
 func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
 	s.mu.Lock()
@@ -71,25 +92,26 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.Header.Get("Authorization") != "" || r.Header.Get("api-key") != "":
 		s.refuse(w, invalid("", "Only one auth mechanism is allowed here."))
-	case !s.manners.ResultURLs || f == nil || f.batch == nil || r.URL.Query().Get("signature") != signature(id):
+	case !s.behavior.ResultURLs || f == nil || f.batch == nil || r.URL.Query().Get("signature") != signature(id):
 		s.refuse(w, notFound("File", id))
 	default:
 		r.SetPathValue("id", id)
-		if err := s.content(w, r, f.key); err != nil {
+		if err := s.content(w, r, f.owner); err != nil {
 			s.refuse(w, err)
 		}
 	}
 }
 
-// partial picks the lines asked for, and says in the header what remains.
+// partial selects the lines that the request asks for, and writes to the header
+// whether lines remain.
 func (b *batch) partial(h http.Header, r *http.Request, lines []result, running bool) []result {
 	q := r.URL.Query()
 	search := q.Get("search")
 	if search != "" {
 		lines = b.search(lines, search)
 	}
-	skip := min(max(0, atoi(q.Get("skip"))), len(lines))
-	lines = lines[skip:]
+	skip := max(0, atoi(q.Get("skip")))
+	lines = lines[min(skip, len(lines)):]
 	limited := q.Get("limit") != ""
 	more := false
 	if limited {
@@ -118,7 +140,7 @@ func (b *batch) search(lines []result, text string) (found []result) {
 	return found
 }
 
-// send writes result lines, in pieces of some size. The client's leaving ends it early.
+// send writes result lines in pieces, and stops if the client disconnects.
 func (b *batch) send(w http.ResponseWriter, lines []result) error {
 	w.WriteHeader(http.StatusOK)
 	buf := make([]byte, 0, 2*flushAt)
@@ -127,7 +149,7 @@ func (b *batch) send(w http.ResponseWriter, lines []result) error {
 			continue
 		}
 		if _, err := w.Write(buf); err != nil {
-			return nil //nolint:nilerr // nobody is left to tell
+			return nil //nolint:nilerr // the client has disconnected
 		}
 		buf = buf[:0]
 	}
@@ -135,10 +157,11 @@ func (b *batch) send(w http.ResponseWriter, lines []result) error {
 	return nil
 }
 
-// usage is what the lines of a batch have used, in tokens.
+// usage counts the tokens that the lines of a batch have used.
 type usage struct{ in, out, cached, reasoning int64 }
 
-// add counts what an answer says it used, in either of the API's dialects.
+// add adds the usage in an answer, with the field names of chat completions or of
+// responses.
 func (u *usage) add(body []byte) {
 	used := field(body, "usage")
 	u.in += number(used, "prompt_tokens") + number(used, "input_tokens")
@@ -159,22 +182,22 @@ func (u *usage) view() any {
 
 func number(raw []byte, name string) int64 { return int64(atoi(string(field(raw, name)))) }
 
-// appendResult appends one line of a result file, with its newline.
+// appendResult appends a line of a result file, with the newline.
 func (b *batch) appendResult(dst []byte, r result) []byte {
 	o := &b.outcomes[r.line]
-	if r.fate == executed && o.Garbage != "" {
+	if r.ending == executed && o.Garbage != "" {
 		return append(append(dst, o.Garbage...), '\n')
 	}
 	serial := strconv.Itoa(int(r.line))
 	dst = append(dst, `{"id":"batch_req_`...)
 	dst = append(append(append(append(dst, b.id...), '-'), serial...), `","custom_id":`...)
-	dst = strconv.AppendQuote(dst, b.lines[r.line].CustomID) // printable ASCII: the same as JSON
+	dst = strconv.AppendQuote(dst, b.lines[r.line].CustomID) // for printable ASCII the quotes are those of JSON
 	switch {
-	case r.fate == ranOut:
+	case r.ending == byExpiry:
 		dst = appendError(dst, "batch_expired", "This request could not be executed before the completion window expired.")
-	case r.fate == calledOff:
+	case r.ending == byCancel:
 		dst = appendError(dst, "batch_cancelled", "This request was cancelled.")
-	case o.Code != "" || !o.ok() && b.server.manners.FailedLines == AsMessage:
+	case o.Code != "" || !o.ok() && b.server.behavior.FailedLines == AsMessage:
 		dst = b.appendFailure(dst, o)
 	default:
 		dst = b.appendResponse(dst, o, serial)
@@ -186,7 +209,7 @@ func (b *batch) appendResponse(dst []byte, o *Outcome, serial string) []byte {
 	dst = append(dst, `,"response":{"status_code":`...)
 	dst = strconv.AppendInt(dst, int64(o.Status), 10)
 	dst = append(dst, `,"request_id":`...)
-	if b.server.manners.FailedLines == AsMessage {
+	if b.server.behavior.FailedLines == AsMessage {
 		dst = append(dst, `null`...)
 	} else {
 		dst = append(append(append(append(append(dst, `"req_`...), b.id...), '-'), serial...), '"')
@@ -202,7 +225,7 @@ func (b *batch) appendResponse(dst []byte, o *Outcome, serial string) []byte {
 
 // appendFailure writes an outcome without a response.
 func (b *batch) appendFailure(dst []byte, o *Outcome) []byte {
-	if b.server.manners.FailedLines != AsMessage {
+	if b.server.behavior.FailedLines != AsMessage {
 		return appendError(dst, o.Code, o.Message)
 	}
 	failure := map[string]any{"type": o.Code, "details": map[string]any{"error": o.Message}}
@@ -241,90 +264,4 @@ func appendError(dst []byte, code, message string) []byte {
 func appendQuoted(dst []byte, s string) []byte {
 	quoted, _ := json.Marshal(s)
 	return append(dst, quoted...)
-}
-
-// An Outcome is what becomes of a line or of a realtime call. The zero Outcome
-// is a success that says what [Echo] says.
-type Outcome struct {
-	// Status is the HTTP status of the answer; zero means 200.
-	Status int
-	// Body is the answer's body; nil means Echo's for a success, and an error in
-	// OpenAI's shape for a failure. What is not JSON is written as a JSON string,
-	// and newlines between JSON's tokens are left out.
-	Body []byte
-	// BodyAsString writes the body as a JSON string even if it is JSON.
-	BodyAsString bool
-
-	// Code and Message are an error that is not HTTP's, such as
-	// "request_timeout": the line has no response. A realtime call gets a 500.
-	Code, Message string
-
-	// Delay is when the line finishes, from the time the batch has been
-	// validated, instead of taking its turn in the Turnaround. Zero and negative
-	// mean its turn. A realtime call is answered that much later.
-	Delay time.Duration
-	// Never keeps the line from finishing: it is for the window, a cancel or
-	// [Server.Finish] to end the batch. A realtime call ends with the client's
-	// patience, or with the Server.
-	Never bool
-
-	// Displaced puts the line at the start of its file when it finishes, as happens
-	// where lines are sorted by a time that is stamped before it is written. A
-	// reader that skips as many lines as it has seen misses it and sees another twice.
-	Displaced bool
-	// Missing counts the line as completed but writes it to no file.
-	Missing bool
-	// Garbage is written in place of the line to the output file, or of the body
-	// of a realtime call.
-	Garbage string
-}
-
-// ok tells whether the line counts as completed.
-func (o *Outcome) ok() bool {
-	return o.Garbage != "" || o.Missing || o.Code == "" && o.Status >= 200 && o.Status <= 299
-}
-
-func (o *Outcome) billed() bool { return o.ok() }
-
-// outcome asks what becomes of a line, and fills in what the answer leaves open.
-func (s *Server) outcome(l Line) Outcome {
-	var o Outcome
-	switch {
-	case l.BatchID != "" && unlucky(s.opts.Seed, l.CustomID, s.opts.FailRate):
-		o.Status = http.StatusInternalServerError
-	case s.opts.Answer != nil:
-		o = s.opts.Answer(l)
-	}
-	o.Status = cmp.Or(o.Status, http.StatusOK)
-	switch {
-	case o.Body != nil:
-		o.tidy()
-	case o.Garbage != "" || o.Missing || o.Code != "":
-	case o.ok():
-		o.Body = Echo(l).Body
-	default:
-		o.Body = failureBody(o.Status)
-	}
-	return o
-}
-
-// tidy makes the body fit on a line.
-func (o *Outcome) tidy() {
-	if !json.Valid(o.Body) {
-		o.BodyAsString = true
-		return
-	}
-	if !o.BodyAsString && bytes.IndexByte(o.Body, '\n') >= 0 {
-		var buf bytes.Buffer
-		_ = json.Compact(&buf, o.Body)
-		o.Body = buf.Bytes()
-	}
-}
-
-func unlucky(seed int64, id string, rate float64) bool {
-	if rate <= 0 {
-		return false
-	}
-	h := digest([]byte(fmt.Sprintf("%d %s", seed, id)))
-	return float64(h>>11)/(1<<53) < rate
 }

@@ -3,6 +3,7 @@ package batchtest
 import (
 	"encoding/json"
 	"testing"
+	"unicode/utf8"
 )
 
 func FuzzFieldsAgreeWithEncodingJSON(f *testing.F) {
@@ -23,6 +24,9 @@ func FuzzFieldsAgreeWithEncodingJSON(f *testing.F) {
 			items = append(items, string(value))
 			return true
 		})
+		if !utf8.Valid(raw) {
+			return // no JSON: encoding/json replaces bytes in keys
+		}
 		var object map[string]json.RawMessage
 		if json.Unmarshal(raw, &object) == nil && object != nil {
 			compare(t, len(object), len(fields))

@@ -15,94 +15,109 @@ import (
 	"time"
 )
 
-// Options say what a [Server] is like. The zero Options make an OpenAI that
-// answers at once and refuses nobody who shows a key. Negative times, rates and
-// limits count as zero.
+// Options configure a [Server]. The zero Options make a server that behaves like
+// OpenAI, answers at once and lets every key in. Negative times, rates and limits
+// count as zero, except ClockOffset.
 type Options struct {
-	// Manners are the provider's ways; the zero value means [OpenAI].
-	Manners Manners
+	// Behavior is the provider's behavior; the zero value means [OpenAI].
+	Behavior Behavior
 
-	// Turnaround is the time a batch takes once it is validated; its lines
-	// finish evenly spread over it. With zero every line is finished at once, and
-	// the batch has ended by the first time it is retrieved.
+	// Turnaround is the time that a batch takes after validating. The lines finish
+	// at equal intervals. Zero finishes all lines at once, and the first retrieve
+	// finds the batch ended.
 	Turnaround time.Duration
-	// Validating and Finalizing come before and after Turnaround; both are
-	// usually zero, which skips the state.
+	// Validating and Finalizing come before and after Turnaround. Zero, the
+	// default, skips the status.
 	Validating, Finalizing time.Duration
 
-	// Answer says what becomes of a line or a realtime call; nil means [Echo].
-	// It may be called by several requests at once, and once per line, when the
-	// batch is created. It must not block: use [Outcome.Delay] for slowness.
+	// Answer decides the outcome of a line or a realtime call; nil means [Echo].
+	// The Server calls Answer once per line, when the batch is created, and
+	// possibly from several goroutines at once. Answer must not block: use
+	// [Outcome.Delay] for a slow answer.
 	Answer func(Line) Outcome
-	// FailRate is the share of lines, 0 to 1, that end in a 500 instead of being
-	// answered. Which ones follows from Seed and the custom_id alone.
+	// FailRate is the share of lines, 0 to 1, that end in status 500 instead of an
+	// answer. Seed and the custom_id decide which lines fail.
 	FailRate float64
 	Seed     int64
 
-	// APIKeys are the keys let in; empty means any key, but there must be one.
-	// A key sees its own files and batches only.
+	// APIKeys are the keys let in, each an account of its own. If APIKeys and
+	// Keys are both empty, the Server lets every key in; a request without a key
+	// is always refused. A key sees only the files and batches of its account.
 	APIKeys []string
-	// Models are the models known; empty means any.
+	// Keys are further keys let in, with their account and their end. See
+	// [Server.AddKey] and [Server.RevokeKey].
+	Keys map[string]Key
+	// Models are the known models; empty means every model.
 	Models []string
-	// RequestsPerMinute is what one key may ask in a minute of the clock that
-	// starts with its first request; beyond it the answer is 429 with
+	// RequestsPerMinute is the most requests of one account in a minute, which
+	// starts with the first request. Further requests are answered 429 with
 	// Retry-After. Zero means no limit.
 	RequestsPerMinute int
-	// MaxEnqueuedTokens is how many prompt tokens (a quarter of the bytes) one
-	// key may have in unfinished batches of one model. A batch beyond it is
-	// created, and then fails with token_limit_exceeded. Zero means no limit.
+	// MaxEnqueuedTokens is the most prompt tokens (a quarter of the bytes) that
+	// one account may have in unfinished batches of one model. A batch beyond the
+	// limit is created, and then fails with token_limit_exceeded. Zero means no
+	// limit.
 	MaxEnqueuedTokens int64
 
-	// Logf is told of panicking handlers and of requests stuck in Close; nil
+	// ClockOffset is how far the provider's clock is ahead of the clock of the
+	// test; negative means behind. The offset shows in every time that the Server
+	// writes ("created_at" and so on) and in the header Date. Durations, such as
+	// Turnaround, do not depend on the offset.
+	ClockOffset time.Duration
+
+	// Logf logs panics of handlers, and requests that do not end in Close; nil
 	// means log.Printf.
 	Logf func(format string, args ...any)
 }
 
-// A Server is a Batch API in memory. It runs no goroutine of its own and sets
-// no timer: where a batch stands is worked out from the clock whenever somebody
-// asks. All methods are safe for concurrent use.
+// A Server is a Batch API in memory. The Server runs no goroutine of its own and
+// sets no timer: each request computes the state of a batch from the clock. All
+// methods are safe for concurrent use.
 type Server struct {
-	// URL is the base URL to give to a client: with /v1, without a slash at the
-	// end. Where [New] made the Server it leads nowhere except through
-	// [Server.Transport].
+	// URL is the base URL for a client: with /v1, without a slash at the end. If
+	// [New] made the Server, only [Server.Transport] reaches the URL.
 	URL string
 
 	opts     Options
-	manners  Manners
+	behavior Behavior
 	mux      *http.ServeMux
 	listener *http.Server
 
-	closing chan struct{} // closed first, by Close: faults stop waiting
-	closed  chan struct{} // closed last
+	closing chan struct{} // closed at the start of Close, to end waiting faults
+	closed  chan struct{} // closed at the end of Close
 	base    context.Context
-	cut     context.CancelFunc // ends base, and with it every request still running
+	cut     context.CancelFunc // ends base, and so every running request
 
-	mu       sync.Mutex // guards all below; never held while reading or writing a request
+	mu       sync.Mutex // guards the fields below; never held while reading or writing a request
 	files    map[string]*file
 	batches  map[string]*batch
-	order    []*batch // as created
-	uploads  []*file  // as uploaded
+	order    []*batch // in the order of creation
+	uploads  []*file  // in the order of upload
 	realtime []realtimeCall
 	requests []Request
 	controls []*control
 	rates    map[string]*rate
-	created  map[string][]time.Time // by key, within the last hour
+	created  map[string][]time.Time // creates of each account within the last hour
+	keys     map[string]Key
+	anyKey   bool // let unknown keys in
 	running  map[*visit]struct{}
 }
 
 // New returns a Server without a socket, to be used as an [http.Handler] or
-// through [Server.Transport]. It works in a testing/synctest bubble.
+// through [Server.Transport]. New works in a testing/synctest bubble.
 func New(opts Options) *Server {
 	s := &Server{
-		opts:    opts,
-		manners: opts.Manners.withDefaults(),
-		closing: make(chan struct{}),
-		closed:  make(chan struct{}),
-		files:   map[string]*file{},
-		batches: map[string]*batch{},
-		rates:   map[string]*rate{},
-		created: map[string][]time.Time{},
-		running: map[*visit]struct{}{},
+		opts:     opts,
+		behavior: opts.Behavior.withDefaults(),
+		closing:  make(chan struct{}),
+		closed:   make(chan struct{}),
+		files:    map[string]*file{},
+		batches:  map[string]*batch{},
+		rates:    map[string]*rate{},
+		created:  map[string][]time.Time{},
+		keys:     opts.knownKeys(),
+		anyKey:   len(opts.APIKeys) == 0 && len(opts.Keys) == 0,
+		running:  map[*visit]struct{}{},
 	}
 	for _, d := range []*time.Duration{&s.opts.Turnaround, &s.opts.Validating, &s.opts.Finalizing} {
 		*d = max(0, *d)
@@ -111,20 +126,21 @@ func New(opts Options) *Server {
 		s.opts.Logf = log.Printf
 	}
 	s.base, s.cut = context.WithCancel(context.Background())
-	s.URL = "http://batchtest.invalid" + s.manners.BasePath
+	s.URL = "http://batchtest.invalid" + s.behavior.BasePath
 	s.mux = s.routes()
 	return s
 }
 
 // NewServer returns a Server listening on a free port of the loopback
-// interface. Like [net/http/httptest.NewServer] it panics if there is none.
+// interface. NewServer panics if no port is free, as
+// [net/http/httptest.NewServer] does.
 func NewServer(opts Options) *Server {
 	s := New(opts)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		panic(fmt.Sprintf("batchtest: cannot listen: %v", err))
 	}
-	s.URL = "http://" + l.Addr().String() + s.manners.BasePath
+	s.URL = "http://" + l.Addr().String() + s.behavior.BasePath
 	s.listener = &http.Server{Handler: s, BaseContext: func(net.Listener) context.Context { return s.base }}
 	go s.listener.Serve(l) //nolint:errcheck // ends with ErrServerClosed, by Close
 	return s
@@ -133,9 +149,9 @@ func NewServer(opts Options) *Server {
 // Client returns a client that reaches the Server without a socket.
 func (s *Server) Client() *http.Client { return &http.Client{Transport: s.Transport()} }
 
-// Close ends the Server. It lets running requests finish, and after five
-// seconds names through Options.Logf those that did not and cuts them off.
-// Called again it waits for the first call to return.
+// Close ends the Server. Close waits for running requests to finish. After five
+// seconds Close logs the requests that still run, through Options.Logf, and breaks
+// their connections. A second call waits for the first call to return.
 func (s *Server) Close() {
 	if s.alreadyClosing() {
 		<-s.closed
@@ -153,8 +169,8 @@ func (s *Server) Close() {
 	}
 }
 
-// alreadyClosing closes s.closing, and reports whether somebody had before. A
-// sync.Once would hang a synctest bubble where two goroutines close.
+// alreadyClosing closes s.closing, and reports whether s.closing was closed before.
+// A sync.Once would hang a synctest bubble in which two goroutines call Close.
 func (s *Server) alreadyClosing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,7 +183,7 @@ func (s *Server) alreadyClosing() bool {
 	}
 }
 
-// drained waits until no request runs any more, and reports whether it came to that.
+// drained waits until no request runs, and reports false if ctx ended first.
 func (s *Server) drained(ctx context.Context) bool {
 	for pause := time.Millisecond; len(s.stuck()) > 0; pause = min(2*pause, 100*time.Millisecond) {
 		select {
@@ -195,24 +211,24 @@ func (s *Server) stuck() []string {
 	return names
 }
 
-func (m Manners) withDefaults() Manners {
-	if reflect.ValueOf(m).IsZero() {
-		m = OpenAI()
+func (rules Behavior) withDefaults() Behavior {
+	if reflect.ValueOf(rules).IsZero() {
+		rules = OpenAI()
 	}
-	m.BasePath = cmp.Or(m.BasePath, "/v1")
-	m.UploadPath = cmp.Or(m.UploadPath, "/files")
-	m.Purpose = cmp.Or(m.Purpose, "batch")
-	m.CreatedStatus = cmp.Or(m.CreatedStatus, http.StatusOK)
-	return m
+	rules.BasePath = cmp.Or(rules.BasePath, "/v1")
+	rules.UploadPath = cmp.Or(rules.UploadPath, "/files")
+	rules.Purpose = cmp.Or(rules.Purpose, "batch")
+	rules.CreatedStatus = cmp.Or(rules.CreatedStatus, http.StatusOK)
+	return rules
 }
 
-// routes lists everything the Server answers.
+// routes maps all paths of the API to the handlers.
 func (s *Server) routes() *http.ServeMux {
 	mux := http.NewServeMux()
 	on := func(op Op, method, path string, h handler) {
-		mux.Handle(method+" "+s.manners.BasePath+path, s.guard(op, h))
+		mux.Handle(method+" "+s.behavior.BasePath+path, s.guard(op, h))
 	}
-	on(OpUpload, "POST", s.manners.UploadPath, s.upload)
+	on(OpUpload, "POST", s.behavior.UploadPath, s.upload)
 	on(OpListFiles, "GET", "/files", s.listFiles)
 	on(OpRetrieveFile, "GET", "/files/{id}", s.retrieveFile)
 	on(OpContent, "GET", "/files/{id}/content", s.content)
@@ -223,26 +239,27 @@ func (s *Server) routes() *http.ServeMux {
 	on(OpCancel, "POST", "/batches/{id}/cancel", s.cancel)
 	on(OpModels, "GET", "/models", s.models)
 	for _, path := range realtimePaths {
-		on(OpRealtime, "POST", s.manners.CallPath+path, s.answerNow)
+		on(OpRealtime, "POST", s.behavior.CallPath+path, s.answerNow)
 	}
 	mux.HandleFunc("GET "+resultPath+"{id}", s.download)
 	mux.Handle("/", s.guard(OpAny, s.unknown))
 	return mux
 }
 
-func (s *Server) unknown(_ http.ResponseWriter, r *http.Request, _ string) error {
+func (s *Server) unknown(_ http.ResponseWriter, r *http.Request, _ caller) error {
 	return &apiError{status: 404, message: fmt.Sprintf("Invalid URL (%s %s)", r.Method, r.URL.Path)}
 }
 
-// A handler does one operation for one key. An error it returns becomes the answer.
-type handler func(w http.ResponseWriter, r *http.Request, key string) error
+// A handler does one operation for one caller. A returned error becomes the answer.
+type handler func(w http.ResponseWriter, r *http.Request, c caller) error
 
-// guard makes an http.Handler of h: faults first, then the key, then the rate.
+// guard makes an http.Handler of h that applies the faults, the check of the key, and
+// the rate limit before h.
 func (s *Server) guard(op Op, h handler) http.Handler {
 	work := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		key, err := s.admit(r)
+		c, err := s.admit(r)
 		if err == nil {
-			err = h(w, r, key)
+			err = h(w, r, c)
 		}
 		if err != nil {
 			s.refuse(w, err)
@@ -256,12 +273,13 @@ func (s *Server) guard(op Op, h handler) http.Handler {
 	})
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP answers a request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v := &visit{name: r.Method + " " + r.URL.Path, since: time.Now()}
 	s.enter(v)
 	rec := &recorder{ResponseWriter: w}
 	rec.Header().Set("X-Request-Id", s.newID("req_"))
+	rec.Header().Set("Date", s.clock(v.since).UTC().Format(http.TimeFormat))
 	defer s.leave(v, rec, Request{
 		Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone(), Time: v.since,
 	})
@@ -273,7 +291,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// A visit is a request being answered.
+// A visit is a running request.
 type visit struct {
 	name  string
 	since time.Time
@@ -290,52 +308,7 @@ func (s *Server) leave(v *visit, rec *recorder, entry Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.running, v)
-	s.note(entry)
-}
-
-// admit returns the key a request was made with.
-func (s *Server) admit(r *http.Request) (string, error) {
-	key, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !bearer {
-		key = r.Header.Get("api-key")
-	}
-	if key == "" || len(s.opts.APIKeys) > 0 && !slices.Contains(s.opts.APIKeys, key) {
-		return "", &apiError{
-			status: 401, code: "invalid_api_key",
-			message: "Incorrect API key provided.",
-		}
-	}
-	if need := s.manners.NeedQuery; need != "" && r.URL.Query().Get(need) == "" {
-		return "", invalid(need, "Missing required query parameter: %s", need)
-	}
-	return key, s.meter(key)
-}
-
-// A rate counts one key's requests in the minute that began at since.
-type rate struct {
-	since time.Time
-	count int
-}
-
-func (s *Server) meter(key string) error {
-	if s.opts.RequestsPerMinute <= 0 {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := time.Now()
-	r := s.rates[key]
-	if r == nil || now.Sub(r.since) >= time.Minute {
-		r = &rate{since: now}
-		s.rates[key] = r
-	}
-	if r.count++; r.count <= s.opts.RequestsPerMinute {
-		return nil
-	}
-	return &apiError{
-		status: 429, code: "rate_limit_exceeded", retryAfter: time.Minute - now.Sub(r.since),
-		message: "Rate limit reached for requests.",
-	}
+	s.noteLocked(entry)
 }
 
 var errNoSuchBatch = errors.New("batchtest: no such batch")

@@ -41,8 +41,8 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-func TestAKeySeesOnlyItsOwn(t *testing.T) {
-	a := newAPI(t, batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: time.Hour})
+func TestAKeySeesOnlyItsAccount(t *testing.T) {
+	a := newAPI(t, batchtest.Options{Behavior: batchtest.Doubleword(), Turnaround: time.Hour})
 	b := a.create(chatLines(1))
 	batch, input, output := b["id"].(string), b["input_file_id"].(string), b["output_file_id"].(string)
 	a.key = "sk-other"
@@ -85,7 +85,7 @@ func TestRequestsPerMinute(t *testing.T) {
 	})
 }
 
-func TestUploadsTellWhatCame(t *testing.T) {
+func TestUploads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI(t, batchtest.Options{})
 		content := chatLine("a", "hi") + chatLine("b", "ho")
@@ -96,7 +96,7 @@ func TestUploadsTellWhatCame(t *testing.T) {
 		}
 		got.Header = nil
 		want := batchtest.Upload{
-			ID: id.(string), Filename: "lines.jsonl", Purpose: "batch", Content: []byte(content), APIKey: "sk-test", Time: time.Now(),
+			ID: id.(string), Filename: "lines.jsonl", Purpose: "batch", Content: []byte(content), APIKey: "sk-test", Account: "sk-test", Time: time.Now(),
 			Form: map[string][]string{"purpose": {"batch"}, "expires_after[anchor]": {"created_at"}, "expires_after[seconds]": {"7200"}},
 			Lines: []batchtest.Line{
 				{Number: 1, CustomID: "a", Method: "POST", URL: chat, Model: "m", Body: []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`)},
@@ -109,7 +109,7 @@ func TestUploadsTellWhatCame(t *testing.T) {
 	})
 }
 
-func TestBatchesTellHowTheyStand(t *testing.T) {
+func TestBatches(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI(t, batchtest.Options{Turnaround: 2 * time.Hour})
 		body := strings.TrimSuffix(createBody(a.upload(chatLines(2)), chat, "24h"), "}") + `,"metadata":{"k":"v"}}`
@@ -119,7 +119,7 @@ func TestBatchesTellHowTheyStand(t *testing.T) {
 		got := a.server.Batches()[0]
 		want := batchtest.Batch{
 			ID: b["id"].(string), InputFileID: b["input_file_id"].(string), Endpoint: chat, Window: "24h",
-			Metadata: map[string]string{"k": "v"}, Status: "in_progress", Total: 2, Completed: 1, APIKey: "sk-test", Created: created,
+			Metadata: map[string]string{"k": "v"}, Status: "in_progress", Total: 2, Completed: 1, APIKey: "sk-test", Account: "sk-test", Created: created,
 		}
 		lines := got.Lines
 		got.Lines = nil
@@ -170,7 +170,7 @@ func TestRequestLogIsBounded(t *testing.T) {
 	}
 }
 
-func TestPaidCountsWhatIsPaidTwice(t *testing.T) {
+func TestPaid(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
 		switch {
 		case strings.Contains(string(l.Body), "fail"):
@@ -188,9 +188,9 @@ func TestPaidCountsWhatIsPaidTwice(t *testing.T) {
 	got := map[string]int{}
 	counts := a.server.Paid()
 	for _, e := range a.server.Executed() {
-		said := batchtest.Echo(e.Line).Body
+		reply := batchtest.Echo(e.Line).Body
 		for _, word := range []string{"once", "twice", "fail", "lost", "late"} {
-			if strings.Contains(string(said), word) {
+			if strings.Contains(string(reply), word) {
 				got[word] = counts[e.Key()]
 			}
 		}
@@ -201,7 +201,7 @@ func TestPaidCountsWhatIsPaidTwice(t *testing.T) {
 	}
 }
 
-// discard is a ResponseWriter for answers nobody looks at.
+// discard is a ResponseWriter that drops the answer.
 type discard struct{}
 
 func (discard) Header() http.Header         { return http.Header{} }
@@ -215,4 +215,28 @@ func mustURL(t *testing.T, raw string) *url.URL {
 		t.Fatal(err)
 	}
 	return u
+}
+
+func TestPaidPrompts(t *testing.T) {
+	a := newAPI(t, batchtest.Options{Answer: func(l batchtest.Line) (o batchtest.Outcome) {
+		if l.Prompt() == "fail" {
+			o.Status = 500
+		}
+		return o
+	}})
+	a.create(chatLine("a", "twice") + chatLine("b", "fail"))
+	for path, body := range map[string]string{
+		"/chat/completions": `{"model":"m","temperature":1,"messages":[{"role":"user","content":"twice"}]}`,
+		"/responses":        `{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"response"}]}]}`,
+		"/embeddings":       `{"model":"m","input":["embedding"]}`,
+		"/completions":      `{"model":"m","prompt":"completion"}`,
+	} {
+		if got := a.post(path, body); got.status != 200 {
+			t.Fatalf("%s: %d %s", path, got.status, got.body)
+		}
+	}
+	want := map[string]int{"twice": 2, "response": 1, `["embedding"]`: 1, "completion": 1}
+	if diff := cmp.Diff(want, a.server.PaidPrompts()); diff != "" {
+		t.Errorf("paid prompts (-want +got):\n%s", diff)
+	}
 }

@@ -14,8 +14,9 @@ import (
 
 // Transport returns an [http.RoundTripper] that calls the Server in process,
 // whatever host the request names. Bodies stream both ways, the end of a
-// request's context ends the exchange, and no goroutine is left once the
-// response body is closed. It works in a testing/synctest bubble.
+// request's context ends the exchange, and no goroutine is left after the
+// response body was closed. The RoundTripper is safe for concurrent use and works in
+// a testing/synctest bubble.
 func (s *Server) Transport() http.RoundTripper { return transport{s} }
 
 type transport struct{ server *Server }
@@ -31,7 +32,7 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	r.Body, r.ContentLength, r.RequestURI = body, bodyLength(req), req.URL.RequestURI()
 	r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/1.1", 1, 1
 	r.RemoteAddr = "in-process"
-	// Either end may give up: the caller by its context, the Server by Close.
+	// Both sides can end the exchange: the client by its context, the Server by Close.
 	x.stops = append(x.stops,
 		context.AfterFunc(req.Context(), func() { x.abort(req.Context().Err()); _ = body.Close() }),
 		context.AfterFunc(t.server.base, func() { x.abort(errClosed); _ = body.Close() }))
@@ -63,7 +64,8 @@ func bodyLength(req *http.Request) int64 {
 	return req.ContentLength
 }
 
-// A requestBody closes the caller's body exactly once, whoever gets there first.
+// A requestBody closes the client's body exactly once, although several goroutines
+// call Close.
 type requestBody struct {
 	io.Reader
 	close func() error
@@ -78,15 +80,15 @@ func newRequestBody(req *http.Request) *requestBody {
 
 func (b *requestBody) Close() error { return b.close() }
 
-// An exchange is one request and its response: the handler writes on one side,
-// the client reads on the other.
+// An exchange is a request and its response: the handler writes the response, and
+// the client reads.
 type exchange struct {
 	ctx    context.Context // the handler's
 	cancel context.CancelFunc
 	stops  []func() bool
 
 	header http.Header
-	status int // zero until the handler says
+	status int // zero until the handler has set the status
 	length int64
 	res    *http.Response
 	out    *bufio.Writer // into pw
@@ -94,14 +96,14 @@ type exchange struct {
 	pw     *io.PipeWriter
 
 	start sync.Once
-	begun chan struct{} // closed when res or err is there
+	begun chan struct{} // closed when res or err is set
 	err   error
 }
 
 func newExchange(req *http.Request) *exchange {
 	x := &exchange{header: http.Header{}, length: -1, begun: make(chan struct{})}
-	// Not derived from the request's context: abort has to come first when that
-	// ends, or the handler's giving up could be taken for the reason.
+	// The context is not derived from the request's context. When the request's
+	// context ends, abort must record the reason before the handler notices.
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.pr, x.pw = io.Pipe()
 	x.res = &http.Response{
@@ -111,7 +113,7 @@ func newExchange(req *http.Request) *exchange {
 	return x
 }
 
-// serve runs the handler and then tells the client how it ended.
+// serve runs the handler, and then ends the response for the client.
 func (x *exchange) serve(s *Server, r *http.Request) {
 	defer r.Body.Close() //nolint:errcheck // as net/http does
 	defer func() {
@@ -130,13 +132,15 @@ func (x *exchange) serve(s *Server, r *http.Request) {
 
 func (x *exchange) finish() {
 	x.WriteHeader(http.StatusOK)
-	x.length = int64(x.out.Buffered()) // the whole body, unless it has begun
-	x.begin()                          // before the last flush: it may block until the client reads
+	if !x.untilClose() {
+		x.length = int64(x.out.Buffered()) // the whole body, unless the response has begun
+	}
+	x.begin() // before the last flush, which may block until the client reads
 	_ = x.out.Flush()
 	_ = x.pw.Close()
 }
 
-// abort breaks the exchange off: RoundTrip fails, or reading the body does.
+// abort breaks the exchange: RoundTrip fails, or the read of the body.
 func (x *exchange) abort(err error) {
 	x.start.Do(func() {
 		x.err = err
@@ -146,12 +150,13 @@ func (x *exchange) abort(err error) {
 	x.cancel()
 }
 
-// begin lets RoundTrip return; what is set in the header later is lost.
+// begin lets RoundTrip return. Later changes of the header are lost.
 func (x *exchange) begin() {
 	x.start.Do(func() {
 		x.res.StatusCode = x.status
 		x.res.Status = fmt.Sprintf("%d %s", x.status, http.StatusText(x.status))
-		x.res.Header = x.header.Clone()
+		x.res.Header, x.res.Close = x.header.Clone(), x.untilClose()
+		x.res.Header.Del("Transfer-Encoding")
 		x.res.ContentLength = x.length
 		if n, err := strconv.ParseInt(x.header.Get("Content-Length"), 10, 64); err == nil {
 			x.res.ContentLength = n
@@ -159,6 +164,10 @@ func (x *exchange) begin() {
 		close(x.begun)
 	})
 }
+
+// untilClose reports whether the end of the connection ends the body. As in
+// net/http, the handler asks for this with the Transfer-Encoding "identity".
+func (x *exchange) untilClose() bool { return x.header.Get("Transfer-Encoding") == "identity" }
 
 func (x *exchange) response() (*http.Response, error) {
 	<-x.begun
@@ -169,7 +178,7 @@ func (x *exchange) response() (*http.Response, error) {
 	return x.res, nil
 }
 
-// end releases what the exchange holds once the client is done with it.
+// end releases the resources of the exchange after the client has finished.
 func (x *exchange) end() {
 	x.cancel()
 	for _, stop := range x.stops {

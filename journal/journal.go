@@ -1,30 +1,38 @@
-// Package journal is the memory of what was paid for. A Transport writes down
-// every batch before it is created, so that after a crash, at another replica
-// or after a lost answer the same call finds the line it already has.
+// Package journal records the batches that a program pays for. A Transport records
+// every batch before creating the batch at the provider. After a crash, at a second
+// replica or after a lost response, a repeated call finds the line of the first
+// call and is not paid for again.
 //
-// A journal holds no prompts, no answers and no credentials: only hashes, ids,
-// states and times. The answers stay with the provider.
+// A journal holds no prompts, no results and no credentials. A journal holds hashes,
+// ids, states and times. The results stay with the provider.
 //
-// Package journal/sqlite keeps it in a file, which processes of one machine may
-// share. Package journal/postgres keeps it in a database, which a fleet may
-// share. [NewMemory] keeps it in memory, for tests. What a backend must do is
-// written down as tests, in package journal/journaltest.
+// Package journal/sqlite keeps a journal in a file, shared by the processes of a
+// machine. Package journal/postgres keeps a journal in a database, shared by a
+// fleet. [NewMemory] keeps a journal in memory, for tests. Package
+// journal/journaltest is the specification of a backend, as tests.
 //
 // # Owners
 //
-// Whoever uses a journal does so under a name of its own, made up afresh by
-// each process that starts: its owner. An owner holds the lines its callers
-// wait for. It has a lease, which it renews by [Store.Heartbeat]; when the lease
-// runs out, all it holds becomes open by itself. Leases are measured by one
-// clock for all, the database's or the machine's, never by the owners' own: an
-// owner says how long its lease is, not when it ends. So no replica takes the
-// lines of one that lives because their clocks differ.
+// Each process makes up a name at its start and uses the journal under the name: the
+// owner. An owner holds the lines of its waiting callers. The owner has a lease and
+// renews the lease by [Store.Heartbeat].
+//
+// After the end of the lease the owner is expired, and still holds everything. The
+// owner dies when a different owner's request relies on the death (TakeOver, Claim,
+// Hold, Abandon, a list of batches and similar). Death removes the owner and does
+// not change the lines and batches of the owner: lines and batches of a removed
+// owner are open. An owner who returns after its death is a new owner of the same
+// name and holds nothing. An owner who returns before its death keeps everything.
+//
+// The clock of the database or of the machine measures all leases. An owner states
+// the length of the lease, not the end. The clocks of replicas may differ.
 //
 // # Lines
 //
-// A line is held by an owner, or open, or delivered. Only open lines are taken
-// over, and by one owner each. What was delivered is counted and otherwise
-// forgotten.
+// A line is held by an owner, or open, or delivered. A line is open if its owner
+// released the line or is dead. Owners take over open lines only, and no line goes
+// to two owners. The journal counts delivered lines and deletes all other data of
+// delivered lines.
 package journal
 
 import (
@@ -33,197 +41,239 @@ import (
 	"time"
 )
 
-// A Hash is a keyed fingerprint; see [Store.Key].
+// A Hash is a keyed hash; see [Store.Key].
 type Hash [32]byte
 
-// State says how far a batch got.
+// State is the progress of a batch.
 type State string
 
-// The states, in the order of a batch's life. A create that came to nothing goes
-// back to Uploaded, with another file.
+// The states, in the order of a batch's life. After a create that failed, the
+// state of the batch is Uploaded again, with another file.
 const (
-	Uploading  State = "uploading"  // begun: nothing exists that costs money
+	Uploading  State = "uploading"  // begun: nothing to pay for exists
 	Uploaded   State = "uploaded"   // the input file exists
-	Creating   State = "creating"   // the batch may exist: look before creating it
+	Creating   State = "creating"   // the batch may exist: look before creating
 	Running    State = "running"    // the batch exists
-	Cancelling State = "cancelling" // nobody wants it; its lines are not taken over
-	Ended      State = "ended"      // there is nothing more to come
+	Cancelling State = "cancelling" // no caller waits; no owner takes over a line
+	Ended      State = "ended"      // no further results will come
 )
 
-// A Batch is what the journal knows of one batch.
+// A Batch is the record of a batch.
 type Batch struct {
-	// Ref names the batch in the journal. It must be new.
+	// Ref names the batch in the journal. Begin requires a new name.
 	Ref string
 
-	// Owner is who carries the batch on: uploads, creates, watches. Only the
-	// owner advances it. "" if that owner has gone; see [Store.Claim].
+	// Owner runs the batch: uploads, creates, polls. Only Owner advances the
+	// batch. "" if the owner is dead; see [Store.Claim].
 	Owner string
 
-	Payer    Hash     // of the credential
-	Upstream string   // the base URL, without anything secret
-	Provider string   // the profile's name
-	Endpoint string   // as the lines name it
+	Account  Hash     // of the paying account
+	Upstream string   // the base URL, without secrets
+	Provider string   // the name of the profile
+	Endpoint string   // as in the lines of the input file
 	Window   string   // the completion window
-	Models   []string // sorted, each once
+	Models   []string // sorted, without duplicates
+
+	// Traces are the traces that the calls of the batch belong to, as values of the
+	// header traceparent, separated by spaces; "" if none is known. The journal
+	// returns the text unchanged.
+	Traces string
 
 	State       State
 	InputFileID string // "" before Uploaded
 	BatchID     string // "" before Running
-	Status      string // the provider's word for how it ended; "" before Ended
+	Status      string // the provider's final status; "" before Ended
 
-	// When the journal was told, by the journal's clock, in UTC. Zero if it
-	// was not yet.
+	// Cost and Savings are the estimates for the batch, in US dollars, as decimal
+	// numbers. "": not known.
+	Cost, Savings string
+
+	// Began, Created and Ended are the times of Begin and of the first Advance
+	// to Running and Ended, by the journal's clock, in UTC. The zero time means
+	// not yet.
 	Began, Created, Ended time.Time
 
-	// Lines is how many lines the batch has. Each of them is one of the
-	// others: delivered, held by an owner whose lease runs, or open.
+	// Lines is the number of lines of the batch, the sum of delivered lines,
+	// lines held by living owners, and open lines.
 	Lines, Delivered, Held, Open int
 }
 
-// A Line is one line of a batch.
+// A Line is a line of a batch.
 type Line struct {
-	// N is the line's place among those given to Begin, from 0. Begin ignores
-	// it.
+	// N is the index of the line in the slice given to Begin. Begin ignores N.
 	N int
 
-	// CustomID is what the provider calls the line.
+	// CustomID is the provider's name of the line.
 	CustomID string
 
-	// Print is equal for calls that are the same call again: same credential,
-	// URL and body.
-	Print Hash
+	// Fingerprint is equal for repeated calls: same account, URL and body.
+	Fingerprint Hash
+
+	// ResponseID is the provider's id of a background response, "" if none; see
+	// [Store.SetResponse]. Begin ignores ResponseID.
+	ResponseID string
 }
 
-// Taken are the lines of one batch that were taken over.
+// Taken is a batch and some lines of the batch, in the order of N.
 type Taken struct {
 	Batch Batch // without the counts
 	Lines []Line
 }
 
-// A Step is what Advance writes down.
+// A Step is a change of a batch.
 type Step struct {
 	State State
 
-	// InputFileID, BatchID and Status replace what is known, unless "".
-	InputFileID, BatchID, Status string
+	// InputFileID, BatchID, Status, Cost and Savings replace the recorded values,
+	// unless "".
+	InputFileID, BatchID, Status, Cost, Savings string
 }
 
-// A Filter selects batches. The zero Filter selects all.
+// A Filter selects the batches matched by all fields. The zero Filter selects all
+// batches.
 type Filter struct {
-	Ref   string // only this one, if not ""
-	Payer *Hash  // only this payer's, if not nil
+	Ref     string // the name of the batch, if not ""
+	Account *Hash  // the account of the batches, if not nil
 
-	// Unfinished leaves out the batches that have ended and that nobody can
-	// come back for, since every line was delivered.
+	// Unfinished omits ended batches without undelivered lines.
 	Unfinished bool
+
+	// Orphans selects batches before their end and without a living owner. The
+	// cost depends on the number of orphans and of owners, not on the
+	// size of the journal. Delivered, Held and Open of the result are zero.
+	Orphans bool
 }
 
-// An Owner is one whose lease runs.
+// An Owner is an owner with a running lease.
 type Owner struct {
 	Name   string
-	Silent time.Duration // since its last heartbeat
-	Left   time.Duration // until its lease runs out
+	Silent time.Duration // since the last heartbeat
+	Left   time.Duration // until the lease runs out
 }
 
 // A Store is a journal. All methods may be called concurrently, and by several
-// processes where the backend says so. What a method did is durable when it
-// returns nil. An error of the context's is matched by errors.Is; after any
-// other error than those below, it is not known whether the method did its
-// work.
+// processes where the backend says so. The work of a method is durable when the
+// method returns nil. A method has no timeout of its own: the context is the only
+// limit, and the caller should allow more time for more lines. An error other than
+// the sentinels below leaves open whether the work was done. errors.Is matches the
+// error of an ended context.
+//
+// The cost of a method depends on the touched lines and batches, not on the size of
+// the journal. A dead owner's lines cost nothing until an owner takes them over; the
+// backends say how a lookup grows with dead owners.
 type Store interface {
-	// Key returns 32 random bytes, the same for everyone who uses this
-	// journal, as long as it exists. Hashes are keyed with it, so that they say
-	// nothing outside of this journal.
+	// Key returns 32 random bytes, the same for every user of the journal, for
+	// the life of the journal. Hashes are keyed with Key and therefore mean
+	// nothing outside of the journal.
 	Key(ctx context.Context) (Hash, error)
 
-	// Heartbeat gives owner a lease that runs out this long from now. Zero or
-	// less ends the lease: everything that owner holds is open at once, as it
-	// should be when a process ends. An owner that comes back after its lease
-	// ran out keeps what it has, if nobody used the journal meanwhile; else all of
-	// that is open. It reports whether the owner holds nothing: it is new, or was
-	// taken for dead, and then Hold and Claim give back what nobody took yet.
-	Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error)
+	// Heartbeat gives owner a lease of the given length from now. Zero or less
+	// removes owner and opens everything held by owner at once, for a process
+	// about to end. Heartbeat reports expired as true if owner holds nothing now,
+	// because owner is new or had expired and died. Hold and Claim then give back
+	// everything not taken in the meantime. If owner had expired but not died,
+	// owner keeps everything, and expired is false.
+	Heartbeat(ctx context.Context, owner string, lease time.Duration) (expired bool, err error)
 
-	// Owners lists those whose lease runs, by name. An owner that is silent for
-	// longer than it should be is probably dead, and its lines will soon be
-	// open: better to wait for that than to pay for them again.
+	// Owners lists the owners with running leases, by name. An owner who is
+	// silent for longer than its heartbeat interval is probably dead, and its
+	// lines will soon be open. Waiting costs less than paying a second time.
 	Owners(ctx context.Context) ([]Owner, error)
 
-	// Begin writes down a batch that is about to be uploaded, and its lines in
-	// the order of its file, all of them held by b.Owner. Of b it reads Ref to
-	// Models; the state becomes Uploading. It returns ErrLapsed if b.Owner has
-	// no lease, and ErrExists if Ref is not new.
+	// Begin records a batch before the upload, and the lines of the batch in
+	// the order of the input file, all held by b.Owner. Begin reads the fields
+	// Ref to Traces of b; the state becomes Uploading. The batch appears in the
+	// journal as a whole or not at all. The error is ErrLapsed if b.Owner has no
+	// lease, and ErrExists if Ref is not new.
 	Begin(ctx context.Context, b Batch, lines []Line) error
 
-	// Advance writes down how far the batch got. It must be called before
-	// what Creating stands for is done, and after everything else. It returns
-	// ErrNotOwner if another carries the batch on, or nobody, and ErrNoBatch
-	// if the journal has none.
+	// Advance records the progress of a batch. The caller must call Advance
+	// before the create request for Creating, and after every other step.
+	// The error is ErrNotOwner if owner does not run the batch, and ErrNoBatch if
+	// the journal does not have the batch.
 	Advance(ctx context.Context, owner, ref string, s Step) error
 
-	// Discard forgets a batch that never was created, with its lines. Its
-	// errors are those of Advance.
+	// Discard deletes a batch that was never created, and the lines. The errors
+	// are the errors of Advance.
 	Discard(ctx context.Context, owner, ref string) error
 
-	// Claim makes owner the one who carries the batch on, if nobody does, and
-	// reports whether owner is the one now. The lines are not touched. It
-	// returns ErrLapsed and ErrNoBatch.
+	// Claim makes owner run the batch unless a living owner does, and reports
+	// whether owner runs the batch now. Claim does not change the lines. The
+	// errors are ErrLapsed and ErrNoBatch.
 	Claim(ctx context.Context, owner, ref string) (bool, error)
 
-	// TakeOver finds open lines of payer's with these prints, makes owner hold
-	// them, and returns them, the batches and lines that were begun first in
-	// front. It takes one line for each print: n equal prints take n lines, or
-	// as many as there are. No line is ever taken by two. It returns ErrLapsed
-	// if owner has no lease. Thousands of prints cost one round trip.
-	TakeOver(ctx context.Context, owner string, payer Hash, prints []Hash) ([]Taken, error)
+	// TakeOver finds open lines of the account by fingerprint, makes owner hold
+	// the lines, and returns the lines ordered by the time of Begin and by N.
+	// TakeOver takes the oldest line for each fingerprint: n equal
+	// fingerprints take n lines, or fewer if fewer are open. No line goes to two
+	// owners. The error is ErrLapsed if owner has no lease. After any other
+	// error some lines may have been taken; Held finds the lines. A single call
+	// with thousands of fingerprints is cheaper than many calls.
+	TakeOver(ctx context.Context, owner string, account Hash, fingerprints []Hash) ([]Taken, error)
 
-	// Hold makes owner hold those of the lines that are open, unless their batch is
-	// being cancelled: an owner that was taken for dead lives, and its callers
-	// wait. It returns ErrLapsed.
+	// Held finds the lines of the account held by owner now, by fingerprint: all
+	// lines of each fingerprint, in the order of TakeOver. After the answer of a
+	// TakeOver was lost, Held returns the taken lines. Held is empty if owner is
+	// unknown.
+	Held(ctx context.Context, owner string, account Hash, fingerprints []Hash) ([]Taken, error)
+
+	// Hold makes owner hold the open lines among lines, unless the batch is being
+	// cancelled: after its death an owner returns, and its callers still wait.
+	// The error is ErrLapsed if owner has no lease.
 	Hold(ctx context.Context, owner, ref string, lines []int) error
 
-	// Release makes those of the lines open that owner holds: their callers
-	// have gone.
+	// Release opens the lines held by owner among lines: the callers have
+	// disconnected.
 	Release(ctx context.Context, owner, ref string, lines []int) error
 
-	// Deliver notes that the lines' callers have their answers. Lines that
-	// another owner holds, or that were delivered before, are left alone.
+	// SetResponse records the provider's response id of a line. TakeOver and
+	// Held return the id with the line. SetResponse does nothing unless owner
+	// holds the line.
+	SetResponse(ctx context.Context, owner, ref string, line int, responseID string) error
+
+	// Deliver records the lines as delivered to their callers. Deliver does not
+	// change lines of other living owners and delivered lines.
 	Deliver(ctx context.Context, owner, ref string, lines []int) error
 
-	// Abandon makes the state Cancelling if the batch is Running and nobody
-	// holds any of its lines, anywhere, and reports whether it did. From then
-	// until it is Ended, none of its lines is taken over. Its errors are those
-	// of Advance.
+	// Abandon changes the state from Running to Cancelling if no living owner
+	// holds a line of the batch, and reports the change. While the state is
+	// Cancelling, no owner takes over a line of the batch. The errors are the
+	// errors of Advance.
 	Abandon(ctx context.Context, owner, ref string) (bool, error)
 
-	// Batches lists the batches, those begun first in front.
+	// Batches lists batches in the order of Begin.
 	Batches(ctx context.Context, f Filter) ([]Batch, error)
 
-	// Forget forgets the batches that ended at least so long ago, and those that
-	// nobody carries on and that were begun at least so long ago, and says how
-	// many they were. A batch of which somebody holds a line is kept.
+	// Forget deletes batches by age, and returns the number of deleted batches:
+	// batches that ended at least the first duration ago, and batches without a
+	// living owner that were begun at least the second duration ago. Forget keeps
+	// a batch while a living owner holds a line of the batch. Forget deletes in
+	// small steps and lets other requests in between. A batch is invisible from
+	// the first step on; after an interruption the next Forget continues.
 	Forget(ctx context.Context, ended, begun time.Duration) (int, error)
 
-	// Close frees what the Store needs. Owners whose heartbeats went through
-	// it are not heard of any more; a backend may know them for dead at once.
+	// Close releases the resources of the Store. A backend may treat the owners
+	// of the Store's heartbeats as dead at once.
 	Close() error
 }
 
-// What a Store refuses to do.
+// Sentinel errors of a Store's methods.
 var (
-	ErrLapsed   = errors.New("journal: the owner has no lease, or it ran out")
-	ErrNotOwner = errors.New("journal: the batch is another owner's")
+	ErrLapsed   = errors.New("journal: the owner has no lease, or the lease ran out")
+	ErrNotOwner = errors.New("journal: the owner does not run the batch")
 	ErrNoBatch  = errors.New("journal: no such batch")
-	ErrExists   = errors.New("journal: there is a batch of this name")
+	ErrExists   = errors.New("journal: a batch of this name exists")
 )
 
-// What can be wrong with a journal. The error that wraps one of these says
-// which journal it is and what to do.
+// Sentinel errors of an unusable journal. The wrapping error names the journal and
+// says what to do.
 var (
-	ErrNewer     = errors.New("made by a newer version")
-	ErrDamaged   = errors.New("damaged")
-	ErrFull      = errors.New("no space left")
-	ErrReadOnly  = errors.New("read-only")
-	ErrBusy      = errors.New("locked by another process")
-	ErrNetworkFS = errors.New("on a network file system")
+	ErrNewer      = errors.New("made by a newer version")
+	ErrOlderInUse = errors.New("in use by a process of an older version")
+	ErrDamaged    = errors.New("damaged")
+	ErrFull       = errors.New("no space left")
+	ErrReadOnly   = errors.New("read-only")
+	ErrBusy       = errors.New("locked by another process")
+	ErrNetworkFS  = errors.New("on a network file system")
+	ErrReplaced   = errors.New("deleted or replaced while in use")
 )

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"cmp"
+	"container/list"
 	"context"
 	"crypto/rand"
 	"maps"
@@ -10,112 +11,146 @@ import (
 	"time"
 )
 
-// Memory is a Store that lasts as long as the process: the reference that
-// other backends are compared with.
+// Memory is a Store in memory, for tests. As for every Store, the cost of a method
+// depends on the touched lines.
 type Memory struct {
 	key Hash
 
 	mu      sync.Mutex
-	owners  map[string]lease
+	owners  map[string]*memoryOwner // the living
 	batches map[string]*memoryBatch
 	begun   int
+
+	// calls lists the undelivered lines of each call, the oldest first.
+	calls map[memoryCall]*list.List
+
+	// unended are the batches before their end, by owner, dead or alive.
+	unended map[*memoryOwner]map[*memoryBatch]bool
 }
 
-type lease struct{ heard, until time.Time }
+type memoryOwner struct {
+	name         string
+	heard, until time.Time
+	dead         bool
+}
+
+// alive reports whether o has not died. A nil o is not alive.
+func (o *memoryOwner) alive() bool { return o != nil && !o.dead }
+
+type memoryCall struct{ account, fingerprint Hash }
 
 type memoryBatch struct {
-	Batch
+	Batch // with an Owner of ""
 	seq   int
-	lines map[int]*memoryLine // those not delivered
+	owner *memoryOwner
+	lines map[int]*memoryLine  // the undelivered lines
+	held  map[*memoryOwner]int // the number of lines by holder; nil: released
 }
 
 type memoryLine struct {
 	Line
-	owner string // "" if open
+	batch *memoryBatch
+	owner *memoryOwner // nil if released
+	place *list.Element
+}
+
+func (l *memoryLine) open() bool { return !l.owner.alive() }
+
+// give makes owner the holder of the line.
+func (l *memoryLine) give(owner *memoryOwner) {
+	l.uncount()
+	l.owner = owner
+	l.batch.held[owner]++
+}
+
+func (l *memoryLine) uncount() {
+	if l.batch.held[l.owner]--; l.batch.held[l.owner] == 0 {
+		delete(l.batch.held, l.owner)
+	}
 }
 
 var _ Store = (*Memory)(nil)
 
 // NewMemory returns an empty journal.
 func NewMemory() *Memory {
-	m := &Memory{owners: make(map[string]lease), batches: make(map[string]*memoryBatch)}
+	m := &Memory{
+		owners: make(map[string]*memoryOwner), batches: make(map[string]*memoryBatch),
+		calls: make(map[memoryCall]*list.List), unended: make(map[*memoryOwner]map[*memoryBatch]bool),
+	}
 	rand.Read(m.key[:])
 	return m
 }
 
-// lock locks m, and opens what belongs to owners whose lease ran out.
-func (m *Memory) lock() {
+// lock locks m and removes the owners whose leases ran out, except for the owner
+// of the request. lock returns that owner, nil if unknown.
+func (m *Memory) lock(owner string) *memoryOwner {
 	m.mu.Lock()
-	for name, l := range m.owners {
-		if !l.until.After(time.Now()) {
-			delete(m.owners, name)
-			m.orphan(name)
+	for name, o := range m.owners {
+		if name != owner && o.lapsed() {
+			m.removeOwnerLocked(o)
 		}
 	}
+	return m.owners[owner]
 }
 
-func (m *Memory) orphan(owner string) {
-	for _, b := range m.batches {
-		if b.Owner == owner {
-			b.Owner = ""
-		}
-		for _, l := range b.lines {
-			if l.owner == owner {
-				l.owner = ""
-			}
-		}
-	}
+func (o *memoryOwner) lapsed() bool { return !o.until.After(time.Now()) }
+
+func (m *Memory) removeOwnerLocked(o *memoryOwner) {
+	o.dead = true
+	delete(m.owners, o.name)
 }
 
-// owned finds a batch that owner carries on.
-func (m *Memory) owned(owner, ref string) (*memoryBatch, error) {
-	b := m.batches[ref]
-	switch {
-	case b == nil:
-		return nil, ErrNoBatch
-	case b.Owner != owner:
-		return nil, ErrNotOwner
-	}
-	return b, nil
-}
-
-func (m *Memory) leased(owner string) error {
-	if _, ok := m.owners[owner]; !ok {
+// leased returns ErrLapsed unless the lease of o runs.
+func leased(o *memoryOwner) error {
+	if !o.alive() || o.lapsed() {
 		return ErrLapsed
 	}
 	return nil
 }
 
-// inOrder lists the batches, those begun first in front.
-func (m *Memory) inOrder() []*memoryBatch {
-	return slices.SortedFunc(maps.Values(m.batches), func(a, b *memoryBatch) int { return a.seq - b.seq })
+// ownedLocked finds a batch run by o.
+func (m *Memory) ownedLocked(o *memoryOwner, ref string) (*memoryBatch, error) {
+	b := m.batches[ref]
+	switch {
+	case b == nil:
+		return nil, ErrNoBatch
+	case o == nil || b.owner != o:
+		return nil, ErrNotOwner
+	}
+	return b, nil
 }
 
 // Key implements Store.
 func (m *Memory) Key(context.Context) (Hash, error) { return m.key, nil }
 
 // Heartbeat implements Store.
-func (m *Memory) Heartbeat(_ context.Context, owner string, d time.Duration) (fresh bool, err error) {
-	m.mu.Lock() // not m.lock: an owner that comes back keeps what it has
+func (m *Memory) Heartbeat(_ context.Context, owner string, d time.Duration) (expired bool, err error) {
+	m.mu.Lock() // not m.lock: heartbeats remove no other owner
 	defer m.mu.Unlock()
+	o := m.owners[owner]
 	if d <= 0 {
-		delete(m.owners, owner)
-		m.orphan(owner)
+		if o != nil {
+			m.removeOwnerLocked(o)
+		}
 		return true, nil
 	}
-	_, known := m.owners[owner]
-	now := time.Now()
-	m.owners[owner] = lease{heard: now, until: now.Add(d)}
-	return !known, nil
+	if o == nil {
+		o = &memoryOwner{name: owner}
+		m.owners[owner] = o
+		expired = true
+	}
+	o.heard = time.Now()
+	o.until = o.heard.Add(d)
+	return expired, nil
 }
 
 // Owners implements Store.
 func (m *Memory) Owners(context.Context) ([]Owner, error) {
-	m.lock()
+	m.lock("")
 	defer m.mu.Unlock()
 	var all []Owner
-	for name, l := range m.owners {
-		all = append(all, Owner{Name: name, Silent: time.Since(l.heard), Left: time.Until(l.until)})
+	for name, o := range m.owners {
+		all = append(all, Owner{Name: name, Silent: time.Since(o.heard), Left: time.Until(o.until)})
 	}
 	slices.SortFunc(all, func(a, b Owner) int { return cmp.Compare(a.Name, b.Name) })
 	return all, nil
@@ -123,34 +158,78 @@ func (m *Memory) Owners(context.Context) ([]Owner, error) {
 
 // Begin implements Store.
 func (m *Memory) Begin(_ context.Context, b Batch, lines []Line) error {
-	m.lock()
+	o := m.lock(b.Owner)
 	defer m.mu.Unlock()
-	if err := m.leased(b.Owner); err != nil {
+	if err := leased(o); err != nil {
 		return err
 	}
 	if m.batches[b.Ref] != nil {
 		return ErrExists
 	}
 	m.begun++
-	made := &memoryBatch{seq: m.begun, lines: make(map[int]*memoryLine, len(lines))}
-	made.Batch = Batch{
-		Ref: b.Ref, Owner: b.Owner, Payer: b.Payer, Upstream: b.Upstream, Provider: b.Provider,
-		Endpoint: b.Endpoint, Window: b.Window, Models: slices.Clone(b.Models),
-		State: Uploading, Began: time.Now().UTC(), Lines: len(lines),
-	}
-	for n, l := range lines {
-		l.N = n
-		made.lines[n] = &memoryLine{Line: l, owner: b.Owner}
+	made := &memoryBatch{
+		Batch: Batch{
+			Ref: b.Ref, Account: b.Account, Upstream: b.Upstream, Provider: b.Provider,
+			Endpoint: b.Endpoint, Window: b.Window, Models: slices.Clone(b.Models), Traces: b.Traces,
+			State: Uploading, Began: time.Now().UTC(), Lines: len(lines),
+		},
+		seq: m.begun, lines: make(map[int]*memoryLine, len(lines)), held: make(map[*memoryOwner]int),
 	}
 	m.batches[b.Ref] = made
+	m.runLocked(made, o)
+	for n, l := range lines {
+		l.N, l.ResponseID = n, ""
+		m.addLocked(&memoryLine{Line: l, batch: made, owner: o})
+	}
 	return nil
+}
+
+func (m *Memory) addLocked(l *memoryLine) {
+	b := l.batch
+	b.lines[l.N] = l
+	b.held[l.owner]++
+	call := memoryCall{b.Account, l.Fingerprint}
+	if m.calls[call] == nil {
+		m.calls[call] = list.New()
+	}
+	l.place = m.calls[call].PushBack(l)
+}
+
+func (m *Memory) removeLocked(l *memoryLine) {
+	delete(l.batch.lines, l.N)
+	l.uncount()
+	call := memoryCall{l.batch.Account, l.Fingerprint}
+	m.calls[call].Remove(l.place)
+	if m.calls[call].Len() == 0 {
+		delete(m.calls, call)
+	}
+}
+
+// runLocked makes o the owner of the batch.
+func (m *Memory) runLocked(b *memoryBatch, o *memoryOwner) {
+	m.unlistLocked(b)
+	b.owner = o
+	if b.State == Ended {
+		return
+	}
+	if m.unended[o] == nil {
+		m.unended[o] = make(map[*memoryBatch]bool)
+	}
+	m.unended[o][b] = true
+}
+
+func (m *Memory) unlistLocked(b *memoryBatch) {
+	delete(m.unended[b.owner], b)
+	if len(m.unended[b.owner]) == 0 {
+		delete(m.unended, b.owner)
+	}
 }
 
 // Advance implements Store.
 func (m *Memory) Advance(_ context.Context, owner, ref string, s Step) error {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	b, err := m.owned(owner, ref)
+	b, err := m.ownedLocked(o, ref)
 	if err != nil {
 		return err
 	}
@@ -158,6 +237,7 @@ func (m *Memory) Advance(_ context.Context, owner, ref string, s Step) error {
 	b.InputFileID = cmp.Or(s.InputFileID, b.InputFileID)
 	b.BatchID = cmp.Or(s.BatchID, b.BatchID)
 	b.Status = cmp.Or(s.Status, b.Status)
+	b.Cost, b.Savings = cmp.Or(s.Cost, b.Cost), cmp.Or(s.Savings, b.Savings)
 	now := time.Now().UTC()
 	if s.State == Running && b.Created.IsZero() {
 		b.Created = now
@@ -165,70 +245,115 @@ func (m *Memory) Advance(_ context.Context, owner, ref string, s Step) error {
 	if s.State == Ended && b.Ended.IsZero() {
 		b.Ended = now
 	}
+	m.runLocked(b, o)
 	return nil
 }
 
 // Discard implements Store.
 func (m *Memory) Discard(_ context.Context, owner, ref string) error {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	_, err := m.owned(owner, ref)
+	b, err := m.ownedLocked(o, ref)
 	if err == nil {
-		delete(m.batches, ref)
+		m.deleteLocked(b)
 	}
 	return err
 }
 
+func (m *Memory) deleteLocked(b *memoryBatch) {
+	for _, l := range b.lines {
+		m.removeLocked(l)
+	}
+	m.unlistLocked(b)
+	delete(m.batches, b.Ref)
+}
+
 // Claim implements Store.
 func (m *Memory) Claim(_ context.Context, owner, ref string) (bool, error) {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	if err := m.leased(owner); err != nil {
+	if err := leased(o); err != nil {
 		return false, err
 	}
 	b := m.batches[ref]
 	if b == nil {
 		return false, ErrNoBatch
 	}
-	b.Owner = cmp.Or(b.Owner, owner)
-	return b.Owner == owner, nil
+	if !b.owner.alive() {
+		m.runLocked(b, o)
+	}
+	return b.owner == o, nil
 }
 
 // TakeOver implements Store.
-func (m *Memory) TakeOver(_ context.Context, owner string, payer Hash, prints []Hash) ([]Taken, error) {
-	m.lock()
+func (m *Memory) TakeOver(_ context.Context, owner string, account Hash, fingerprints []Hash) ([]Taken, error) {
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	if err := m.leased(owner); err != nil {
+	if err := leased(o); err != nil {
 		return nil, err
 	}
-	wanted := make(map[Hash]int)
-	for _, p := range prints {
-		wanted[p]++
-	}
-	var all []Taken
-	for _, b := range m.inOrder() {
-		if b.Payer != payer || b.State == Cancelling {
-			continue
-		}
-		if lines := b.takeOver(owner, wanted); lines != nil {
-			all = append(all, Taken{Batch: b.known(), Lines: lines})
+	var taken []*memoryLine
+	for f, n := range count(fingerprints) {
+		free := func(l *memoryLine) bool { return l.open() && l.batch.State != Cancelling }
+		for _, l := range m.findLocked(memoryCall{account, f}, n, free) {
+			l.give(o)
+			taken = append(taken, l)
 		}
 	}
-	return all, nil
+	return group(taken), nil
 }
 
-// takeOver takes those of the batch's lines that are wanted.
-func (b *memoryBatch) takeOver(owner string, wanted map[Hash]int) []Line {
-	var taken []Line
-	for _, n := range slices.Sorted(maps.Keys(b.lines)) {
-		l := b.lines[n]
-		if l.owner == "" && wanted[l.Print] > 0 {
-			wanted[l.Print]--
-			l.owner = owner
-			taken = append(taken, l.Line)
+// Held implements Store.
+func (m *Memory) Held(_ context.Context, owner string, account Hash, fingerprints []Hash) ([]Taken, error) {
+	o := m.lock(owner)
+	defer m.mu.Unlock()
+	if o == nil {
+		return nil, nil
+	}
+	var held []*memoryLine
+	for f := range count(fingerprints) {
+		mine := func(l *memoryLine) bool { return l.owner == o }
+		held = append(held, m.findLocked(memoryCall{account, f}, -1, mine)...)
+	}
+	return group(held), nil
+}
+
+// count returns how often each fingerprint occurs.
+func count(fingerprints []Hash) map[Hash]int {
+	counts := make(map[Hash]int, len(fingerprints))
+	for _, f := range fingerprints {
+		counts[f]++
+	}
+	return counts
+}
+
+// findLocked returns the first n matching lines of a call, all if n is negative.
+func (m *Memory) findLocked(call memoryCall, n int, match func(*memoryLine) bool) (found []*memoryLine) {
+	lines := m.calls[call]
+	if lines == nil {
+		return nil
+	}
+	for e := lines.Front(); e != nil && len(found) != n; e = e.Next() {
+		if l := e.Value.(*memoryLine); match(l) {
+			found = append(found, l)
 		}
 	}
-	return taken
+	return found
+}
+
+// group orders lines and groups them by batch.
+func group(lines []*memoryLine) (all []Taken) {
+	slices.SortFunc(lines, func(a, b *memoryLine) int {
+		return cmp.Or(cmp.Compare(a.batch.seq, b.batch.seq), cmp.Compare(a.N, b.N))
+	})
+	for i, l := range lines {
+		if i == 0 || lines[i-1].batch != l.batch {
+			all = append(all, Taken{Batch: l.batch.known()})
+		}
+		last := &all[len(all)-1]
+		last.Lines = append(last.Lines, l.Line)
+	}
+	return all
 }
 
 // known is the batch without its counts.
@@ -236,42 +361,59 @@ func (b *memoryBatch) known() Batch {
 	k := b.Batch
 	k.Models = slices.Clone(k.Models)
 	k.Lines = 0
+	if b.owner.alive() {
+		k.Owner = b.owner.name
+	}
 	return k
 }
 
 // Hold implements Store.
 func (m *Memory) Hold(_ context.Context, owner, ref string, lines []int) error {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	if err := m.leased(owner); err != nil {
+	if err := leased(o); err != nil {
 		return err
 	}
-	m.change(ref, lines, func(l *memoryLine) {
-		if l.owner == "" && m.batches[ref].State != Cancelling {
-			l.owner = owner
+	m.changeLocked(ref, lines, func(l *memoryLine) {
+		if l.open() && l.batch.State != Cancelling {
+			l.give(o)
 		}
 	})
 	return nil
 }
 
-// change applies f to those of a batch's lines that were not delivered.
-func (m *Memory) change(ref string, lines []int, f func(*memoryLine)) {
-	if b := m.batches[ref]; b != nil {
-		for _, n := range lines {
-			if l := b.lines[n]; l != nil {
-				f(l)
-			}
+// changeLocked applies f to the undelivered lines among lines.
+func (m *Memory) changeLocked(ref string, lines []int, f func(*memoryLine)) {
+	b := m.batches[ref]
+	if b == nil {
+		return
+	}
+	for _, n := range lines {
+		if l := b.lines[n]; l != nil {
+			f(l)
 		}
 	}
 }
 
 // Release implements Store.
 func (m *Memory) Release(_ context.Context, owner, ref string, lines []int) error {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	m.change(ref, lines, func(l *memoryLine) {
-		if l.owner == owner {
-			l.owner = ""
+	m.changeLocked(ref, lines, func(l *memoryLine) {
+		if o != nil && l.owner == o {
+			l.give(nil)
+		}
+	})
+	return nil
+}
+
+// SetResponse implements Store.
+func (m *Memory) SetResponse(_ context.Context, owner, ref string, line int, responseID string) error {
+	o := m.lock(owner)
+	defer m.mu.Unlock()
+	m.changeLocked(ref, []int{line}, func(l *memoryLine) {
+		if o != nil && l.owner == o {
+			l.ResponseID = responseID
 		}
 	})
 	return nil
@@ -279,11 +421,11 @@ func (m *Memory) Release(_ context.Context, owner, ref string, lines []int) erro
 
 // Deliver implements Store.
 func (m *Memory) Deliver(_ context.Context, owner, ref string, lines []int) error {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	m.change(ref, lines, func(l *memoryLine) {
-		if l.owner == owner || l.owner == "" {
-			delete(m.batches[ref].lines, l.N)
+	m.changeLocked(ref, lines, func(l *memoryLine) {
+		if l.open() || l.owner == o {
+			m.removeLocked(l)
 		}
 	})
 	return nil
@@ -291,21 +433,20 @@ func (m *Memory) Deliver(_ context.Context, owner, ref string, lines []int) erro
 
 // Abandon implements Store.
 func (m *Memory) Abandon(_ context.Context, owner, ref string) (bool, error) {
-	m.lock()
+	o := m.lock(owner)
 	defer m.mu.Unlock()
-	b, err := m.owned(owner, ref)
-	if err != nil || b.State != Running || b.held() > 0 {
+	b, err := m.ownedLocked(o, ref)
+	if err != nil || b.State != Running || b.heldByLiving() > 0 {
 		return false, err
 	}
 	b.State = Cancelling
 	return true, nil
 }
 
-func (b *memoryBatch) held() int {
-	held := 0
-	for _, l := range b.lines {
-		if l.owner != "" {
-			held++
+func (b *memoryBatch) heldByLiving() (held int) {
+	for o, n := range b.held {
+		if o.alive() {
+			held += n
 		}
 	}
 	return held
@@ -313,44 +454,68 @@ func (b *memoryBatch) held() int {
 
 // Batches implements Store.
 func (m *Memory) Batches(_ context.Context, f Filter) ([]Batch, error) {
-	m.lock()
+	m.lock("")
 	defer m.mu.Unlock()
 	var all []Batch
-	for _, b := range m.inOrder() {
+	for _, b := range m.candidatesLocked(f) {
 		if b.matches(f) {
-			all = append(all, b.counted())
+			all = append(all, b.counted(f))
 		}
 	}
 	return all, nil
 }
 
-func (b *memoryBatch) matches(f Filter) bool {
-	return (f.Ref == "" || f.Ref == b.Ref) &&
-		(f.Payer == nil || *f.Payer == b.Payer) &&
-		(!f.Unfinished || b.State != Ended || len(b.lines) > 0)
+// candidatesLocked returns in order the batches to match with f.
+func (m *Memory) candidatesLocked(f Filter) (found []*memoryBatch) {
+	switch {
+	case f.Ref != "":
+		if b := m.batches[f.Ref]; b != nil {
+			found = append(found, b)
+		}
+	case f.Orphans:
+		for o, batches := range m.unended {
+			if !o.alive() {
+				found = slices.AppendSeq(found, maps.Keys(batches))
+			}
+		}
+	default:
+		found = slices.Collect(maps.Values(m.batches))
+	}
+	slices.SortFunc(found, func(a, b *memoryBatch) int { return a.seq - b.seq })
+	return found
 }
 
-func (b *memoryBatch) counted() Batch {
+func (b *memoryBatch) matches(f Filter) bool {
+	return (f.Account == nil || *f.Account == b.Account) &&
+		(!f.Unfinished || b.State != Ended || len(b.lines) > 0) &&
+		(!f.Orphans || b.State != Ended && !b.owner.alive())
+}
+
+func (b *memoryBatch) counted(f Filter) Batch {
 	k := b.known()
 	k.Lines = b.Lines
-	k.Held = b.held()
+	if f.Orphans {
+		return k
+	}
+	k.Held = b.heldByLiving()
 	k.Open = len(b.lines) - k.Held
 	k.Delivered = b.Lines - len(b.lines)
 	return k
 }
 
 // Forget implements Store.
-func (m *Memory) Forget(_ context.Context, ended, begun time.Duration) (int, error) {
-	m.lock()
+func (m *Memory) Forget(_ context.Context, ended, begun time.Duration) (forgotten int, err error) {
+	m.lock("")
 	defer m.mu.Unlock()
-	before := len(m.batches)
-	maps.DeleteFunc(m.batches, func(_ string, b *memoryBatch) bool {
-		old := b.State == Ended && time.Since(b.Ended) >= ended || b.Owner == "" && time.Since(b.Began) >= begun
-		return old && b.held() == 0
-	})
-	return before - len(m.batches), nil
+	for _, b := range m.batches {
+		old := b.State == Ended && time.Since(b.Ended) >= ended || !b.owner.alive() && time.Since(b.Began) >= begun
+		if old && b.heldByLiving() == 0 {
+			m.deleteLocked(b)
+			forgotten++
+		}
+	}
+	return forgotten, nil
 }
 
-// Close implements Store. The journal stays readable, so that a test may let
-// its next process find it.
+// Close implements Store. The journal stays readable for the next process of a test.
 func (m *Memory) Close() error { return nil }

@@ -14,12 +14,12 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-var update = flag.Bool("update", false, "write the tables of docs/providers.md anew")
+var update = flag.Bool("update", false, "write the tables of docs/providers.md again")
 
 const docsPath = "../docs/providers.md"
 
-// TestDocs keeps docs/providers.md true: its tables of rules are those of the
-// profiles, and what it says by hand leaves no profile out.
+// TestDocs keeps docs/providers.md correct: the tables of rules are made from the
+// profiles, and the handwritten tables name every profile.
 func TestDocs(t *testing.T) {
 	text, err := os.ReadFile(docsPath)
 	if err != nil {
@@ -48,7 +48,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// replaceTable puts table between the comments that mark its place in text.
+// replaceTable puts table between the two comments in text that carry the name.
 func replaceTable(t *testing.T, text, name, table string) string {
 	t.Helper()
 	begin, end := "<!-- "+name+": begin -->\n", "<!-- "+name+": end -->"
@@ -75,7 +75,7 @@ func rulesTable(t *testing.T) string {
 
 func refusedTable(t *testing.T) string {
 	var b strings.Builder
-	b.WriteString("| Name | Hosts | What the user is told |\n|---|---|---|\n")
+	b.WriteString("| Name | Hosts | The message of autobatcher |\n|---|---|---|\n")
 	for _, p := range all(t) {
 		if p.Refusal != "" {
 			fmt.Fprintf(&b, "| `%s` | %s | %s |\n", p.Name, hosts(p), p.Refusal)

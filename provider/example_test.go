@@ -7,7 +7,7 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// A call's URL tells the provider, and the provider tells what may be sent.
+// The URL of a call selects the profile, and the profile says what may be sent.
 func ExampleForURL() {
 	u, err := url.Parse("https://api.groq.com/openai/v1/chat/completions")
 	if err != nil {
@@ -21,7 +21,7 @@ func ExampleForURL() {
 	// groq does not accept the completion window "1h"; it accepts 24h to 7d
 }
 
-// Start from the nearest profile and change what you know better.
+// Start from the nearest profile and change the rules that differ.
 func ExampleGeneric() {
 	p := provider.Generic()
 	p.Name = "our-gateway"

@@ -18,9 +18,9 @@ var constructors = []func() Profile{
 	anthropic, fireworks, mistral, openRouter, xAI,
 }
 
-// ForURL returns the profile for a call to u: the one whose Hosts match, else
-// [Generic]. Azure's two APIs share their hosts and are told apart by path.
-// Check Refusal: the host may be one that offers no batches.
+// ForURL returns the profile whose Hosts match the host of u, else [Generic].
+// Azure's two APIs share their hosts, and the path of u decides between them.
+// Check Refusal: the provider may offer no batches.
 func ForURL(u *url.URL) Profile {
 	host := hostname(u.Host)
 	for _, construct := range constructors {
@@ -34,11 +34,11 @@ func ForURL(u *url.URL) Profile {
 
 // ForHost returns the profile whose Hosts match, else [Generic]. A port, upper
 // case and a trailing dot do not matter. Azure hosts get [Azure]; only a path can
-// show that a call is for [AzureLegacy], so prefer [ForURL] where there is one.
+// show that a call is for [AzureLegacy], so prefer [ForURL] if a path is known.
 func ForHost(host string) Profile { return ForURL(&url.URL{Host: host}) }
 
-// ByName returns the profile of that name, in any case; the error for an unknown
-// one lists the names there are.
+// ByName returns the profile with the name, in upper or lower case. The error for
+// an unknown name lists all names.
 func ByName(name string) (Profile, error) {
 	for _, construct := range constructors {
 		if p := construct(); strings.EqualFold(p.Name, name) {
@@ -48,7 +48,7 @@ func ByName(name string) (Profile, error) {
 	return Profile{}, fmt.Errorf("unknown provider %q; known are %s", name, strings.Join(Names(), ", "))
 }
 
-// Names returns the names of all profiles, refused ones included, sorted.
+// Names returns the sorted names of all profiles, including those with a Refusal.
 func Names() []string {
 	names := make([]string, 0, len(constructors))
 	for _, construct := range constructors {
@@ -67,7 +67,7 @@ func (p Profile) matches(host string) bool {
 	})
 }
 
-// hostname strips the port and what DNS does not distinguish.
+// hostname removes the port, upper case and a trailing dot, which DNS ignores.
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name

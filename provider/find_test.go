@@ -42,7 +42,7 @@ func TestForHost(t *testing.T) {
 		"openrouter.ai":     "openrouter",
 		"api.x.ai":          "xai",
 
-		// Nobody's host, however much it looks like somebody's.
+		// Hosts that only look like the host of a provider.
 		"":                               "generic",
 		"localhost:8080":                 "generic",
 		"127.0.0.1:8080":                 "generic",
@@ -117,13 +117,13 @@ func TestNamesAreSortedAndUnique(t *testing.T) {
 	}
 }
 
-// TestHostsBelongToOne makes sure that the order of the profiles decides nothing
-// but which of Azure's two APIs is meant.
-func TestHostsBelongToOne(t *testing.T) {
+// TestEveryHostBelongsToOneProfile checks that the order of the profiles decides
+// only between Azure's two APIs.
+func TestEveryHostBelongsToOneProfile(t *testing.T) {
 	owner := map[string]string{}
 	for _, p := range all(t) {
 		if p.BasePathCut != "" {
-			continue // told from its neighbour by path
+			continue // the path decides
 		}
 		for _, h := range p.Hosts {
 			if owner[h] != "" {

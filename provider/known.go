@@ -4,23 +4,23 @@ import "time"
 
 const (
 	day = 24 * time.Hour
-	mb  = 1_000_000 // where a provider says MB, the smaller meaning is safe
+	mb  = 1_000_000 // of the two meanings of MB, the smaller is safe
 	mib = 1 << 20
 )
 
-// Short names for the endpoints of profiles that batch only some of them.
+// Short names for endpoints.
 const (
 	chat       = "/chat/completions"
 	embeddings = "/embeddings"
 	responses  = "/responses"
 )
 
-// Generic is the profile of every host nobody here knows. It keeps OpenAI's
-// limits, never mixes models or endpoints in a file, and uses nothing beyond the
-// plain Batch API; any completion window is passed on.
+// Generic is the profile of every unknown host. Generic keeps OpenAI's limits,
+// never mixes models or endpoints in a file, and uses nothing beyond the plain
+// Batch API. Every completion window is sent to the provider.
 //
-// The other profiles are Generic plus what is known better, so a rule nobody has
-// found out about a provider stays the careful one.
+// The other profiles start from Generic and change the fields that are known, so
+// an unknown rule of a provider stays the careful rule.
 func Generic() Profile {
 	return Profile{
 		Name:           "generic",
@@ -44,13 +44,15 @@ func Generic() Profile {
 	}
 }
 
-// OpenAI is the reference. Its batch guide has the limits (50,000 lines and
-// embedding inputs, 200 MB, one model a file, 2,000 batches an hour), its API
+// OpenAI is the reference. OpenAI's batch guide has the limits (50,000 lines and
+// embedding inputs, 200 MB, one model a file, 2,000 batches an hour), the API
 // reference the window, the metadata and the expiry of files.
 func OpenAI() Profile {
 	p := Generic()
 	p.Name = "openai"
-	p.Hosts = []string{"api.openai.com", "*.api.openai.com"} // the latter: data residency
+	p.BasePath = "/v1"
+	p.BatchDiscount = 0.5
+	p.Hosts = []string{"api.openai.com", "*.api.openai.com"} // the second: data residency
 	p.Windows = []string{"24h"}
 	p.CreationsPerHour = 2_000
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
@@ -61,11 +63,14 @@ func OpenAI() Profile {
 // Azure is Azure OpenAI's v1 API, whose base URL ends in /openai/v1. The model
 // of a call must be the name of a deployment of type Global Batch. Microsoft's
 // guide has the rules: window 24h or the job fails, no embeddings, one deployment
-// a file, 60 seconds between polls, expiry of 14 to 30 days. It gives 100,000
-// lines in one place and 50,000 in another; the smaller number is used.
+// a file, 60 seconds between polls, expiry of 14 to 30 days. The guide
+// gives 100,000 lines in one place and 50,000 in another; the smaller number is
+// used. A new file is "pending" for a while, and a batch of a pending file is
+// refused.
 func Azure() Profile {
 	p := Generic()
 	p.Name = "azure"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"*.openai.azure.com"}
 	p.AuthHeader = "api-key"
 	p.EndpointPrefix = ""
@@ -73,7 +78,7 @@ func Azure() Profile {
 	p.Endpoints = []string{chat, responses}
 	p.Windows = []string{"24h"}
 	p.MinPoll = time.Minute
-	// A resource holds 500 files that never expire but 10,000 that do.
+	// A resource holds 500 files without an expiry, but 10,000 files with one.
 	p.FileExpiryMin, p.FileExpiryMax = 14*day, 30*day
 	p.OutputExpiry = true
 	return p
@@ -81,7 +86,8 @@ func Azure() Profile {
 
 // AzureLegacy is Azure OpenAI's dated API: calls go to
 // /openai/deployments/{name}/chat/completions?api-version=..., files and batches
-// live at /openai, and neither lines nor batch say /v1. The rest is as in [Azure].
+// are at /openai, and neither lines nor batch say /v1. The deployment in the path
+// decides which model answers. The rest is as in [Azure].
 func AzureLegacy() Profile {
 	p := Azure()
 	p.Name = "azure-legacy"
@@ -90,13 +96,14 @@ func AzureLegacy() Profile {
 	return p
 }
 
-// Doubleword mixes models and endpoints in a file and shows each result as it
-// arrives. Its windows come from its configuration, so any string is passed on.
-// The limits are those of its published server: 100 MiB a file, 10 MiB a body,
-// 50,000 lines in its sample configuration.
+// Doubleword mixes models and endpoints in a file and shows each result as soon as
+// the line has ended. The windows come from the configuration of the server, so
+// every string is sent. The limits are those of the published server: 100 MiB a file, 10 MiB a body,
+// 50,000 lines in the sample configuration.
 func Doubleword() Profile {
 	p := Generic()
 	p.Name = "doubleword"
+	p.BasePath = "/v1"
 	p.Hosts = []string{"api.doubleword.ai"}
 	p.DefaultWindow = "1h"
 	p.OneModel, p.OneEndpoint = false, false
@@ -105,16 +112,18 @@ func Doubleword() Profile {
 	p.MaxMetadata, p.MaxMetadataKey, p.MaxMetadataValue = 0, 0, 0
 	p.PartialResults = true
 	p.LateResults = true
-	// Its server takes any expiry; OpenAI's bounds are what SDKs expect.
+	// The server accepts every expiry; SDKs expect OpenAI's bounds.
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	return p
 }
 
 // Groq batches chat completions only, within 24 hours to 7 days, and takes files
-// of up to 100 MB, all by its SDK's documentation.
+// of up to 100 MB, according to the documentation of Groq's SDK.
 func Groq() Profile {
 	p := Generic()
 	p.Name = "groq"
+	p.BasePath = "/openai/v1"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.groq.com"}
 	p.Endpoints = []string{chat}
 	p.MinWindow, p.MaxWindow = day, 7*day
@@ -122,13 +131,13 @@ func Groq() Profile {
 	return p
 }
 
-// Together spells several things its own way: where files go, what they are for,
-// and how a new batch is wrapped, all by its SDK. Its guide has the limits: 100 MB,
-// 50,000 lines, chat completions, a window of 24h that cannot be changed, and 30
+// Together has its own upload path, purpose and wrapper of a new batch, according
+// to Together's SDK. The guide has the limits: 100 MB, 50,000 lines, chat completions, a window of 24h that cannot be changed, and 30
 // to 60 seconds between polls.
 func Together() Profile {
 	p := Generic()
 	p.Name = "together"
+	p.BasePath = "/v1"
 	p.Hosts = []string{"api.together.xyz", "api.together.ai"}
 	p.UploadPath = "files/upload"
 	p.Purpose = "batch-api"
@@ -141,11 +150,13 @@ func Together() Profile {
 	return p
 }
 
-// Nebius takes far larger files than others, 5,000,000 lines and 10 GB by its
-// guide, of one model each, for chat completions and embeddings.
+// Nebius takes files of up to 5,000,000 lines and 10 GB, of one model each, for
+// chat completions and embeddings, according to Nebius's guide.
 func Nebius() Profile {
 	p := Generic()
 	p.Name = "nebius"
+	p.BasePath = "/v1"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.tokenfactory.nebius.com"}
 	p.Endpoints = []string{chat, embeddings}
 	p.Windows = []string{"24h"}
@@ -155,10 +166,11 @@ func Nebius() Profile {
 }
 
 // Parasail mixes models in a file of up to 500 MB, for chat completions and
-// embeddings, by its own client.
+// embeddings, according to Parasail's own client.
 func Parasail() Profile {
 	p := Generic()
 	p.Name = "parasail"
+	p.BasePath = "/v1"
 	p.Hosts = []string{"api.parasail.io"}
 	p.Endpoints = []string{chat, embeddings}
 	p.OneModel = false
@@ -166,11 +178,13 @@ func Parasail() Profile {
 	return p
 }
 
-// DeepInfra follows OpenAI, one model and one endpoint a file, except that it
-// refuses responses. Its documentation has all of it but the limits.
+// DeepInfra follows OpenAI, with one model and one endpoint a file, but refuses
+// responses. The documentation has these rules, but no limits.
 func DeepInfra() Profile {
 	p := Generic()
 	p.Name = "deepinfra"
+	p.BasePath = "/v1/openai"
+	p.BatchDiscount = 0.2
 	p.Hosts = []string{"api.deepinfra.com"}
 	p.Endpoints = []string{chat, embeddings}
 	p.Windows = []string{"24h"}
@@ -178,10 +192,13 @@ func DeepInfra() Profile {
 }
 
 // SiliconFlow hands out results by URL, and takes 5,000 lines or 1 GB of one
-// model, chat completions only, within 24 to 336 hours, by its documentation.
+// model, chat completions only, within 24 to 336 hours, according to the
+// documentation.
 func SiliconFlow() Profile {
 	p := Generic()
 	p.Name = "siliconflow"
+	p.BasePath = "/v1"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.siliconflow.cn", "api.siliconflow.com"}
 	p.Endpoints = []string{chat}
 	p.MinWindow, p.MaxWindow = day, 14*day
@@ -191,23 +208,25 @@ func SiliconFlow() Profile {
 	return p
 }
 
-// Moonshot batches chat completions only, within 12 hours to 7 days, by its API
-// specification.
+// Moonshot batches chat completions only, within 12 hours to 7 days, according to
+// the API specification.
 func Moonshot() Profile {
 	p := Generic()
 	p.Name = "moonshot"
+	p.BasePath = "/v1"
 	p.Hosts = []string{"api.moonshot.cn", "api.moonshot.ai"}
 	p.Endpoints = []string{chat}
 	p.MinWindow, p.MaxWindow = 12*time.Hour, 7*day
 	return p
 }
 
-// Zhipu counts its API as version 4 in every path and knows no completion
-// window. Its guide has the limits: 50,000 lines, 100 MB, chat completions and
+// Zhipu writes /v4 in every path and has no completion window. The guide has the limits: 50,000 lines, 100 MB, chat completions and
 // embeddings.
 func Zhipu() Profile {
 	p := Generic()
 	p.Name = "zhipu"
+	p.BasePath = "/api/paas/v4"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"open.bigmodel.cn"}
 	p.LinePrefix, p.EndpointPrefix = "/v4", "/v4"
 	p.Endpoints = []string{chat, embeddings}
@@ -216,12 +235,15 @@ func Zhipu() Profile {
 	return p
 }
 
-// DashScope is Alibaba Cloud's Model Studio in its OpenAI-compatible mode. Its
-// older guide allows 100 MB and 24h, its newer one more; the smaller file and the
-// wider range of windows are used, since only windows outside it are sure to fail.
+// DashScope is Alibaba Cloud's Model Studio in the OpenAI-compatible mode. The
+// older guide allows 100 MB and 24h, the newer guide more. The profile uses the
+// smaller file and the wider range of windows, because only a window outside the
+// wider range is certain to fail.
 func DashScope() Profile {
 	p := Generic()
 	p.Name = "dashscope"
+	p.BasePath = "/compatible-mode/v1"
+	p.BatchDiscount = 0.5
 	p.Hosts = []string{"dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com", "*.maas.aliyuncs.com"}
 	p.Endpoints = []string{chat, embeddings}
 	p.MinWindow, p.MaxWindow = day, 14*day
@@ -229,23 +251,29 @@ func DashScope() Profile {
 	return p
 }
 
-// LLMD is the llm-d batch gateway, which people host themselves: chosen by name.
-// By its source it allows any model on any line, takes any duration as a window,
-// and pages its list of batches by offset.
+// LLMD is the llm-d batch gateway, which people host themselves: select the
+// profile by name. According to the source, the gateway allows any model and any
+// endpoint on any line, takes any Go duration as a window, honors the expiry of
+// input and output files, pages the list of batches by offset, and reads the
+// tenant from the header X-MaaS-Username, unless configured otherwise.
 func LLMD() Profile {
 	p := Generic()
 	p.Name = "llm-d"
-	p.OneModel = false
+	p.AccountHeaders = []string{"X-MaaS-Username"}
+	p.OneModel, p.OneEndpoint = false, false
+	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
+	p.OutputExpiry = true
 	p.ListByOffset = true
 	return p
 }
 
-// LiteLLM is the LiteLLM proxy, which people host themselves: chosen by name. It
-// passes files on to the provider of a model, and learns the model from a form
-// field of the upload.
+// LiteLLM is the LiteLLM proxy, which people host themselves: select the profile
+// by name. The proxy forwards a file to the provider of a model, and reads the
+// model from a form field of the upload: "model", which works without a
+// database. The older field, "target_model_names", fails without a database.
 func LiteLLM() Profile {
 	p := Generic()
 	p.Name = "litellm"
-	p.UploadModelField = "target_model_names"
+	p.UploadModelField = "model"
 	return p
 }

@@ -1,42 +1,51 @@
 // Package provider describes what the batch APIs of known providers accept:
-// how a request is spelled, what may share a file, how large a file may be,
-// and which completion windows exist.
+// how a request is spelled, which lines may share a file, how large a file may
+// be, and which completion windows exist.
 //
-// A [Profile] is plain data. The URL of a call chooses it ([ForURL]); who knows
-// better starts from the nearest one and changes a field:
+// A [Profile] is plain data. The URL of a call selects the profile ([ForURL]).
+// To override a rule, start from the nearest profile and change a field:
 //
 //	p := provider.Doubleword()
 //	p.MaxLines = 10_000
 //
-// A host nobody here knows gets [Generic], which asks only for what every
+// An unknown host gets [Generic], which asks only for what every
 // OpenAI-compatible Batch API allows.
 //
-// The package reads no files and opens no connections. Its functions may be
-// called from any goroutine, and every Profile returned is the caller's own.
+// The package reads no files and opens no connections. All functions are safe
+// for concurrent use. Every Profile returned belongs to the caller, who may
+// change the Profile and its slices.
 package provider
 
 import (
 	"slices"
-	"strings"
 	"time"
 )
 
-// Profile is what one provider's batch API accepts. Every field changes what is
-// sent, or when; what is merely good to know stands in docs/providers.md.
+// Profile is what the batch API of one provider accepts. Every field changes
+// what autobatcher sends, or when; docs/providers.md has further facts.
 //
 // Start from a constructor, not from an empty literal: several fields have no
-// useful zero value, and [Profile.Validate] names the one that is wrong.
+// useful zero value, and [Profile.Validate] names the first field that is wrong.
+// A Profile may be read by several goroutines at once.
 type Profile struct {
 	// Name identifies the profile in options, in logs and for [ByName].
 	Name string
 
 	// Hosts select the profile: host names in lower case, without a port.
 	// "*.example.com" matches every host below example.com, but not example.com
-	// itself. Empty: chosen by name only, as for software people host themselves.
+	// itself. Empty: the profile is selected by name only, as for software that
+	// people host themselves.
 	Hosts []string
 
-	// Refusal, if not empty, tells the user in one sentence why no batch can be
-	// had here and what to do instead. Only Name and Hosts have a meaning then.
+	// BasePath is the path of the base URL that the provider documents, such as
+	// "/v1", if a base URL without a path cannot work. Empty: not known, as for
+	// software that people host themselves, or not needed, as at Azure, whose
+	// clients put /openai into the path of each call.
+	BasePath string
+
+	// Refusal, if not empty, tells the user in one sentence why the provider
+	// cannot run a batch and what to do instead. All fields but Name and Hosts
+	// are then ignored.
 	Refusal string
 
 	// Spelling: where the parts of a batch go.
@@ -45,23 +54,31 @@ type Profile struct {
 	// "Authorization" (as a bearer token) or "api-key" (bare, Azure).
 	AuthHeader string
 
+	// AccountHeaders names the headers of a call that select the account which
+	// pays, where the names alone do not show this: two calls that differ in
+	// such a header never share a batch, and all requests about their batch
+	// repeat the header. Credentials, and common names such as
+	// "OpenAI-Organization" or "X-Org-Id", need no entry. Upper and lower case
+	// are equal. Nil: no further headers.
+	AccountHeaders []string
+
 	// LinePrefix stands before the endpoint in the url of each line. "/v1" gives
 	// "/v1/chat/completions", whatever the path of the base URL is: Groq's base
 	// ends in /openai/v1 and its lines still say /v1.
 	LinePrefix string
 
-	// EndpointPrefix is the same for the endpoint of the batch itself. The two
-	// differ only at Azure, which wants it bare.
+	// EndpointPrefix stands before the endpoint of the batch itself. The two
+	// prefixes differ only at Azure, where EndpointPrefix is empty.
 	EndpointPrefix string
 
-	// BasePathCut, if not empty, is the path segment of a call's base URL from
-	// which on it does not belong to files and batches: "/deployments/" at Azure's
-	// dated API, whose calls go to /openai/deployments/x but whose files live at
-	// /openai/files. See [Profile.BatchPath].
+	// BasePathCut, if not empty, is the path segment of a call's base URL that
+	// stands before the name of a deployment: "/deployments/" at Azure's dated
+	// API, whose calls go to /openai/deployments/x but whose files are at
+	// /openai/files. See [Profile.BatchPath] and [Profile.Deployment].
 	BasePathCut string
 
-	// KeepQuery names the query parameters of a call that every request about its
-	// files and batch must repeat: "api-version" at Azure.
+	// KeepQuery names the query parameters of a call that every request about
+	// its files and batch must repeat: "api-version" at Azure.
 	KeepQuery []string
 
 	// UploadPath is where input files are sent, below the base URL and without a
@@ -76,8 +93,8 @@ type Profile struct {
 	UploadNameField string
 
 	// UploadModelField, if not empty, is a form field that must name the model of
-	// the lines, so that a proxy knows where to take the file:
-	// "target_model_names" at LiteLLM. It needs OneModel.
+	// the lines, so that a proxy can select the provider of the file: "model" at
+	// LiteLLM. The field requires OneModel.
 	UploadModelField string
 
 	// CreateWrapper, if not empty, is the field around the batch in the answer to
@@ -86,7 +103,8 @@ type Profile struct {
 
 	// Endpoints are the calls that can be batched, as path suffixes such as
 	// "/chat/completions". Nil: chat completions, embeddings and responses.
-	// A call to any other endpoint is no batch call at this provider.
+	// Empty but not nil: none. Calls to all other endpoints go through in real
+	// time. See [Profile.Suffix].
 	Endpoints []string
 
 	// Completion windows: how long the provider may take.
@@ -95,15 +113,21 @@ type Profile struct {
 	Windows []string
 
 	// MinWindow and MaxWindow bound a window written as a duration ("24h", "7d")
-	// where Windows is nil. MaxWindow zero: any string may be right.
+	// where Windows is nil. MaxWindow zero: only the provider knows which windows
+	// are valid, and every string is sent.
 	MinWindow, MaxWindow time.Duration
 
-	// DefaultWindow is asked for where the user asks for none.
+	// DefaultWindow is the window of calls that ask for none.
 	DefaultWindow string
 
-	// OmitWindow: the provider has no such parameter, so none is sent and every
-	// wish passes [Profile.CheckWindow]. Zhipu only.
+	// OmitWindow: the provider has no parameter for the window, so none is sent
+	// and [Profile.CheckWindow] accepts every string. Zhipu only.
 	OmitWindow bool
+
+	// BatchDiscount is the share of the real-time price that batches save, for
+	// estimates where no price for batches is known: 0.5 is half price. Zero: no
+	// discount is documented, and estimates show no savings.
+	BatchDiscount float64
 
 	// Sharing: which lines may stand in one file.
 
@@ -113,9 +137,9 @@ type Profile struct {
 	// OneEndpoint: all lines of a file must go to the batch's endpoint.
 	OneEndpoint bool
 
-	// Limits. Zero: no limit known.
+	// Limits. Zero: no limit known. Negative values are invalid.
 
-	// MaxLines is the most lines a file may hold.
+	// MaxLines is the most lines that a file may hold.
 	MaxLines int
 
 	// MaxBytes is the largest file accepted, in bytes.
@@ -124,14 +148,16 @@ type Profile struct {
 	// MaxLineBytes is the largest body of one line, in bytes.
 	MaxLineBytes int64
 
-	// MaxInputs is the most embedding inputs a file may hold, over all its lines.
+	// MaxInputs is the most embedding inputs that all lines of a file may have
+	// together.
 	MaxInputs int
 
-	// MaxMetadata is the most metadata pairs a batch may carry, ours included.
+	// MaxMetadata is the most metadata pairs that a batch may carry, including
+	// the pairs that autobatcher adds.
 	MaxMetadata int
 
-	// MaxMetadataKey and MaxMetadataValue are their longest key and value, in
-	// characters.
+	// MaxMetadataKey and MaxMetadataValue are the longest key and value of a
+	// metadata pair, in characters.
 	MaxMetadataKey, MaxMetadataValue int
 
 	// CreationsPerHour is the most batches that may be created in an hour.
@@ -139,27 +165,29 @@ type Profile struct {
 
 	// Results: when and how they can be read.
 
-	// MinPoll is the shortest time between two looks at a batch that the provider
-	// asks for. Zero: it asks for none.
+	// MinPoll is the shortest time between two polls of a batch that the
+	// provider asks for. Zero: the provider asks for none.
 	MinPoll time.Duration
 
 	// PartialResults: output and error file can be read while the batch runs, and
-	// reading goes on with the query parameter skip=<lines already read>.
+	// reading continues with the query parameter skip=<lines already read>.
 	PartialResults bool
 
-	// LateResults: lines can still arrive after a batch was cancelled, and are
-	// paid for, so a cancelled batch is worth a second look.
+	// LateResults: lines can still arrive, and cost, after a batch was
+	// cancelled, so the results of a cancelled batch are read a second time.
 	LateResults bool
 
 	// ResultURLs: the batch names its result files by URL instead of by id.
-	// Nowhere else may a URL found in a batch be followed. Credentials belong to
-	// the base URL's host only and must not be sent along.
+	// Only with ResultURLs may a client follow a URL found in a batch.
+	// Credentials belong to the host of the base URL and must not be sent to
+	// another host.
 	ResultURLs bool
 
 	// Housekeeping and recovery.
 
 	// FileExpiryMin and FileExpiryMax bound expires_after of an upload.
-	// FileExpiryMax zero: it must not be sent.
+	// FileExpiryMax zero: expires_after must not be sent. See
+	// [Profile.FileExpiry].
 	FileExpiryMin, FileExpiryMax time.Duration
 
 	// OutputExpiry: output_expires_after may be sent with a new batch, within the
@@ -167,42 +195,31 @@ type Profile struct {
 	OutputExpiry bool
 
 	// ListByOffset: the list's "after" is the number of batches to skip instead of
-	// the id of the last one seen.
+	// the id of the last batch seen.
 	ListByOffset bool
 }
 
-// defaultEndpoints are the endpoints of a Profile that names none.
-var defaultEndpoints = []string{"/chat/completions", "/embeddings", "/responses"}
-
-// Batches reports whether calls to the endpoint suffix, such as
-// "/chat/completions", can be batched here. It is false wherever batches are
-// refused altogether.
-func (p Profile) Batches(suffix string) bool {
-	if p.Refusal != "" {
-		return false
+// Clone returns a copy of p that shares no slice with p.
+func (p Profile) Clone() Profile {
+	for _, list := range []*[]string{&p.Hosts, &p.AccountHeaders, &p.KeepQuery, &p.Endpoints, &p.Windows} {
+		*list = slices.Clone(*list)
 	}
-	if p.Endpoints == nil {
-		return slices.Contains(defaultEndpoints, suffix)
-	}
-	return slices.Contains(p.Endpoints, suffix)
+	return p
 }
 
-// LineURL returns the url of a line for calls to the endpoint suffix:
-// "/chat/completions" becomes "/v1/chat/completions" nearly everywhere.
-func (p Profile) LineURL(suffix string) string { return p.LinePrefix + suffix }
+// defaultEndpoints are the endpoints of a Profile whose Endpoints are nil.
+var defaultEndpoints = []string{chat, embeddings, responses}
 
-// Endpoint returns the endpoint of a batch of calls to the endpoint suffix.
-func (p Profile) Endpoint(suffix string) string { return p.EndpointPrefix + suffix }
-
-// BatchPath returns the path below which files and batches are found, given the
-// path of a call's base URL. It is that very path, without a trailing slash,
-// unless BasePathCut says otherwise.
-func (p Profile) BatchPath(basePath string) string {
-	if p.BasePathCut != "" {
-		// The slash lets a base path match that ends in the segment itself.
-		if i := strings.Index(basePath+"/", p.BasePathCut); i >= 0 {
-			basePath = basePath[:i]
-		}
+func (p Profile) endpoints() []string {
+	if p.Endpoints == nil {
+		return defaultEndpoints
 	}
-	return strings.TrimRight(basePath, "/")
+	return p.Endpoints
+}
+
+// Batches reports whether calls to the endpoint suffix, such as
+// "/chat/completions", can be batched at this provider. The answer is no for
+// every suffix if the profile has a Refusal.
+func (p Profile) Batches(suffix string) bool {
+	return p.Refusal == "" && slices.Contains(p.endpoints(), suffix)
 }

@@ -1,6 +1,7 @@
 package provider_test
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -27,7 +28,7 @@ func TestRefusals(t *testing.T) {
 		}
 		refused[p.Name] = true
 		if len(p.Hosts) == 0 {
-			t.Errorf("%s refuses and has no host to be refused by", p.Name)
+			t.Errorf("%s has a Refusal and no Hosts, so ForURL never returns the profile", p.Name)
 		}
 		if strings.Contains(p.Refusal, ". ") || !strings.HasSuffix(p.Refusal, ".") {
 			t.Errorf("%s: refusal %q is not one sentence", p.Name, p.Refusal)
@@ -115,7 +116,7 @@ func TestBatchPath(t *testing.T) {
 	}
 }
 
-// TestGenericIsSafe pins what a host nobody knows may be asked for.
+// TestGenericIsSafe pins what may be asked of an unknown host.
 func TestGenericIsSafe(t *testing.T) {
 	g, reference := provider.Generic(), provider.OpenAI()
 	if !g.OneModel || !g.OneEndpoint {
@@ -129,7 +130,7 @@ func TestGenericIsSafe(t *testing.T) {
 	}
 }
 
-// TestConstructorsReturnCopies makes sure that an override reaches nobody else.
+// TestConstructorsReturnCopies checks that a changed profile changes no other profile.
 func TestConstructorsReturnCopies(t *testing.T) {
 	want := provider.Azure()
 	p := provider.Azure()
@@ -154,6 +155,9 @@ func TestValidate(t *testing.T) {
 		{func(p *provider.Profile) { p.Hosts = []string{"example.com:443"} }, "Hosts example.com:443 port"},
 		{func(p *provider.Profile) { p.Hosts = []string{""} }, "Hosts"},
 		{func(p *provider.Profile) { p.AuthHeader = "" }, "AuthHeader"},
+		{func(p *provider.Profile) { p.AccountHeaders = []string{"X-Org-Id", ""} }, "AccountHeaders X-Org-Id"},
+		{func(p *provider.Profile) { p.AccountHeaders = []string{"X Org"} }, "AccountHeaders X Org"},
+		{func(p *provider.Profile) { p.AccountHeaders = []string{"X-Org:"} }, "AccountHeaders X-Org:"},
 		{func(p *provider.Profile) { p.UploadPath = "/files" }, "UploadPath /files leading"},
 		{func(p *provider.Profile) { p.Purpose = "" }, "Purpose"},
 		{func(p *provider.Profile) { p.LinePrefix = "v1" }, "LinePrefix v1 leading"},
@@ -190,5 +194,50 @@ func TestValidate(t *testing.T) {
 				t.Errorf("error %q; want the word %q", err, word)
 			}
 		}
+	}
+}
+
+// TestClone checks by reflection that a clone shares no slice with the original,
+// so that a new field of the Profile cannot be forgotten.
+func TestClone(t *testing.T) {
+	var original provider.Profile
+	fields := reflect.ValueOf(&original).Elem()
+	for i := range fields.NumField() {
+		if fields.Field(i).Kind() == reflect.Slice {
+			fields.Field(i).Set(reflect.MakeSlice(fields.Field(i).Type(), 1, 1))
+		}
+	}
+	clone := original.Clone()
+	if diff := cmp.Diff(original, clone); diff != "" {
+		t.Fatalf("clone (-original +clone):\n%s", diff)
+	}
+	copied := reflect.ValueOf(clone)
+	for i := range fields.NumField() {
+		if fields.Field(i).Kind() == reflect.Slice && fields.Field(i).Pointer() == copied.Field(i).Pointer() {
+			t.Errorf("the clone shares %s with the original", fields.Type().Field(i).Name)
+		}
+	}
+	if got := provider.Generic().Clone(); got.Endpoints != nil {
+		t.Errorf("clone of nil Endpoints = %v, want nil: nil means the default endpoints", got.Endpoints)
+	}
+}
+
+func TestLLMD(t *testing.T) {
+	p := provider.LLMD()
+	if !slices.Equal(p.AccountHeaders, []string{"X-MaaS-Username"}) {
+		t.Errorf("AccountHeaders = %v", p.AccountHeaders)
+	}
+	if p.OneEndpoint || p.OneModel {
+		t.Error("the gateway mixes models and endpoints, and the profile does not")
+	}
+	if !p.OutputExpiry || p.FileExpiryMin != time.Hour || p.FileExpiryMax != 30*24*time.Hour {
+		t.Errorf("expiry of files: %s to %s, of results %v", p.FileExpiryMin, p.FileExpiryMax, p.OutputExpiry)
+	}
+}
+
+// TestLiteLLMNeedsNoDatabase pins the form field that works without a database.
+func TestLiteLLMNeedsNoDatabase(t *testing.T) {
+	if got := provider.LiteLLM().UploadModelField; got != "model" {
+		t.Errorf("UploadModelField = %q, want model", got)
 	}
 }

@@ -1,7 +1,7 @@
 package provider
 
-// Providers whose batches are no OpenAI-compatible files and batches. Each
-// sentence says what to do instead.
+// Providers without an OpenAI-compatible Batch API. Each sentence tells the user
+// what to do instead.
 
 func anthropic() Profile {
 	return Profile{

@@ -7,9 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// Validate returns nil for a usable profile; otherwise the error names the first
-// wrong field, its value and the bound it breaks. A profile that refuses is
-// usable: it needs a Name and nothing else.
+// Validate returns nil for a usable profile. Otherwise the error names the first
+// wrong field, the value and the broken bound. A profile with a Refusal is usable
+// and needs only a Name.
 func (p Profile) Validate() error {
 	if p.Name == "" {
 		return errors.New("provider: Name is empty; start from a known profile such as provider.Generic()")
@@ -18,7 +18,7 @@ func (p Profile) Validate() error {
 		return nil
 	}
 	checks := []func() error{
-		p.checkHosts, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkDefaultWindow,
+		p.checkHosts, p.checkHeaders, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkDefaultWindow,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -32,6 +32,15 @@ func (p Profile) checkHosts() error {
 	for _, h := range p.Hosts {
 		if h == "" || h != hostname(h) {
 			return fmt.Errorf("want Hosts in lower case and without a port, not %q", h)
+		}
+	}
+	return nil
+}
+
+func (p Profile) checkHeaders() error {
+	for _, name := range p.AccountHeaders {
+		if !namesHeader(name) {
+			return fmt.Errorf("want AccountHeaders that are header names, such as \"X-Org-Id\", not %q", name)
 		}
 	}
 	return nil
@@ -110,7 +119,7 @@ func (p Profile) checkDurations() error {
 	return nil
 }
 
-// checkPairs looks at fields that need another one.
+// checkPairs checks each field that requires another field.
 func (p Profile) checkPairs() error {
 	switch {
 	case p.OutputExpiry && p.FileExpiryMax == 0:
@@ -128,8 +137,8 @@ func (p Profile) checkDefaultWindow() error {
 	return nil
 }
 
-// CheckMetadata returns nil for metadata that a batch may carry; otherwise the
-// error names the pair and the bound it breaks.
+// CheckMetadata returns nil for metadata that a batch may carry. Otherwise the
+// error names the pair and the broken bound.
 func (p Profile) CheckMetadata(metadata map[string]string) error {
 	if p.MaxMetadata > 0 && len(metadata) > p.MaxMetadata {
 		return fmt.Errorf("there are %d pairs of metadata; %s takes %d", len(metadata), p.Name, p.MaxMetadata)

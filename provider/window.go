@@ -10,9 +10,10 @@ import (
 )
 
 // CheckWindow returns nil unless the provider is certain to refuse the
-// completion window w; the error is a sentence for the user. Providers that
-// take their windows from a configuration, such as Doubleword, and unknown hosts
-// accept any string here: only they can tell.
+// completion window w; the error is a sentence for the user. At providers that
+// take their windows from a configuration, such as Doubleword, and at unknown
+// hosts, only the provider knows the windows, so CheckWindow accepts every
+// string but the empty string.
 func (p Profile) CheckWindow(w string) error {
 	switch {
 	case p.OmitWindow:
@@ -47,7 +48,31 @@ func (p Profile) checkRange(w string) error {
 	return nil
 }
 
-// maxDays keeps a number of days within what a time.Duration can hold.
+// A file stays for leastExpiry, with a weekend to come back to its batch, and at
+// least for expiryMargin after the window of its batch: a batch may end a day
+// late, and its results may need another day to be read.
+const (
+	leastExpiry  = 3 * day
+	expiryMargin = 2 * day
+)
+
+// FileExpiry returns how long a file of a batch with the completion window w must
+// be kept, counted from the upload: 72 hours, or the window and 48 hours if that
+// is longer, within FileExpiryMin and FileExpiryMax. If the length of the window is unknown,
+// FileExpiry returns FileExpiryMax, because a file that expires before its batch
+// ends costs the caller the results. Zero means that no expiry must be sent.
+func (p Profile) FileExpiry(w string) time.Duration {
+	if p.FileExpiryMax == 0 {
+		return 0
+	}
+	window, err := parseWindow(w)
+	if err != nil || window < 0 || window > p.FileExpiryMax {
+		return p.FileExpiryMax
+	}
+	return min(max(window+expiryMargin, leastExpiry, p.FileExpiryMin), p.FileExpiryMax)
+}
+
+// maxDays keeps a number of days within the range of a time.Duration.
 const maxDays = 100_000
 
 // parseWindow reads a Go duration or a whole number of days, such as "7d".
@@ -63,12 +88,11 @@ func parseWindow(w string) (time.Duration, error) {
 	if n < 0 || n > maxDays {
 		return 0, strconv.ErrRange
 	}
-	return time.Duration(n) * 24 * time.Hour, nil
+	return time.Duration(n) * day, nil
 }
 
 // formatWindow writes a bound as providers do: "24h" and "7d", not "168h0m0s".
 func formatWindow(d time.Duration) string {
-	const day = 24 * time.Hour
 	switch {
 	case d > day && d%day == 0:
 		return strconv.FormatInt(int64(d/day), 10) + "d"
@@ -76,4 +100,16 @@ func formatWindow(d time.Duration) string {
 		return strconv.FormatInt(int64(d/time.Hour), 10) + "h"
 	}
 	return d.String()
+}
+
+// WindowLength is the length of a completion window such as "24h" or "7d". A window
+// without a length counts as a day.
+func WindowLength(w string) time.Duration {
+	if d, err := time.ParseDuration(w); err == nil && d > 0 {
+		return d
+	}
+	if days, err := strconv.Atoi(strings.TrimSuffix(w, "d")); err == nil && days > 0 && days < 366 {
+		return time.Duration(days) * 24 * time.Hour
+	}
+	return 24 * time.Hour
 }

@@ -16,7 +16,7 @@ func TestCheckWindow(t *testing.T) {
 	}{
 		{provider.OpenAI(), []string{"24h"}, []string{"1h", "24H", "1d", ""}},
 		{provider.Azure(), []string{"24h"}, []string{"48h"}},
-		// Both take their windows from a configuration nobody here can see.
+		// Only the server knows the windows of these two.
 		{provider.Doubleword(), []string{"1h", "24h", "soon"}, []string{""}},
 		{provider.Generic(), []string{"1h", "24h", "7d", "soon"}, []string{""}},
 		{
@@ -26,7 +26,7 @@ func TestCheckWindow(t *testing.T) {
 		},
 		{provider.Moonshot(), []string{"12h", "7d"}, []string{"11h", "0d", "8d"}},
 		{provider.DashScope(), []string{"24h", "14d", "336h"}, []string{"337h"}},
-		// No such parameter, so nothing that could be refused.
+		// Without a parameter for the window, no window can be refused.
 		{provider.Zhipu(), []string{"", "1h", "soon"}, nil},
 	} {
 		for _, w := range tt.accepted {
@@ -42,7 +42,7 @@ func TestCheckWindow(t *testing.T) {
 	}
 }
 
-func TestCheckWindowSaysWhatIsAccepted(t *testing.T) {
+func TestCheckWindowNamesTheAcceptedWindows(t *testing.T) {
 	odd := provider.Generic()
 	odd.MinWindow, odd.MaxWindow = 90*time.Minute, 30*time.Hour
 	for _, tt := range []struct {
@@ -63,8 +63,8 @@ func TestCheckWindowSaysWhatIsAccepted(t *testing.T) {
 	}
 }
 
-// FuzzCheckWindow makes sure that no string from a caller's header gets past the
-// bounds, or brings the program down.
+// FuzzCheckWindow checks that no string from a caller's header passes the bounds
+// or causes a panic.
 func FuzzCheckWindow(f *testing.F) {
 	for _, w := range []string{"", "24h", "7d", "-1d", "106751d", "9223372036854775807ns", "1e9h", "٣d"} {
 		f.Add(w)
@@ -86,4 +86,55 @@ func FuzzCheckWindow(f *testing.F) {
 			t.Errorf("accepted %q: %v, %v", w, d, err)
 		}
 	})
+}
+
+func TestFileExpiry(t *testing.T) {
+	const day = 24 * time.Hour
+	weekly := provider.Generic()
+	weekly.FileExpiryMin, weekly.FileExpiryMax = 7*day, 14*day
+	for _, tt := range []struct {
+		profile provider.Profile
+		window  string
+		want    time.Duration
+	}{
+		{provider.OpenAI(), "24h", 3 * day},
+		{provider.Doubleword(), "1h", 3 * day},
+		{provider.Doubleword(), "7d", 9 * day},
+		{provider.Doubleword(), "0s", 3 * day},
+		// An unknown length could be long: keep the file as long as possible.
+		{provider.Doubleword(), "soon", 30 * day},
+		{provider.Doubleword(), "", 30 * day},
+		{provider.Doubleword(), "-1h", 30 * day},
+		// Within the bounds of the provider.
+		{provider.LLMD(), "28d", 30 * day},
+		{provider.LLMD(), "90000d", 30 * day},
+		{provider.LLMD(), "2562047h", 30 * day},
+		{provider.Azure(), "24h", 14 * day},
+		{weekly, "1h", 7 * day},
+		{weekly, "13d", 14 * day},
+		// No expiry may be sent.
+		{provider.Generic(), "24h", 0},
+		{provider.Zhipu(), "", 0},
+	} {
+		if got := tt.profile.FileExpiry(tt.window); got != tt.want {
+			t.Errorf("%s: FileExpiry(%q) = %s, want %s", tt.profile.Name, tt.window, got, tt.want)
+		}
+	}
+}
+
+// TestFilesOutliveEveryWindow checks all profiles whose windows have a bound: no
+// file may expire before a batch with the longest window has ended.
+func TestFilesOutliveEveryWindow(t *testing.T) {
+	for _, p := range all(t) {
+		longest := p.MaxWindow
+		for _, w := range append([]string{p.DefaultWindow}, p.Windows...) {
+			if d, err := time.ParseDuration(w); err == nil {
+				longest = max(longest, d)
+			}
+		}
+		expiry := p.FileExpiry(longest.String())
+		if p.FileExpiryMax > 0 && expiry < longest+48*time.Hour {
+			t.Errorf("%s: a file expires after %s, with windows of up to %s", p.Name, expiry, longest)
+		}
+	}
 }

@@ -1,20 +1,22 @@
 #!/bin/sh
-# Checks that the official OpenAI clients, and curl, are content with
-# `autobatcher serve --sandbox`: builds the command, installs the clients below a
-# temporary directory, runs their tests against one running proxy.
+# Checks that OpenAI clients, frameworks that use them, and curl work with
+# `autobatcher serve --sandbox`. The script builds the command, installs the clients
+# in a temporary directory, and runs the tests of all clients against two proxies: one
+# answers within the grace period, the other one commits status 200 first and sends
+# heartbeats until the answer arrives.
 #
-# It fails if anything could not be checked. AUTOBATCHER=path uses a command that
-# is built already.
+# The script fails if a check fails or cannot run. AUTOBATCHER=path uses an existing
+# command instead of a new build.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 work=$(mktemp -d)
-proxy=
+proxies=
 cleanup() {
-	if [ -n "$proxy" ]; then
+	for proxy in $proxies; do
 		kill -TERM "$proxy" 2>/dev/null || true
 		wait "$proxy" || true
-	fi
+	done
 	rm -rf "$work"
 }
 trap cleanup EXIT
@@ -27,47 +29,89 @@ fail() {
 }
 
 for tool in go python3 node npm curl; do
-	[ "$tool" = go ] && [ -n "${AUTOBATCHER:-}" ] && continue
 	command -v "$tool" >/dev/null || fail "$tool is missing"
 done
 
+start=$(date +%s)
+step() { echo "== clients: $* ($(($(date +%s) - start)) s)"; }
+
+step install
 command=${AUTOBATCHER:-$work/autobatcher}
-[ -n "${AUTOBATCHER:-}" ] || (cd "$here/../.." && CGO_ENABLED=0 go build -o "$command" ./cmd/autobatcher)
-
+cp "$here/package.json" "$here"/*.test.mjs "$work/"
+(
+	cd "$here/../.."
+	[ -n "${AUTOBATCHER:-}" ] || CGO_ENABLED=0 go build -o "$command" ./cmd/autobatcher
+	go test -c -o "$work/go.test" .ci/clients/openai_test.go
+) &
+go=$!
+(cd "$work" && npm install --silent --no-audit --no-fund --no-save) &
+npm=$!
+# requirements.txt names all packages that the tests import, so that pip does not
+# install the rest of the dependencies of the frameworks.
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-cp "$here/package.json" "$here/node.test.mjs" "$work/"
-(cd "$work" && npm install --silent --no-audit --no-fund --no-save)
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-compile -r "$here/requirements.txt"
+wait $go || fail "the build failed"
+wait $npm || fail "npm install failed"
 
-# A window of 0.3 s gathers what is asked side by side; the short grace makes the
-# proxy keep answers alive in some of the tests.
-env -u OPENAI_BASE_URL -u OPENAI_API_KEY "$command" serve --sandbox --port 0 --batch-window 0.3 --poll-interval 0.1 \
-	--grace 1 --heartbeat 0.2 --client-key sk-test >"$work/events" 2>"$work/log" &
-proxy=$!
-
-tries=0
-until base=$(grep -o 'OPENAI_BASE_URL=[^" ]*' "$work/log"); do
-	tries=$((tries + 1))
-	[ $tries -lt 100 ] && kill -0 "$proxy" 2>/dev/null || { cat "$work/log" >&2; fail "the proxy did not start"; }
-	sleep 0.1
-done
-export "$base" OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/events"
+# serve starts a proxy with a name, a grace period and a batch window. The window lets
+# concurrent calls share a batch, and makes each answer of the proxy "late" late.
+serve() {
+	env -u OPENAI_BASE_URL -u OPENAI_API_KEY "$command" serve --sandbox --port 0 --batch-window "$3" --poll-interval 0.1 \
+		--grace "$2" --heartbeat 0.2 --client-key sk-test --allow-account-routes --journal off >"$work/$1.events" 2>"$work/$1.log" &
+	proxy=$!
+	proxies="$proxies $proxy"
+	attempts=0
+	until base=$(grep -o 'OPENAI_BASE_URL=[^" ]*' "$work/$1.log"); do
+		attempts=$((attempts + 1))
+		[ $attempts -lt 100 ] && kill -0 "$proxy" 2>/dev/null || { cat "$work/$1.log" >&2; fail "the proxy did not start"; }
+		sleep 0.1
+	done
+	base=${base#OPENAI_BASE_URL=}
+}
+serve intime 10 0.2
+OPENAI_BASE_URL=$base
+serve late 0.3 0.5
+LATE_BASE_URL=$base
+export OPENAI_BASE_URL LATE_BASE_URL OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/intime.events"
 unset HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
 
 failed=
-"$work/venv/bin/python" -m pytest -q -p no:cacheprovider --strict-markers "$here/test_python.py" || failed="$failed python"
-(cd "$work" && node --test --test-reporter=spec node.test.mjs) || failed="$failed node"
+# twice runs a command at both proxies at the same time.
+twice() {
+	name=$1
+	shift
+	env LATE=1 OPENAI_BASE_URL="$LATE_BASE_URL" AUTOBATCHER_EVENTS="$work/late.events" "$@" >"$work/output" 2>&1 &
+	late=$!
+	"$@" || failed="$failed $name"
+	wait "$late" || failed="$failed $name-late"
+	cat "$work/output"
+}
+cd "$work"
+python="$work/venv/bin/python -m pytest -q -W ignore -p no:cacheprovider --strict-markers"
+
+step openai-python
+twice openai-python $python "$here/test_python.py"
+step Python frameworks
+$python "$here/test_frameworks.py" || failed="$failed python-frameworks"
+step openai-node
+twice openai-node node --test --test-reporter=dot node.test.mjs
+step JavaScript frameworks
+node --test --test-reporter=dot frameworks.test.mjs || failed="$failed node-frameworks"
+step openai-go
+./go.test || failed="$failed go"
+step curl
 sh "$here/curl.sh" || failed="$failed curl"
 
-# The proxy must survive it all, and end cleanly.
-kill -0 "$proxy" 2>/dev/null || fail "the proxy has died: $(tail -n 5 "$work/log")"
-kill -TERM "$proxy"
-wait "$proxy" || failed="$failed shutdown"
-proxy=
-if grep -q panic "$work/log"; then
-	grep panic "$work/log" >&2
+# The proxies must still run after the tests, and must exit with status 0.
+for proxy in $proxies; do
+	kill -0 "$proxy" 2>/dev/null || fail "a proxy has exited: $(tail -n 5 "$work"/*.log)"
+	kill -TERM "$proxy"
+	wait "$proxy" || failed="$failed shutdown"
+done
+proxies=
+if grep panic "$work"/*.log >&2; then
 	failed="$failed panic"
 fi
 
 [ -z "$failed" ] || fail "failed:$failed"
-echo "clients: all checked"
+step all checks passed

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -10,24 +12,32 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/autobatcher/autobatcher"
+	api "github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/dashboard"
 	"github.com/autobatcher/autobatcher/internal/proxy"
-	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/internal/redact"
 )
 
-// A backend is what answers behind a listener: the proxy, the Transport that
-// batches for it, the page, and perhaps the sandbox in the place of a provider.
+// A backend answers the requests of a listener: the proxy, the Transport that
+// batches the proxy's calls, the live status page, and the sandbox if the sandbox
+// replaces the provider.
 type backend struct {
-	transport *autobatcher.Transport
-	proxy     *proxy.Proxy
-	page      *dashboard.Dashboard
-	sandbox   *rehearsal    // or nil
-	journal   journal.Store // or nil
-	log       *slog.Logger
+	transport  *autobatcher.Transport
+	proxy      *proxy.Proxy
+	page       *dashboard.Dashboard
+	sandbox    *embeddedSandbox  // or nil
+	keyFile    *keyFile          // or nil
+	journal    *monitoredJournal // or nil
+	secrets    *redact.Secrets   // hidden in the log, in events and in answers
+	authHeader string            // of the provider
+	served     proxy.Options     // how requests are sent to the provider
+	batches    batchList
+	files      openFiles
+	log        *slog.Logger
 }
 
-// newBackend checks the settings and puts a backend together. onEvent gets the
-// events after the page and the metrics did.
+// newBackend checks the settings and returns a new backend. onEvent is called for
+// each event after the page and the metrics have recorded the event.
 func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, onEvent func(autobatcher.Event)) (*backend, error) {
 	up, err := s.upstream()
 	if err != nil {
@@ -36,45 +46,71 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if err := s.checkCallers(); err != nil {
 		return nil, err
 	}
-	b := &backend{log: log}
-	var base http.RoundTripper
+	p.limitHeap()
+	secrets := redact.New()
+	log = slog.New(secrets.Handler(log.Handler()))
+	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log}
+	var base http.RoundTripper = b.files.newUpstreamTransport()
 	if s.sandbox {
-		if up, base, err = b.rehearse(up); err != nil {
+		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround)); err != nil {
 			return nil, err
 		}
 	}
+	b.authHeader = up.profile.AuthHeader
 	o, err := s.batching(up)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkKey(); err != nil {
-		return nil, err
+	if !s.forwardKey && !s.sandbox {
+		b.keyFile, err = s.loadKey(log)
+		switch {
+		case errors.Is(err, errNoKey):
+			return nil, fmt.Errorf("%w (or try --sandbox, which needs no key)", err)
+		case err != nil:
+			return nil, err
+		}
 	}
-	o.Base, o.Logger = base, log
+	if b.keyFile != nil {
+		b.keyFile.configure(&o, b.authHeader, b.secrets)
+	}
+	o.Base, o.Logger = proxy.LimitRealtime(base), log
 	o.OnEvent = func(e autobatcher.Event) {
+		e.Error = b.secrets.Text(e.Error)
+		b.batches.onEvent(e)
 		b.page.OnEvent(e)
 		b.proxy.OnEvent(e)
 		onEvent(e)
 	}
-	if b.journal, err = s.openJournal(ctx, p, log); err != nil {
+	store, err := s.openJournal(ctx, p, log)
+	if err != nil {
 		return nil, err
 	}
-	o.Journal = b.journal
+	if store != nil {
+		b.journal = &monitoredJournal{Store: store}
+		o.Journal = b.journal
+	}
 	if b.transport, err = autobatcher.New(o); err != nil {
 		b.closeJournal()
 		return nil, &failure{exitUsage, err}
 	}
-	b.page = dashboard.New(dashboard.Options{Stats: b.transport.Stats})
-	served := s.proxyOptions(b, up)
-	if b.proxy, err = proxy.New(served); err != nil {
+	b.page = dashboard.New(dashboard.Options{
+		Stats: b.transport.Stats, Sandbox: s.sandbox,
+		Provider: up.profile.Name, Version: version(), Journal: s.journalKind(b.journal != nil),
+		Cancel: !s.forwardKey && len(s.pageKeys) == 0,
+	})
+	b.served = s.proxyOptions(p, b, up)
+	if !s.forwardKey {
+		b.served.CancelBatch = b.canceller(up, base, b.served.APIKey)
+	}
+	if b.proxy, err = proxy.New(b.served); err != nil {
 		return nil, err
 	}
-	return b, b.resume(served)
+	return b, b.resume(b.served)
 }
 
-// rehearse puts the sandbox in the place of the upstream.
-func (b *backend) rehearse(up upstream) (upstream, http.RoundTripper, error) {
-	sandbox, err := rehearse(up.profile.Name, b.log)
+// startSandbox starts the sandbox and returns the sandbox as the upstream.
+func (b *backend) startSandbox(up upstream, turnaround time.Duration) (upstream, http.RoundTripper, error) {
+	sandbox, err := newEmbeddedSandbox(up.profile.Name, turnaround, b.log)
 	if err != nil {
 		return up, nil, err
 	}
@@ -82,25 +118,49 @@ func (b *backend) rehearse(up upstream) (upstream, http.RoundTripper, error) {
 	return upstream{url: sandbox.base(), profile: sandbox.profile, named: true}, sandbox.Transport(), nil
 }
 
-func (s *settings) proxyOptions(b *backend, up upstream) proxy.Options {
+// proxyOptions returns the options of the proxy in front of b.transport.
+func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Options {
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registerOutputs(metrics)
+	if b.journal != nil {
+		b.journal.register(metrics)
+	}
 	o := proxy.Options{
-		Upstream: up.url, APIKey: s.apiKey, AuthHeader: up.profile.AuthHeader, ForwardKey: s.forwardKey,
-		ClientKeys: s.clientKeys, Transport: b.transport, Stats: b.transport.Stats,
+		Upstream: up.url, APIKey: s.apiKey, AuthHeader: b.authHeader, ForwardKey: s.forwardKey,
+		Profile: up.callProfile(), Secrets: b.secrets, Transport: b.transport, Stats: b.transport.Stats,
 		MaxBody: int64(s.maxBody), MaxQueued: s.maxQueued,
+		MaxMemory: s.memoryBudget(), MaxPassedThrough: b.files.passing(), PassThroughTimeout: time.Duration(s.passThroughTimeout),
 		Grace: time.Duration(s.grace), Heartbeat: time.Duration(s.heartbeat),
 		Page: b.page, Metrics: metrics, Logger: b.log,
+		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,
 	}
+	s.restrict(&o, s.host)
 	if s.sandbox && !s.forwardKey {
-		o.APIKey = "sandbox" // a real key has no business in a rehearsal
+		o.APIKey = "sandbox-key" // a real key must not be used with the sandbox
+	}
+	if b.keyFile != nil {
+		o.Transport = &keyFileTransport{next: b.transport, file: b.keyFile, authHeader: o.AuthHeader, first: o.APIKey}
 	}
 	return o
 }
 
-// close ends all calls, in an orderly way: those that come from now on are
-// told to come back later, upstream batches are cancelled or kept, those who
-// wait are told.
+// canceller returns a function that asks the provider to cancel a batch. The
+// Transport notices the cancellation when it polls the batch.
+func (b *backend) canceller(up upstream, base http.RoundTripper, key string) func(context.Context, string) error {
+	return func(ctx context.Context, batchID string) error {
+		key := key
+		if b.keyFile != nil {
+			key = b.keyFile.current()
+		}
+		b.log.Info("cancelling a batch, as asked on the page", "batch", batchID)
+		return up.client(key, base).Cancel(ctx, api.Handle{BatchID: batchID})
+	}
+}
+
+// close shuts the backend down: new calls are refused, the running batches are
+// cancelled or left to run, waiting callers get an error, and the journal is
+// closed.
 func (b *backend) close() {
 	b.proxy.Drain()
 	_ = b.transport.Close() // always nil
@@ -111,6 +171,16 @@ func (b *backend) close() {
 	b.closeJournal()
 }
 
+// runningBatches returns the ids of the batches that run on if the process ends now.
+// The sandbox's batches end with the process.
+func (b *backend) runningBatches() []string {
+	if b.sandbox != nil {
+		return nil
+	}
+	return b.batches.running()
+}
+
+// closeJournal closes the journal, if the backend has a journal.
 func (b *backend) closeJournal() {
 	if b.journal != nil {
 		if err := b.journal.Close(); err != nil {
@@ -119,24 +189,18 @@ func (b *backend) closeJournal() {
 	}
 }
 
-// sayJournal tells an operator where the journal is.
-func (b *backend) sayJournal(p process, place string) {
+// logJournal logs the place of the journal.
+func (b *backend) logJournal(p process, place string) {
 	if b.journal != nil {
-		b.log.Info("what is paid for is remembered", "journal", p.placeName(place))
+		b.log.Info("journal opened", "journal", p.placeName(place))
 	}
 }
 
-// resume carries on with the batches that an earlier process left running. With
-// the callers' own keys that waits for the first call of each.
+// resume continues the batches that an earlier process left running. With the
+// callers' own keys, the first call with each key does this instead.
 func (b *backend) resume(o proxy.Options) error {
 	if b.journal == nil || o.ForwardKey {
 		return nil
 	}
-	value := o.APIKey
-	if o.AuthHeader == "Authorization" {
-		value = "Bearer " + value
-	}
-	header := make(http.Header)
-	header.Set(o.AuthHeader, value)
-	return b.transport.Recover(o.Upstream.String(), header)
+	return b.transport.Recover(o.Upstream.String(), credentialHeader(o.AuthHeader, o.APIKey))
 }

@@ -12,15 +12,15 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 )
 
-// A batch that callers wait for is cancelled only by force. The serve that
-// watches it tells them.
+// A batch with waiting callers is cancelled only with --force. The callers get an
+// error from the serve process that polls the batch.
 func TestCancelByForce(t *testing.T) {
 	s := step{provider: "openai", server: batchtest.Options{Turnaround: time.Hour}, flags: []string{"--resubmits", "-1"}}
 	w := newWorld(t, s, filepath.Join(t.TempDir(), "journal.db"))
 	p := w.serve(freePort(t), "0")
 	answer := make(chan error, 1)
 	go func() {
-		_, _, err := new(callers).askOnce(p.url, []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`))
+		_, _, err := new(callers).callOnce(p.url, []byte(`{"model":"m","messages":[{"role":"user","content":"hi"}]}`))
 		answer <- err
 	}()
 	w.until(func() bool { return strings.Contains(p.log.String(), "batch submitted") })
@@ -30,17 +30,17 @@ func TestCancelByForce(t *testing.T) {
 		out, err := exec.Command("autobatcher", args...).CombinedOutput()
 		return string(out), err
 	}
-	if out, err := cancel(id); err == nil || !strings.Contains(out, "callers of a running process wait for 1 of its lines") {
-		t.Errorf("without force: %v, %s", err, out)
+	if out, err := cancel(id); err == nil || !strings.Contains(out, "callers of a running process wait for 1 line") {
+		t.Errorf("without --force: %v, %s", err, out)
 	}
 	if w.srv.Batches()[0].CancelRequested {
-		t.Fatal("it was cancelled without force")
+		t.Fatal("the batch was cancelled without --force")
 	}
 	if out, err := cancel("--force", id); err != nil || out != "cancelling "+id+"\n" {
-		t.Errorf("by force: %v, %s", err, out)
+		t.Errorf("with --force: %v, %s", err, out)
 	}
 	if err := <-answer; err == nil || !strings.Contains(err.Error(), "batch_cancelled") {
-		t.Errorf("the caller was told: %v", err)
+		t.Errorf("the caller got: %v", err)
 	}
 	w.checkJournal()
 	p.end()

@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -13,14 +15,15 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// An upstream is where the batches run, and by whose rules.
+// An upstream is the API that runs the batches.
 type upstream struct {
 	url     *url.URL
 	profile provider.Profile
-	named   bool // by --provider, instead of told from the URL
+	named   bool // the profile is from --provider, not from the URL
 }
 
-// upstream finds the provider, and refuses one that has no batches.
+// upstream returns the API of --base-url. A provider without an
+// OpenAI-compatible Batch API is an error.
 func (s *settings) upstream() (upstream, error) {
 	u, err := url.Parse(s.baseURL)
 	switch {
@@ -41,10 +44,22 @@ func (s *settings) upstream() (upstream, error) {
 	if up.profile.Refusal != "" {
 		return upstream{}, usagef("%s", up.profile.Refusal)
 	}
-	return up, nil
+	return up, checkBase(u, up.profile)
 }
 
-// batching makes the library's options of the flags.
+// callProfile returns the profile of calls whose path names a deployment, where the
+// provider has deployments: Azure's two APIs share their hosts, and the path of a
+// call decides.
+func (up upstream) callProfile() provider.Profile {
+	if up.named {
+		return up.profile
+	}
+	deployed := *up.url
+	deployed.Path += "/deployments/name"
+	return provider.ForURL(&deployed)
+}
+
+// batching returns the library's options for the flags.
 func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	metadata, err := parseMetadata(s.metadata)
 	if err != nil {
@@ -62,7 +77,7 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	}
 	o := autobatcher.Options{
 		BatchSize: s.batchSize,
-		// To the library 0 means its default; on the command line it means at once.
+		// 0 means "at once" on the command line, and "the default" in the library.
 		BatchWindow:      max(time.Duration(s.batchWindow), 1),
 		PollInterval:     time.Duration(s.pollInterval),
 		CompletionWindow: window,
@@ -70,6 +85,12 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 		CancelOnClose:    !s.keepBatches,
 		KeepFor:          orNegative(time.Duration(s.keepFor)),
 		JournalRequired:  s.required == yes,
+		Budget:           autobatcher.Budget(s.budget),
+	}
+	if s.prices != "" {
+		if o.Prices, err = os.ReadFile(s.prices); err != nil {
+			return o, usagef("--prices: %v", err)
+		}
 	}
 	if up.named {
 		o.Provider = &up.profile
@@ -77,7 +98,8 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	return o, s.apply(&o)
 }
 
-// parseMetadata reads KEY=VALUE items. Of a key given twice the last counts.
+// parseMetadata parses KEY=VALUE items. If a key occurs twice, the last value
+// counts.
 func parseMetadata(items []string) (map[string]string, error) {
 	if len(items) == 0 {
 		return nil, nil
@@ -96,21 +118,22 @@ func parseMetadata(items []string) (map[string]string, error) {
 	return metadata, nil
 }
 
-// modeWindows are the completion windows that --mode stands for.
+// modeWindows are the completion windows of the values of --mode.
 var modeWindows = map[string]string{"async": "1h", "batch": "24h"}
 
-// window is the completion window asked for; "" leaves it to the provider.
+// window returns the completion window to request; "" means the provider's
+// default.
 func (s *settings) window(p provider.Profile) (string, error) {
 	window := s.completionWindow
 	if s.mode != "" {
-		meant, ok := modeWindows[s.mode]
+		modeWindow, ok := modeWindows[s.mode]
 		switch {
 		case !ok:
 			return "", usagef("--mode is %q; it must be async or batch", s.mode)
-		case window != "" && window != meant:
-			return "", usagef("--mode %s means --completion-window %s, not %s; give one of the two", s.mode, meant, window)
+		case window != "" && window != modeWindow:
+			return "", usagef("--mode %s means --completion-window %s, not %s; give only one of the flags", s.mode, modeWindow, window)
 		}
-		window = meant
+		window = modeWindow
 	}
 	if window == "" {
 		return "", nil
@@ -121,34 +144,43 @@ func (s *settings) window(p provider.Profile) (string, error) {
 	return window, nil
 }
 
-var errNoKey = errors.New("no API key: give --api-key, or set OPENAI_API_KEY (or try --sandbox, which needs none)")
+var errNoKey = errors.New("no API key: set OPENAI_API_KEY, or give --api-key-file")
 
-// checkKey refuses to start without a key that pays.
-func (s *settings) checkKey() error {
-	if s.apiKey == "" && !s.forwardKey && !s.sandbox && !s.dryRun {
-		return &failure{exitFailure, errNoKey}
+// loadKey finds the key that pays for batches. With --api-key-file, the key is
+// stored in s.apiKey, and the file is returned; otherwise the file is nil.
+func (s *settings) loadKey(log *slog.Logger) (*keyFile, error) {
+	if s.apiKeyFile != "" {
+		file, err := openKeyFile(s.apiKeyFile, log)
+		if err != nil {
+			return nil, fmt.Errorf("--api-key-file: %w", err)
+		}
+		s.apiKey = file.current()
+		return file, nil
 	}
-	return nil
+	if s.apiKey == "" {
+		return nil, errNoKey
+	}
+	return nil, nil
 }
 
-// checkListener refuses an address at which strangers could spend the key, or
-// the proxy would call itself.
+// checkListener returns an error if other machines could spend the key, or if the
+// proxy would call itself.
 func (s *settings) checkListener() error {
 	if s.port < 0 || s.port > 65535 {
 		return usagef("--port is %d; it must be 0 to 65535", s.port)
 	}
 	if !s.sandbox && s.isItself() {
-		return usagef("the base URL %s is this very proxy: OPENAI_BASE_URL is meant for its clients here, so give --base-url", s.baseURL)
+		return usagef("the base URL %s is the address of this proxy: OPENAI_BASE_URL is set for the proxy's clients, so give --base-url", s.baseURL)
 	}
 	if isLoopback(s.host) || s.allowAnonymous || s.forwardKey || len(s.clientKeys) > 0 {
 		return nil
 	}
-	return usagef("--host %s would let anybody who reaches it spend your key: add --client-key KEY, which callers must then show, "+
-		"or --forward-key, so that each pays with a key of its own (or --allow-anonymous, to insist)", quoteEmpty(s.host))
+	return usagef("--host %s would let callers on other machines spend your key: add --client-key KEY, which callers must then send, "+
+		"or --forward-key, so that each caller pays with the caller's own key (or allow this with --allow-anonymous)", quoteEmpty(s.host))
 }
 
-// isItself reports whether the base URL leads back here, as it does in a shell
-// where it was exported for the clients.
+// isItself reports whether the base URL is the address of this proxy, as in a shell
+// where OPENAI_BASE_URL was exported for clients.
 func (s *settings) isItself() bool {
 	u, err := url.Parse(s.baseURL)
 	if err != nil || s.port == 0 || u.Port() != fmt.Sprint(s.port) {
@@ -157,6 +189,7 @@ func (s *settings) isItself() bool {
 	return isLoopback(u.Hostname()) || u.Hostname() == s.host
 }
 
+// quoteEmpty returns s, or "" in quotes.
 func quoteEmpty(s string) string {
 	if s == "" {
 		return `""`
@@ -164,7 +197,7 @@ func quoteEmpty(s string) string {
 	return s
 }
 
-// isLoopback reports whether only this machine can reach host.
+// isLoopback reports whether host can be reached from this machine only.
 func isLoopback(host string) bool {
 	if host == "localhost" {
 		return true
@@ -173,15 +206,16 @@ func isLoopback(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback()
 }
 
-// checkCallers checks what limits callers.
+// checkCallers checks the flags that limit callers.
 func (s *settings) checkCallers() error {
-	for _, key := range s.clientKeys {
-		if strings.TrimSpace(key) == "" {
-			return usagef("--client-key must not be empty")
-		}
+	if err := s.checkAccess(); err != nil {
+		return err
 	}
 	if s.maxQueued < 0 {
 		return usagef("--max-queued is %d; it must not be negative", s.maxQueued)
+	}
+	if s.passThroughTimeout <= 0 {
+		return usagef("--pass-through-timeout must be more than 0")
 	}
 	if s.heartbeat <= 0 {
 		return usagef("--heartbeat must be more than 0")
@@ -189,5 +223,5 @@ func (s *settings) checkCallers() error {
 	return nil
 }
 
-// address is where to listen.
+// address returns the address to listen on.
 func (s *settings) address() string { return net.JoinHostPort(s.host, fmt.Sprint(s.port)) }

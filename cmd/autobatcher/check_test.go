@@ -67,7 +67,7 @@ func TestWindow(t *testing.T) {
 		{"async", "1h", provider.Doubleword(), "1h"},
 		{"", "any string", provider.Doubleword(), "any string"},
 		{"", "72h", provider.Generic(), "72h"},
-		{"async", "24h", provider.Doubleword(), "give one of the two"},
+		{"async", "24h", provider.Doubleword(), "give only one of the flags"},
 		{"later", "", provider.Doubleword(), "must be async or batch"},
 		{"async", "", provider.OpenAI(), "does not accept"},
 	}
@@ -83,13 +83,14 @@ func TestWindow(t *testing.T) {
 	}
 }
 
-// A window of 0 means at once, where the library takes 0 for its default.
+// On the command line a window of 0 means "at once". In the library 0 means the
+// default.
 func TestBatchingAtOnce(t *testing.T) {
 	s := newSettings()
 	s.batchSize, s.batchWindow = 1, 0
 	o, err := s.batching(upstream{profile: provider.OpenAI()})
 	if err != nil || o.BatchWindow <= 0 || o.BatchWindow > time.Millisecond {
-		t.Errorf("BatchWindow is %v, %v; want next to nothing", o.BatchWindow, err)
+		t.Errorf("BatchWindow is %v, %v; want at most 1 ms", o.BatchWindow, err)
 	}
 }
 
@@ -100,6 +101,27 @@ func TestParseMetadata(t *testing.T) {
 		t.Errorf("%v, %v; want %v", got, err, want)
 	}
 	if got, err := parseMetadata(nil); got != nil || err != nil {
-		t.Errorf("no items make %v, %v; want nil", got, err)
+		t.Errorf("without items: %v, %v; want nil", got, err)
+	}
+}
+
+// Calls may name a deployment at Azure, also if the base URL names none.
+func TestCallProfile(t *testing.T) {
+	for _, tt := range []struct{ base, provider, want string }{
+		{"https://r.openai.azure.com/openai", "", "azure-legacy"},
+		{"https://r.openai.azure.com", "", "azure-legacy"},
+		{"https://r.openai.azure.com/openai", "azure", "azure"},
+		{"https://gateway.example/v1", "azure-legacy", "azure-legacy"},
+		{"https://api.openai.com/v1", "", "openai"},
+		{"https://gateway.example/v1", "", "generic"},
+	} {
+		s := settings{baseURL: tt.base, provider: tt.provider}
+		up, err := s.upstream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := up.callProfile().Name; got != tt.want {
+			t.Errorf("%s, --provider %q: %s, want %s", tt.base, tt.provider, got, tt.want)
+		}
 	}
 }

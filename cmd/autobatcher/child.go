@@ -13,23 +13,23 @@ import (
 	"time"
 )
 
-// What a shell answers for a program that it cannot run.
+// Exit codes of a shell for a program that the shell cannot run.
 const (
 	exitNotExecutable = 126
 	exitNotFound      = 127
 )
 
-// childPatience is how long the child may take to end when ctx has.
-const childPatience = 5 * time.Second
+// childTimeout is how long the child may take to end after the context has ended.
+const childTimeout = 5 * time.Second
 
-// runChild runs a program to its end, passes signals on to it, and returns its
-// exit code. An error means that it did not run.
-func (p process) runChild(ctx context.Context, program, env []string, signals <-chan os.Signal) (int, error) {
+// runChild runs a program, passes signals on to the program, and returns the exit
+// code. An error means that the program did not run.
+func (p process) runChild(ctx context.Context, program, env []string, signals *signalQueue) (int, error) {
 	cmd := exec.CommandContext(ctx, program[0], program[1:]...)
 	cmd.Env = env
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, p.stdout, p.stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.stdin, streamOf(p.stdout), streamOf(p.stderr)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = childPatience
+	cmd.WaitDelay = childTimeout
 	if err := cmd.Start(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			return exitNotFound, err
@@ -40,9 +40,10 @@ func (p process) runChild(ctx context.Context, program, env []string, signals <-
 	go func() { done <- cmd.Wait() }()
 	for {
 		select {
-		case s := <-signals:
+		case s := <-signals.caught:
+			signals.received()
 			if !hasSignal(s) {
-				_ = cmd.Process.Signal(s) // it may just have ended
+				_ = cmd.Process.Signal(s) // the child may have ended
 			}
 		case err := <-done:
 			return childCode(cmd.ProcessState, err)
@@ -50,7 +51,7 @@ func (p process) runChild(ctx context.Context, program, env []string, signals <-
 	}
 }
 
-// childCode is what a shell would say of how the child ended.
+// childCode returns the exit code that a shell would report for the child.
 func childCode(state *os.ProcessState, err error) (int, error) {
 	if state == nil {
 		return exitFailure, err
@@ -61,19 +62,32 @@ func childCode(state *os.ProcessState, err error) (int, error) {
 	return state.ExitCode(), nil
 }
 
-// childEnv is the child's environment: ours, but for where OpenAI is.
-func childEnv(env []string, baseURL, key string) []string {
-	ours := []string{"OPENAI_BASE_URL=" + baseURL, "OPENAI_API_BASE=" + baseURL, "OPENAI_API_KEY=" + key}
+// childEnv returns env with the variables by which clients find the proxy at an
+// origin such as http://127.0.0.1:8080, and the key for the proxy. Clients of Azure
+// have variables of their own, and add /openai to the origin. authHeader is the header
+// for the key of the provider: Azure's is "api-key".
+func childEnv(env []string, origin, key, authHeader string) []string {
+	base := origin + "/v1"
+	ours := []string{"OPENAI_BASE_URL=" + base, "OPENAI_API_BASE=" + base, "OPENAI_API_KEY=" + key}
+	if authHeader == "api-key" {
+		ours = append(ours, "AZURE_OPENAI_ENDPOINT="+origin, "AZURE_OPENAI_API_KEY="+key, "AZURE_API_BASE="+origin, "AZURE_API_KEY="+key)
+	}
+	if (process{env: env}).getenv(chunkTimeout) == "" {
+		ours = append(ours, chunkTimeout+"=0")
+	}
 	child := slices.DeleteFunc(slices.Clone(env), func(pair string) bool {
-		return strings.HasPrefix(pair, "OPENAI_BASE_URL=") ||
-			strings.HasPrefix(pair, "OPENAI_API_BASE=") ||
-			strings.HasPrefix(pair, "OPENAI_API_KEY=")
+		name, _, _ := strings.Cut(pair, "=")
+		return slices.ContainsFunc(ours, func(our string) bool { return strings.HasPrefix(our, name+"=") })
 	})
 	return append(withoutProxy(child), ours...)
 }
 
-// withoutProxy keeps calls to this machine from going through an HTTP proxy,
-// which Python's and Node's clients would else do.
+// chunkTimeout is the variable for how many seconds LangChain waits for the next
+// chunk of a stream: 120 by default, and 0 for no limit.
+const chunkTimeout = "LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S"
+
+// withoutProxy exempts this machine from the use of an HTTP proxy. Clients in Python
+// and Node would otherwise send calls to 127.0.0.1 through the HTTP proxy.
 func withoutProxy(env []string) []string {
 	const local = "127.0.0.1"
 	for _, name := range []string{"NO_PROXY", "no_proxy"} {

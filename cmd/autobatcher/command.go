@@ -6,24 +6,25 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
+	"runtime"
 	"runtime/debug"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 )
 
-// A process is what surrounds a command: its environment, its files, and the
-// signals it gets. Tests make up their own.
+// A process is the environment of a command: variables, standard files and
+// signals. Tests use a process of their own.
 type process struct {
 	env            []string // KEY=VALUE
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	notify         func(...os.Signal) (caught <-chan os.Signal, stop func())
-	exit           func(code int) // at once, for a second signal
+	exit           func(code int) // ends the process at once, after a second signal
 }
 
-// getenv returns the value of a variable: the last, as the shell would.
+// getenv returns the value of a variable, "" if the variable is not set. If env
+// has the variable more than once, the last value counts, as in a shell.
 func (p process) getenv(name string) string {
 	value := ""
 	for _, pair := range p.env {
@@ -34,15 +35,15 @@ func (p process) getenv(name string) string {
 	return value
 }
 
-// Exit codes. A child's own code goes through run as it is.
+// Exit codes. The run command exits with the code of its program.
 const (
-	exitFailure = 1 // it could not be done
-	exitUsage   = 2 // it was asked for wrongly
-	exitSignal  = 128
+	exitFailure = 1   // the command failed
+	exitUsage   = 2   // the command line or a variable is wrong
+	exitSignal  = 128 // plus the number of the signal that ended the process
 )
 
-// A failure ends the command with a code. Without an error there is nothing
-// more to say.
+// A failure ends the command with an exit code. If err is nil, the command prints
+// no message.
 type failure struct {
 	code int
 	err  error
@@ -57,48 +58,59 @@ func (f *failure) Error() string {
 
 func (f *failure) Unwrap() error { return f.err }
 
-// usagef is the error for a command line that cannot be meant.
+// usagef returns the error for a wrong command line.
 func usagef(format string, args ...any) error {
 	return &failure{exitUsage, fmt.Errorf(format, args...)}
 }
 
-// run is the whole command. It returns the exit code, having said on stderr
-// what went wrong.
+// run runs the command and returns the exit code. If the command fails, run has
+// printed the error on stderr.
 func run(ctx context.Context, args []string, p process) int {
+	if last := len(args) - 1; last > 0 && args[last] == completionFlag {
+		c := rootCommand(p)
+		c.Commands = append(c.Commands, completionCommand())
+		p.completeLine(c, args[1:last])
+		return 0
+	}
 	err := rootCommand(p).Run(ctx, args)
 	var f *failure
 	switch {
 	case err == nil:
 		return 0
-	case !errors.As(err, &f): // the command line, or a variable, could not be read
-		f = &failure{exitUsage, errors.New(typeNames.ReplaceAllString(err.Error(), ""))}
+	case !errors.As(err, &f): // the command line or a variable could not be parsed
+		f = &failure{exitUsage, errors.New(explainVariable(err.Error()))}
 	}
 	if f.err != nil {
-		fmt.Fprintf(p.stderr, "autobatcher: %v\n", f.err)
+		p.printError(f.err)
 	}
 	return f.code
 }
 
-// typeNames are what only programmers of this command could make sense of.
-var typeNames = regexp.MustCompile(` as \*?[\w.]+ value`)
+// printError prints an error on stderr, and waits at most flushTimeout for the
+// reader of stderr.
+func (p process) printError(err error) {
+	queued, flush := p.queued()
+	defer flush()
+	fmt.Fprintf(queued.stderr, "autobatcher: %s\n", printable(err.Error()))
+}
 
 func rootCommand(p process) *cli.Command {
 	return &cli.Command{
 		Name:  "autobatcher",
 		Usage: "answer ordinary OpenAI calls at batch price",
-		Description: `Programs call it, or are run by it, as if it were OpenAI. It collects their
-calls, sends them as batches, and answers each with what its line got.
-Chat completions, embeddings and responses are batched; everything else
-passes through.`,
+		Description: `A program calls autobatcher as if autobatcher were OpenAI. autobatcher
+collects the calls of programs, sends the calls as batches, and returns each
+call its own result. Chat completions, embeddings and responses are batched;
+all other requests pass through.`,
 		Version:               version(),
-		Commands:              []*cli.Command{serveCommand(p), runCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p)},
+		Commands:              []*cli.Command{serveCommand(p), runCommand(p), submitCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p), versionCommand(p)},
 		Action:                noCommand,
 		OnUsageError:          badUsage,
-		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // run says it
+		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // run prints the error
 		EnableShellCompletion: true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) {
 			c.Hidden = false
-			c.Usage = "print a completion script for bash, zsh, fish or pwsh"
+			c.Usage = completionUsage
 		},
 		Reader:    p.stdin,
 		Writer:    p.stdout,
@@ -106,17 +118,65 @@ passes through.`,
 	}
 }
 
+// release is the version of a release, such as v1.2.3. The build of a release sets
+// the variable: -ldflags '-X main.release=v1.2.3'.
+var release string
+
+// version returns the version of the program. Without a release, the Go command
+// knows the version if it built the program by "go install …@version", or from a
+// checkout of the repository.
 func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+	info, _ := debug.ReadBuildInfo() // nil if the program was built without modules
+	return versionOf(release, info)
+}
+
+func versionOf(release string, info *debug.BuildInfo) string {
+	switch {
+	case release != "":
+		return release
+	case info != nil && info.Main.Version != "":
 		return info.Main.Version
 	}
 	return "(devel)"
 }
 
-// noCommand is what autobatcher does alone: it says what it could do.
+// versionCommand prints the version, and what built the program.
+func versionCommand(p process) *cli.Command {
+	return &cli.Command{
+		Name:  "version",
+		Usage: "print the version, and what built the program",
+		Action: noArguments(func(context.Context) error {
+			fmt.Fprintf(p.stdout, "autobatcher %s\n%s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			info, _ := debug.ReadBuildInfo() // nil if the program was built without modules
+			for _, s := range settingsOf(info) {
+				if s.Key == "vcs.revision" || s.Key == "vcs.time" || s.Key == "vcs.modified" {
+					fmt.Fprintf(p.stdout, "%s %s\n", s.Key, s.Value)
+				}
+			}
+			return nil
+		}),
+		OnUsageError: badUsage,
+	}
+}
+
+func settingsOf(info *debug.BuildInfo) []debug.BuildSetting {
+	if info == nil {
+		return nil
+	}
+	return info.Settings
+}
+
+// noCommand handles a command line without a known command.
 func noCommand(_ context.Context, c *cli.Command) error {
 	if name := c.Args().First(); name != "" {
-		return usagef("there is no command %q; autobatcher --help lists them", name)
+		var names []string
+		for _, sub := range c.Commands {
+			names = append(names, sub.Name)
+		}
+		if near := nearest(name, names); near != "" {
+			return usagef("unknown command %q; did you mean autobatcher %s?", name, near)
+		}
+		return usagef("unknown command %[1]q; autobatcher --help lists the commands, and autobatcher run -- %[1]s runs a program of this name", name)
 	}
 	if err := cli.ShowRootCommandHelp(c); err != nil {
 		return &failure{exitFailure, err}
@@ -125,11 +185,12 @@ func noCommand(_ context.Context, c *cli.Command) error {
 }
 
 func badUsage(_ context.Context, c *cli.Command, err error, _ bool) error {
-	return usagef("%w (%s --help)", err, c.FullName())
+	return usagef("%s (%s --help)", explainUsage(c, err.Error()), c.FullName())
 }
 
-// action wraps what a command does with its arguments, so that its plain errors
-// are failures and not taken for a command line that could not be read.
+// action wraps the function of a command. A plain error of the function becomes a
+// failure with exitFailure, so that run does not take the error for a wrong
+// command line.
 func action(do func(ctx context.Context, args []string) error) cli.ActionFunc {
 	return func(ctx context.Context, c *cli.Command) error {
 		err := do(ctx, c.Args().Slice())
@@ -140,11 +201,11 @@ func action(do func(ctx context.Context, args []string) error) cli.ActionFunc {
 	}
 }
 
-// noArguments is an action for a command that takes only flags.
+// noArguments returns an action for a command that takes flags only.
 func noArguments(do func(context.Context) error) cli.ActionFunc {
 	return action(func(ctx context.Context, args []string) error {
 		if len(args) > 0 {
-			return usagef("%q is one argument too many: only flags are expected here", args[0])
+			return usagef("unexpected argument %q: this command takes flags only", args[0])
 		}
 		return do(ctx)
 	})

@@ -20,35 +20,35 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 )
 
-// calls is how many callers a batch has. Two of them say the same.
+// calls is the number of callers of a batch. Two callers have the same prompt.
 const calls = 10
 
-// callers ask side by side, and again when they are not answered.
+// callers make calls concurrently, and retry failed calls.
 type callers struct {
 	work  sync.WaitGroup
 	mu    sync.Mutex
-	asked map[string]int    // prompts, and how many callers each has
-	got   map[string]string // by caller, as "prompt #n"
-	lost  []error           // callers that were not answered
+	asked map[string]int    // number of callers by prompt
+	got   map[string]string // answer by caller, as "prompt #n"
+	lost  []error           // errors of callers that got no answer
 	count atomic.Int64
 
-	stall chan struct{} // not nil: the first answers are not read on before it is closed
-	begun atomic.Int64  // how many are stalled
+	stall chan struct{} // if not nil, answers are not read before stall is closed
+	begun atomic.Int64  // number of stalled callers
 }
 
-// call starts n callers. They turn to the first of the URLs, and to the next
-// whenever that fails them.
+// call starts n callers. A caller uses the first URL, and the next URL for each
+// retry.
 func (w *world) call(n int, urls ...string) *callers {
 	c := &callers{asked: map[string]int{}, got: map[string]string{}}
-	if w.step.slowly {
+	if w.step.slowReaders {
 		c.stall = make(chan struct{})
 	}
 	name := fmt.Sprintf("prompt-%08x", rand.Uint32())
 	for i := range n {
-		prompt := fmt.Sprintf("%s-%d.", name, max(i, 1)) // the first two are twins
+		prompt := fmt.Sprintf("%s-%d.", name, max(i, 1)) // the first two callers have the same prompt
 		c.asked[prompt]++
 		c.work.Go(func() {
-			text, err := c.askPatiently(prompt, urls)
+			text, err := c.callWithRetries(prompt, urls)
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if err != nil {
@@ -62,16 +62,39 @@ func (w *world) call(n int, urls ...string) *callers {
 	return c
 }
 
-// hesitate keeps an answer waiting that has begun to come.
-func (c *callers) hesitate() {
+// callUntil starts n callers that make one call after another until a moment.
+func (w *world) callUntil(end time.Time, n int, urls ...string) *callers {
+	c := &callers{asked: map[string]int{}, got: map[string]string{}}
+	for i := range n {
+		c.work.Go(func() {
+			for k := i; time.Now().Before(end); k++ {
+				prompt := fmt.Sprintf("prompt-%08x-%d.", rand.Uint32(), i)
+				c.mu.Lock()
+				c.asked[prompt]++
+				c.mu.Unlock()
+				text, err := c.callWithRetries(prompt, []string{urls[k%len(urls)], urls[(k+1)%len(urls)]})
+				c.mu.Lock()
+				if c.got[prompt+" #"] = text; err != nil {
+					delete(c.got, prompt+" #")
+					c.lost = append(c.lost, err)
+				}
+				c.mu.Unlock()
+			}
+		})
+	}
+	return c
+}
+
+// stallReading waits, with an answer that has begun, until resumeReading.
+func (c *callers) stallReading() {
 	if c.stall != nil {
 		c.begun.Add(1)
 		<-c.stall
 	}
 }
 
-// readOn ends all hesitating.
-func (c *callers) readOn() {
+// resumeReading lets all callers read their answers.
+func (c *callers) resumeReading() {
 	if c.stall != nil {
 		close(c.stall)
 	}
@@ -83,29 +106,29 @@ func (c *callers) answered() int { return int(c.count.Load()) }
 
 func (c *callers) wait() { c.work.Wait() }
 
-// join makes others' callers c's own. All must have ended.
-func (c *callers) join(others *callers) {
-	for prompt, n := range others.asked {
+// join adds the callers of others to c. All callers must have ended.
+func (c *callers) join(more *callers) {
+	for prompt, n := range more.asked {
 		c.asked[prompt] += n
 	}
-	for caller, text := range others.got {
+	for caller, text := range more.got {
 		c.got[caller] = text
 	}
-	c.lost = append(c.lost, others.lost...)
+	c.lost = append(c.lost, more.lost...)
 }
 
-// maxTries is more than an SDK has, since a machine may be slow to start again.
-const maxTries = 60
+// maxAttempts is more than SDKs make, since a slow machine restarts serve slowly.
+const maxAttempts = 60
 
-// askPatiently makes a call, and again with the same bytes after what an SDK takes for
-// passing: a broken connection, 408, 409, 429 and 5xx.
-func (c *callers) askPatiently(prompt string, urls []string) (string, error) {
+// callWithRetries makes a call. As an SDK does, callWithRetries retries the same
+// bytes after a broken connection, 408, 409, 429 and 5xx.
+func (c *callers) callWithRetries(prompt string, urls []string) (string, error) {
 	body := chatBody(prompt)
 	var err error
-	for try := range maxTries {
+	for attempt := range maxAttempts {
 		var text string
-		var again bool
-		if text, again, err = c.askOnce(urls[try%len(urls)], body); !again {
+		var retry bool
+		if text, retry, err = c.callOnce(urls[attempt%len(urls)], body); !retry {
 			return text, err
 		}
 		time.Sleep(100*time.Millisecond + rand.N(200*time.Millisecond))
@@ -113,18 +136,18 @@ func (c *callers) askPatiently(prompt string, urls []string) (string, error) {
 	return "", fmt.Errorf("%s: %w", prompt, err)
 }
 
-func (c *callers) askOnce(url string, body []byte) (text string, again bool, err error) {
+func (c *callers) callOnce(url string, body []byte) (text string, retry bool, err error) {
 	req, err := http.NewRequest(http.MethodPost, url+"/chat/completions", bytes.NewReader(body))
 	if err != nil {
 		return "", false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	res, err := (&http.Client{Timeout: 2 * patience}).Do(req)
+	res, err := (&http.Client{Timeout: 2 * testTimeout}).Do(req)
 	if err != nil {
 		return "", true, err
 	}
 	defer res.Body.Close()
-	c.hesitate()
+	c.stallReading()
 	answer, err := io.ReadAll(res.Body)
 	switch {
 	case err != nil:
@@ -132,22 +155,23 @@ func (c *callers) askOnce(url string, body []byte) (text string, again bool, err
 	case res.StatusCode == http.StatusOK:
 		return string(answer), false, nil
 	}
-	again = res.StatusCode >= 500 || res.StatusCode == 408 || res.StatusCode == 409 || res.StatusCode == 429
-	return "", again, fmt.Errorf("%s: %s", res.Status, answer)
+	retry = res.StatusCode >= 500 || res.StatusCode == 408 || res.StatusCode == 409 || res.StatusCode == 429
+	return "", retry, fmt.Errorf("%s: %s", res.Status, answer)
 }
 
-// A tallied adds up what was seen.
-type tallied struct {
-	mu                                 sync.Mutex
-	crashes, calls, lines, twice, lost int
+// crashTotals adds up the results of crashes.
+type crashTotals struct {
+	mu                                     sync.Mutex
+	crashes, calls, lines, paidTwice, lost int
 }
 
-// check asks who was answered, and the provider's log what was paid for.
-func (w *world) check(sum *tallied) {
+// check checks that each caller got the caller's own answer, and that the provider
+// executed no line twice.
+func (w *world) check(sum *crashTotals) {
 	w.Helper()
 	c := w.callers
 	for _, err := range c.lost {
-		w.Errorf("not answered: %v", err)
+		w.Errorf("a caller got no answer: %v", err)
 	}
 	for caller, text := range c.got {
 		prompt, _, _ := strings.Cut(caller, " #")
@@ -155,7 +179,7 @@ func (w *world) check(sum *tallied) {
 			w.Errorf("%s got %s", caller, text)
 		}
 	}
-	twice := w.checkPaid(c)
+	paidTwice := w.checkPaid(c)
 	w.checkFiles()
 	w.checkJournal()
 	sum.mu.Lock()
@@ -163,13 +187,13 @@ func (w *world) check(sum *tallied) {
 	sum.crashes++
 	sum.calls += len(c.got) + len(c.lost)
 	sum.lines += len(w.srv.Executed())
-	sum.twice += twice
+	sum.paidTwice += paidTwice
 	sum.lost += len(c.lost)
 }
 
-// checkPaid counts lines that were bought once too often: those that were
-// executed, and those of batches that may yet execute them.
-func (w *world) checkPaid(c *callers) (twice int) {
+// checkPaid counts the lines in batches beyond one line for each caller. A line in a
+// batch was executed, or may still be executed.
+func (w *world) checkPaid(c *callers) (paidTwice int) {
 	w.Helper()
 	paid := map[string]int{}
 	for _, b := range w.srv.Batches() {
@@ -179,11 +203,11 @@ func (w *world) checkPaid(c *callers) (twice int) {
 	}
 	for prompt, n := range paid {
 		if asked := c.asked[prompt]; n > asked {
-			w.Errorf("%s was bought %d times for %d callers", prompt, n, asked)
-			twice += n - asked
+			w.Errorf("%s was paid for %d times for %d callers", prompt, n, asked)
+			paidTwice += n - asked
 		}
 	}
-	return twice
+	return paidTwice
 }
 
 func promptOf(t *testing.T, l batchtest.Line) string {
@@ -195,27 +219,26 @@ func promptOf(t *testing.T, l batchtest.Line) string {
 	return body.Messages[0].Content
 }
 
-// checkFiles counts input files that are there for nothing.
+// checkFiles counts the input files that no batch uses.
 func (w *world) checkFiles() {
 	w.Helper()
 	used := map[string]bool{}
 	for _, b := range w.srv.Batches() {
 		used[b.InputFileID] = true
 	}
-	strays := 0
+	unused := 0
 	for _, u := range w.srv.Uploads() {
 		if !u.Deleted && !used[u.ID] {
-			strays++
+			unused++
 		}
 	}
-	if strays > w.step.strays {
-		w.Errorf("%d input files are left over, want %d", strays, w.step.strays)
+	if unused > w.step.strayFiles {
+		w.Errorf("%d unused input files, want %d", unused, w.step.strayFiles)
 	}
 }
 
-// checkJournal waits until the journal says that all has ended, and that nobody
-// waits for anything. Of callers that were answered as the process died, it
-// need not have heard.
+// checkJournal waits until, in the journal, all batches have ended and no line is
+// held. The journal may miss deliveries that happened as the process died.
 func (w *world) checkJournal() {
 	w.Helper()
 	var problem error
@@ -224,7 +247,7 @@ func (w *world) checkJournal() {
 		return problem == nil
 	})
 	if problem != nil {
-		w.Errorf("the journal says: %v", problem)
+		w.Errorf("the journal has unfinished batches: %v", problem)
 	}
 }
 

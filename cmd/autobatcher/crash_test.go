@@ -16,13 +16,13 @@ import (
 	"github.com/autobatcher/autobatcher/internal/pgtest"
 )
 
-// TestCrash kills a real serve at each step of a batch's life, lets the callers
-// try again, as SDKs do, and asks the provider's own log what was paid for. The
-// rest of the matrix, with PostgreSQL and with replicas, takes a minute and is
-// run where AUTOBATCHER_CRASH is full.
+// TestCrash kills a real serve process at each step in the life of a batch. The
+// callers retry, as SDKs do. Then TestCrash checks, in the provider's log, that no
+// line was paid for twice. With AUTOBATCHER_CRASH=full, TestCrash also runs the
+// slow steps, PostgreSQL and replicas, which takes a minute.
 func TestCrash(t *testing.T) {
 	full := os.Getenv("AUTOBATCHER_CRASH") == "full"
-	var sum tallied
+	var sum crashTotals
 	t.Run("sqlite", func(t *testing.T) {
 		everyStep(t, &sum, full, func(t *testing.T) string { return filepath.Join(t.TempDir(), "journal.db") })
 	})
@@ -38,12 +38,12 @@ func TestCrash(t *testing.T) {
 			})
 		})
 	}
-	t.Logf("%d crashes, %d calls, %d lines, %d bought twice, %d calls unanswered", sum.crashes, sum.calls, sum.lines, sum.twice, sum.lost)
+	t.Logf("%d crashes, %d calls, %d lines, %d paid for twice, %d calls unanswered", sum.crashes, sum.calls, sum.lines, sum.paidTwice, sum.lost)
 }
 
-// everyStep crashes at each step, once where the same process starts again, and
-// once where a replica that shares its journal lives on.
-func everyStep(t *testing.T, sum *tallied, full bool, newJournal func(*testing.T) string) {
+// everyStep kills serve at each step: in one test serve is restarted, in another
+// test a replica with the same journal takes over.
+func everyStep(t *testing.T, sum *crashTotals, full bool, newJournal func(*testing.T) string) {
 	for _, step := range steps {
 		if step.slow && !full {
 			continue
@@ -61,7 +61,7 @@ func everyStep(t *testing.T, sum *tallied, full bool, newJournal func(*testing.T
 	}
 }
 
-// A world is a provider, a journal, and what a step needs.
+// A world is the environment of a test: a provider, a journal and callers.
 type world struct {
 	*testing.T
 	step    step
@@ -78,44 +78,44 @@ func newWorld(t *testing.T, s step, journal string) *world {
 	return w
 }
 
-// restart kills serve at the step and starts it again.
-func (w *world) restart(sum *tallied) {
+// restart kills serve at the step and starts serve again.
+func (w *world) restart(sum *crashTotals) {
 	port := freePort(w.T)
 	first := w.serve(port, w.step.window)
 	w.callers = w.call(calls, first.url)
-	w.untilReached(first)
+	w.waitForStep(first)
 	first.kill()
 	for range w.step.again {
 		next := w.serve(port, "0.2")
-		w.untilReached(next)
+		w.waitForStep(next)
 		next.kill()
 	}
-	w.callers.readOn()
+	w.callers.resumeReading()
 	second := w.serve(port, "0.2")
 	w.callers.wait()
 	w.check(sum)
 	second.end()
 }
 
-// failOver kills one of two replicas at the step. Each has callers; those of
-// the one that dies go to the other.
-func (w *world) failOver(sum *tallied) {
+// failOver kills one of two replicas at the step. Both replicas have callers. The
+// callers of the killed replica retry at the second replica.
+func (w *world) failOver(sum *crashTotals) {
 	first, second := w.serve(freePort(w.T), w.step.window), w.serve(freePort(w.T), "0.2")
 	w.callers = w.call(calls, first.url, second.url)
-	w.untilReached(first)
-	others := w.call(calls/2, second.url, first.url)
+	w.waitForStep(first)
+	more := w.call(calls/2, second.url, first.url)
 	first.kill()
-	w.callers.readOn()
-	others.readOn()
+	w.callers.resumeReading()
+	more.resumeReading()
 	w.callers.wait()
-	others.wait()
-	w.callers.join(others)
+	more.wait()
+	w.callers.join(more)
 	w.check(sum)
 	second.end()
 }
 
-// untilReached lets the step happen, and waits for it.
-func (w *world) untilReached(s *proxyProcess) {
+// waitForStep waits until serve has reached the step.
+func (w *world) waitForStep(s *proxyProcess) {
 	w.Helper()
 	if w.step.happened != nil {
 		w.until(func() bool { return w.step.happened(w, s) })
@@ -125,12 +125,12 @@ func (w *world) untilReached(s *proxyProcess) {
 	w.srv.Control(w.step.op, w.step.fault(reached))
 	select {
 	case <-reached:
-	case <-time.After(patience):
-		w.Fatal("the step was never reached")
+	case <-time.After(testTimeout):
+		w.Fatal("serve did not reach the step")
 	}
 }
 
-// A proxyProcess is a serve that runs beside the test.
+// A proxyProcess is a serve process of a test.
 type proxyProcess struct {
 	*testing.T
 	cmd *exec.Cmd
@@ -138,7 +138,7 @@ type proxyProcess struct {
 	log lockedBuffer
 }
 
-// serve starts a serve, which has the test's life at most.
+// serve starts a serve process, which is killed at the end of the test.
 func (w *world) serve(port int, window string) *proxyProcess {
 	w.Helper()
 	p := &proxyProcess{T: w.T, url: fmt.Sprintf("http://127.0.0.1:%d/v1", port)}
@@ -146,7 +146,7 @@ func (w *world) serve(port int, window string) *proxyProcess {
 		"--port", fmt.Sprint(port), "--batch-window", window, "--poll-interval", "0.1",
 		"--journal", w.journal, "--journal-required", "--keep-active-batches-on-close")
 	p.cmd.Args = append(p.cmd.Args, w.step.flags...)
-	p.cmd.Env = []string{"GORACE=" + promptly}
+	p.cmd.Env = []string{"GORACE=" + raceOptions}
 	p.cmd.Stderr = &p.log
 	if err := p.cmd.Start(); err != nil {
 		w.Fatal(err)
@@ -154,10 +154,10 @@ func (w *world) serve(port int, window string) *proxyProcess {
 	w.Cleanup(func() {
 		p.kill()
 		if w.Failed() {
-			w.Logf("%s says:\n%s", p.url, p.log.String())
+			w.Logf("log of %s:\n%s", p.url, p.log.String())
 		}
 	})
-	for deadline := time.Now().Add(patience); !strings.Contains(p.log.String(), "listening"); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); !strings.Contains(p.log.String(), "listening"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			w.Fatal("serve does not listen: ", p.log.String())
 		}
@@ -165,13 +165,13 @@ func (w *world) serve(port int, window string) *proxyProcess {
 	return p
 }
 
-// kill ends it without a word.
+// kill kills the process with SIGKILL.
 func (p *proxyProcess) kill() {
-	_ = p.cmd.Process.Kill() // it may have ended
+	_ = p.cmd.Process.Kill() // the process may have ended
 	_ = p.cmd.Wait()         // "signal: killed"
 }
 
-// end ends it in an orderly way.
+// end shuts the process down.
 func (p *proxyProcess) end() {
 	p.Helper()
 	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {

@@ -1,8 +1,8 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,43 +11,88 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// rehearseRun runs the program and sends nothing.
-func (s *settings) rehearseRun(ctx context.Context, p process, log *slog.Logger, key string, program []string) error {
+// dryWindow and dryPoll make the sandbox answer a call at once.
+const (
+	dryWindow = 20 * time.Millisecond
+	dryPoll   = 20 * time.Millisecond
+)
+
+// runDry runs the program and sends no calls to the provider: the sandbox answers.
+func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key string, program []string) error {
 	up, err := s.upstream()
 	if err != nil {
 		return err
 	}
-	if _, err := s.batching(up); err != nil { // what it refuses now, it would refuse then
+	o, err := s.batching(up)
+	if err != nil { // refuse the settings that run would refuse
 		return err
 	}
-	d := &dryRun{key: key, size: s.batchSize, profile: up.profile, tallies: map[share]*tally{}}
-	code, err := s.beside(ctx, p, log, d, key, program, func() {})
+	prices, err := price.NewMeter(o.Prices, nil)
+	if err != nil {
+		return usagef("--prices: %w", err)
+	}
+	d := &dryRun{size: s.batchSize, profile: up.profile, prices: prices, tallies: map[share]*tally{}}
+	s.sandbox, s.journal, s.required = true, noJournal, unset
+	s.batchWindow, s.pollInterval, s.turnaround = seconds(dryWindow), seconds(dryPoll), 0
+	b, err := s.newBackend(ctx, p, log, func(autobatcher.Event) {})
+	if err != nil {
+		return err
+	}
+	d.next, d.key = b.proxy, key
+	counter := &callCounter{Handler: d}
+	code, err := s.runWithProxy(ctx, p, log, answerer{b, counter, b.close}, key, program)
 	if err == nil {
 		fmt.Fprint(p.stderr, d.summary())
+		if hint := counter.hint(b.batches.count()); hint != "" {
+			fmt.Fprintln(p.stderr, "autobatcher: hint: "+hint)
+		}
 	}
 	return exitAs(code, err)
 }
 
-// A dryRun counts calls and answers each with an error.
+// A dryRun counts calls, and passes the calls on to the proxy in front of the sandbox.
 type dryRun struct {
+	next    http.Handler
 	key     string
 	size    int // of a batch
 	profile provider.Profile
+	prices  *price.Meter
 
 	mu      sync.Mutex
 	tallies map[share]*tally
-	passing int // calls that would have passed through
+	passing int // calls that would pass through
 }
 
-// A share is what one batch may hold: calls to one endpoint and of one model,
-// where the provider wants that.
+// teeBody is a request body that is copied to a buffer while it is read.
+type teeBody struct {
+	io.Reader
+	io.Closer
+}
+
+func (d *dryRun) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Authorization") == "Bearer "+d.key || r.Header.Get("Api-Key") == d.key {
+		var body bytes.Buffer
+		if endpointOf(r.URL.Path) != "" { // the proxy reads the whole body before it answers
+			r.Body = teeBody{io.TeeReader(r.Body, &body), r.Body}
+		}
+		defer func() { d.count(r.Method, r.URL.Path, body.Bytes()) }()
+	}
+	d.next.ServeHTTP(w, r)
+}
+
+// A share is the key of calls that can share a batch: an endpoint and a model, if
+// the provider requires equal endpoints and models.
 type share struct{ endpoint, model string }
 
 // A tally counts the calls of a share.
@@ -55,46 +100,16 @@ type tally struct {
 	calls, bytes int64
 }
 
-// maxDryBody bounds what is read of one call.
-const maxDryBody = 256 << 20
-
-// dryAnswer tells a program's author, who reads it in the program's log. It is
-// a 400, which no client tries again.
-const dryAnswer = "autobatcher run --dry-run: nothing is sent, so this call gets no answer"
-
-func (d *dryRun) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Header.Get("Authorization") != "Bearer "+d.key && r.Header.Get("Api-Key") != d.key {
-		refuse(w, http.StatusUnauthorized, "the API key is not the one that autobatcher run gave to its program")
-		return
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxDryBody))
-	if err != nil {
-		refuse(w, http.StatusRequestEntityTooLarge, "the request body could not be read: "+err.Error())
-		return
-	}
-	d.count(r.Method, r.URL.Path, body)
-	refuse(w, http.StatusBadRequest, dryAnswer)
-}
-
-func refuse(w http.ResponseWriter, code int, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Should-Retry", "false")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(map[string]any{"error": map[string]any{
-		"message": message, "type": "invalid_request_error", "param": nil, "code": "dry_run",
-	}})
-}
-
-// count notes a call.
+// count counts a call.
 func (d *dryRun) count(method, path string, body []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	i := slices.IndexFunc(dryEndpoints, func(e string) bool { return strings.HasSuffix(path, e) })
-	if method != http.MethodPost || i < 0 || !d.profile.Batches(dryEndpoints[i]) || gjson.GetBytes(body, "background").Bool() {
+	endpoint := endpointOf(path)
+	if method != http.MethodPost || !d.profile.Batches(endpoint) || gjson.GetBytes(body, "background").Bool() {
 		d.passing++
 		return
 	}
-	s := share{dryEndpoints[i], gjson.GetBytes(body, "model").String()}
+	s := share{endpoint, gjson.GetBytes(body, "model").String()}
 	t := d.tallies[s]
 	if t == nil {
 		t = &tally{}
@@ -104,9 +119,17 @@ func (d *dryRun) count(method, path string, body []byte) {
 	t.bytes += int64(len(body))
 }
 
-var dryEndpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+// endpointOf returns the batched endpoint at the end of a path, or "".
+func endpointOf(path string) string {
+	for _, e := range []string{"/chat/completions", "/embeddings", "/responses"} {
+		if strings.HasSuffix(path, e) {
+			return e
+		}
+	}
+	return ""
+}
 
-// batches is how few batches would do, were all calls made side by side.
+// batches returns the minimum number of batches, if all calls are made concurrently.
 func (d *dryRun) batches(t tally) int64 {
 	size := int64(d.size)
 	if limit := int64(d.profile.MaxLines); limit > 0 {
@@ -119,37 +142,75 @@ func (d *dryRun) batches(t tally) int64 {
 	return n
 }
 
+// ceil returns n/by, rounded up.
 func ceil(n, by int64) int64 { return (n + by - 1) / by }
 
-// summary says what there would have been, per model.
+// summary describes the calls and batches per model.
 func (d *dryRun) summary() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var b strings.Builder
-	b.WriteString("autobatcher: dry run, nothing was sent. There would have been:\n")
+	b.WriteString("autobatcher: dry run: no calls were sent to the provider; " + fromSandbox + ". Without --dry-run:\n")
 	order := slices.SortedFunc(maps.Keys(d.tallies), func(x, y share) int {
 		return strings.Compare(x.model+" "+x.endpoint, y.model+" "+y.endpoint)
 	})
 	var total tally
+	var cost promptCost
 	for _, s := range order {
 		t := *d.tallies[s]
 		total.calls, total.bytes = total.calls+t.calls, total.bytes+t.bytes
-		fmt.Fprintf(&b, "  %s %s: %s\n", s.model, s.endpoint, d.describe(t, d.batches(t)))
+		c := d.cost(s, t)
+		cost = cost.plus(c)
+		fmt.Fprintf(&b, "  %s %s: %s%s\n", printableLine(s.model), s.endpoint, d.describe(t, d.batches(t)), c)
 	}
-	fmt.Fprintf(&b, "  altogether: %s\n", d.describe(total, d.allBatches()))
+	fmt.Fprintf(&b, "  total: %s%s\n", d.describe(total, d.allBatches()), cost)
 	if d.passing > 0 {
-		fmt.Fprintf(&b, "  and %s passed through unbatched\n", plural(int64(d.passing), "call", "calls"))
+		fmt.Fprintf(&b, "  and %s passed through without a batch\n", count(int64(d.passing), "call", "calls"))
 	}
-	b.WriteString("Batches are as few as can be, with all calls made side by side; a token is taken to be four bytes of the request.\n")
+	b.WriteString("The number of batches is the minimum, for calls that are all made concurrently. The number of tokens assumes four bytes of the request per token. " +
+		"Costs are estimates with prices of " + price.BuiltIn().Date + ", without the answers.\n")
 	return b.String()
 }
 
-func (d *dryRun) describe(t tally, batches int64) string {
-	return fmt.Sprintf("%s, %s, %s, about %s prompt tokens", plural(t.calls, "call", "calls"),
-		plural(batches, "batch", "batches"), humanize.IBytes(uint64(t.bytes)), comma(ceil(t.bytes, 4)))
+// A promptCost is what prompts cost, in US dollars.
+type promptCost struct {
+	batch, realtime float64
+	unknown         int64 // calls whose price is not known
 }
 
-// allBatches adds up the batches of all shares that may not ride together.
+// cost returns what the prompts of a share cost.
+func (d *dryRun) cost(s share, t tally) promptCost {
+	batch, realtime, known := d.prices.Estimate(price.Call{Profile: &d.profile, Model: s.model}, usage.Tokens{Input: ceil(t.bytes, 4)})
+	if !known {
+		return promptCost{unknown: t.calls}
+	}
+	return promptCost{batch: batch, realtime: realtime}
+}
+
+func (c promptCost) plus(other promptCost) promptCost {
+	return promptCost{c.batch + other.batch, c.realtime + other.realtime, c.unknown + other.unknown}
+}
+
+// String continues the description of a tally; "" without calls.
+func (c promptCost) String() string {
+	text := ""
+	if c.realtime > 0 {
+		text = fmt.Sprintf(" for about %s, in real time %s", dollars(c.batch), dollars(c.realtime))
+	}
+	if c.unknown > 0 {
+		text += fmt.Sprintf("; the price of %s is not known", count(c.unknown, "call", "calls"))
+	}
+	return text
+}
+
+// describe formats a tally.
+func (d *dryRun) describe(t tally, batches int64) string {
+	return fmt.Sprintf("%s, %s, %s, about %s prompt tokens", count(t.calls, "call", "calls"),
+		count(batches, "batch", "batches"), humanize.IBytes(uint64(t.bytes)), comma(ceil(t.bytes, 4)))
+}
+
+// allBatches returns the number of batches for all calls. Shares that the provider
+// accepts in the same batch are added up first.
 func (d *dryRun) allBatches() int64 {
 	groups := map[share]tally{}
 	for s, t := range d.tallies {

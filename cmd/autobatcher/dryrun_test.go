@@ -1,11 +1,13 @@
 package main
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -19,13 +21,13 @@ func TestDryRunCountsBatches(t *testing.T) {
 		tallies map[share]*tally
 		want    int64
 	}{
-		{"nothing", openAI, map[share]*tally{}, 0},
+		{"no calls", openAI, map[share]*tally{}, 0},
 		{"full batches", openAI, map[share]*tally{{"/embeddings", "m"}: {calls: 2000, bytes: 1}}, 2},
-		{"one more", openAI, map[share]*tally{{"/embeddings", "m"}: {calls: 2001, bytes: 1}}, 3},
+		{"one more call", openAI, map[share]*tally{{"/embeddings", "m"}: {calls: 2001, bytes: 1}}, 3},
 		{"the provider's lines", small, map[share]*tally{{"/embeddings", "m"}: {calls: 5, bytes: 1}}, 3},
 		{"the provider's bytes", small, map[share]*tally{{"/embeddings", "m"}: {calls: 1, bytes: 501}}, 6},
-		{"a model a file", openAI, map[share]*tally{{"/responses", "m"}: {calls: 1}, {"/responses", "n"}: {calls: 1}}, 2},
-		{"all together", doubleword, map[share]*tally{{"/responses", "m"}: {calls: 1}, {"/embeddings", "n"}: {calls: 1}}, 1},
+		{"one model per file", openAI, map[share]*tally{{"/responses", "m"}: {calls: 1}, {"/responses", "n"}: {calls: 1}}, 2},
+		{"any models and endpoints", doubleword, map[share]*tally{{"/responses", "m"}: {calls: 1}, {"/embeddings", "n"}: {calls: 1}}, 1},
 	}
 	for _, tt := range tests {
 		d := &dryRun{size: 1000, profile: tt.profile, tallies: tt.tallies}
@@ -35,37 +37,31 @@ func TestDryRunCountsBatches(t *testing.T) {
 	}
 }
 
-func TestDryRunAnswers(t *testing.T) {
-	d := &dryRun{key: "k", size: 10, profile: provider.OpenAI(), tallies: map[share]*tally{}}
-	ask := func(key, method, path, body string) int {
-		t.Helper()
-		r := httptest.NewRequest(method, path, strings.NewReader(body))
-		r.Header.Set("Authorization", "Bearer "+key)
-		w := httptest.NewRecorder()
-		d.ServeHTTP(w, r)
-		if w.Header().Get("X-Should-Retry") != "false" || w.Header().Get("Content-Type") != "application/json" {
-			t.Errorf("header is %v", w.Header())
-		}
-		return w.Code
+func TestDryRunCounts(t *testing.T) {
+	next := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) })
+	prices, err := price.NewMeter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if code := ask("other", "POST", "/v1/embeddings", `{"model":"m"}`); code != http.StatusUnauthorized {
-		t.Errorf("another key gets %d", code)
-	}
-	for _, call := range [][3]string{
-		{"POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
-		{"POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
-		{"POST", "/v1/responses", `{"model":"m","background":true}`},
-		{"GET", "/v1/models", ""},
+	d := &dryRun{next: next, key: "k", size: 10, profile: provider.OpenAI(), prices: prices, tallies: map[share]*tally{}}
+	for _, call := range [][4]string{
+		{"k", "POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
+		{"k", "POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
+		{"k", "POST", "/v1/embeddings", `{"model":"text-embedding-3-small","input":"` + strings.Repeat("x", 4_000_000) + `"}`},
+		{"k", "POST", "/v1/responses", `{"model":"m","background":true}`},
+		{"k", "GET", "/v1/models", ""},
+		{"other", "POST", "/v1/embeddings", `{"model":"m"}`},
 	} {
-		if code := ask("k", call[0], call[1], call[2]); code != http.StatusBadRequest {
-			t.Errorf("%v gets %d", call, code)
-		}
+		r := httptest.NewRequest(call[1], call[2], strings.NewReader(call[3]))
+		r.Header.Set("Authorization", "Bearer "+call[0])
+		d.ServeHTTP(httptest.NewRecorder(), r)
 	}
 	summary := d.summary()
 	for _, want := range []string{
-		"m /chat/completions: 2 calls, 1 batch, 54 B, about 14 prompt tokens\n",
-		"altogether: 2 calls, 1 batch, 54 B, about 14 prompt tokens\n",
-		"and 2 calls passed through unbatched\n",
+		"m /chat/completions: 2 calls, 1 batch, 54 B, about 14 prompt tokens; the price of 2 calls is not known\n",
+		"text-embedding-3-small /embeddings: 1 call, 1 batch, 3.8 MiB, about 1,000,012 prompt tokens for about $0.0100, in real time $0.0200\n",
+		"total: 3 calls, 2 batches, 3.8 MiB, about 1,000,025 prompt tokens for about $0.0100, in real time $0.0200; the price of 2 calls is not known\n",
+		"and 2 calls passed through without a batch\n",
 	} {
 		if !strings.Contains(summary, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, summary)

@@ -11,16 +11,17 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// healthPatience is shorter than what container engines give a probe.
-const healthPatience = 5 * time.Second
+// healthTimeout is not longer than the timeout that deploy/Dockerfile sets for the
+// probe.
+const healthTimeout = 5 * time.Second
 
-// healthCommand probes a serve on this machine, for container images that have
-// neither a shell nor curl. It reads the variables that serve reads.
+// healthCommand probes a serve process on this machine, for container images that
+// have neither a shell nor curl. The command reads the same variables as serve.
 func healthCommand(p process) *cli.Command {
 	s := newSettings()
 	return &cli.Command{
 		Name:         "health",
-		Usage:        "ask a serve on this machine whether it is well; exit 0 if so",
+		Usage:        "probe the serve process on this machine; exit 0 if serve is healthy",
 		Hidden:       true,
 		Flags:        s.listenFlags(p)[:2],
 		Action:       noArguments(s.probe),
@@ -28,8 +29,9 @@ func healthCommand(p process) *cli.Command {
 	}
 }
 
+// probe requests /health.
 func (s *settings) probe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, healthPatience)
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	host := s.host
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
@@ -40,14 +42,14 @@ func (s *settings) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// No proxy: the answer must come from this machine.
+	// Without an HTTP proxy: the answer must come from this machine.
 	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	if err != nil {
 		return err
 	}
 	defer res.Body.Close() //nolint:errcheck // read only
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 200)); res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s: %s", url, res.Status, body)
+		return fmt.Errorf("%s answered %s: %s", url, res.Status, body)
 	}
 	return nil
 }

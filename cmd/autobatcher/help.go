@@ -6,12 +6,13 @@ import (
 	"github.com/urfave/cli/v3"
 )
 
-// helpWidth is that of a terminal nobody has widened.
+// helpWidth is the usual width of a terminal, in columns.
 const helpWidth = 80
 
-// described gives flags the layout of a manual: what a flag means stands below
-// its name, so that it fits a terminal however long the names are.
-func described(flags ...[]cli.Flag) []cli.Flag {
+// manualLayout joins groups of flags and gives each flag the layout of a manual:
+// the description is below the name, so that the help fits a terminal however
+// long the names are.
+func manualLayout(flags ...[]cli.Flag) []cli.Flag {
 	var all []cli.Flag
 	for _, group := range flags {
 		for _, f := range group {
@@ -24,7 +25,7 @@ func described(flags ...[]cli.Flag) []cli.Flag {
 	return all
 }
 
-// describe is a flag's part of the help.
+// describe returns the help of one flag.
 func describe(f cli.Flag) string {
 	d, ok := f.(cli.DocGenerationFlag)
 	if !ok {
@@ -39,10 +40,11 @@ func describe(f cli.Flag) string {
 	for _, name := range d.GetEnvVars() {
 		usage += " [$" + name + "]"
 	}
-	return title + "\n" + indented(usage, "         ")
+	return title + "\n" + wrapped(usage, "         ")
 }
 
-// placeholderOf finds the word between backquotes, which stands for the value.
+// placeholderOf returns the word between backquotes, which represents the value,
+// and the usage without backquotes.
 func placeholderOf(usage string) (placeholder, plain string) {
 	if _, rest, ok := strings.Cut(usage, "`"); ok {
 		placeholder, _, _ = strings.Cut(rest, "`")
@@ -50,6 +52,8 @@ func placeholderOf(usage string) (placeholder, plain string) {
 	return placeholder, strings.ReplaceAll(usage, "`", "")
 }
 
+// defaultOf returns the default of a flag as a suffix of the usage, "" without a
+// default.
 func defaultOf(d cli.DocGenerationFlag) string {
 	text := d.GetDefaultText()
 	if text == "" && d.TakesValue() {
@@ -61,8 +65,9 @@ func defaultOf(d cli.DocGenerationFlag) string {
 	return " (default: " + text + ")"
 }
 
-// indented breaks text into lines that fit, each after the indent.
-func indented(text, indent string) string {
+// wrapped breaks text into lines of at most helpWidth columns, each with the
+// indent.
+func wrapped(text, indent string) string {
 	var b strings.Builder
 	room := 0
 	for word := range strings.FieldsSeq(text) {

@@ -67,12 +67,13 @@ func TestAge(t *testing.T) {
 	}
 }
 
-// What may be cancelled, and what is said of the rest.
+// choose returns the batches that can be cancelled, and an error for each other
+// batch.
 func TestChoose(t *testing.T) {
 	const here = "https://here/v1"
 	all := []journal.Batch{
 		{BatchID: "open", Upstream: here, State: journal.Running, Open: 2},
-		{BatchID: "awaited", Upstream: here, State: journal.Running, Open: 1, Held: 1},
+		{BatchID: "held", Upstream: here, State: journal.Running, Open: 1, Held: 1},
 		{BatchID: "delivered", Upstream: here, State: journal.Running, Delivered: 3},
 		{BatchID: "ended", Upstream: here, State: journal.Ended, Open: 1},
 		{BatchID: "elsewhere", Upstream: "https://there/v1", State: journal.Running, Open: 1},
@@ -83,15 +84,15 @@ func TestChoose(t *testing.T) {
 		ids   []string
 		force bool
 		want  []string
-		says  []string
+		errs  []string
 	}{
-		{"all that nobody waits for", nil, false, []string{"open"}, nil},
-		{"all, by force", nil, true, []string{"open", "awaited"}, nil},
+		{"all without waiting callers", nil, false, []string{"open"}, nil},
+		{"all, with force", nil, true, []string{"open", "held"}, nil},
 		{"some", []string{"delivered", "open"}, false, []string{"delivered", "open"}, nil},
-		{"awaited", []string{"open", "awaited"}, false, []string{"open"}, []string{"awaited: callers of a running process wait for 1 of its lines; --force"}},
-		{"awaited, by force", []string{"awaited"}, true, []string{"awaited"}, nil},
-		{"none of them", []string{"ended", "elsewhere", "unknown", ""}, true, nil, []string{
-			"ended has ended already", "elsewhere runs at https://there/v1", `"unknown" is no batch`, `"" is no batch`,
+		{"held", []string{"open", "held"}, false, []string{"open"}, []string{"held: callers of a running process wait for 1 line; --force"}},
+		{"held, with force", []string{"held"}, true, []string{"held"}, nil},
+		{"no batch can be cancelled", []string{"ended", "elsewhere", "unknown", ""}, true, nil, []string{
+			"ended has ended already", "elsewhere runs at https://there/v1", `the journal has no batch "unknown"`, `the journal has no batch ""`,
 		}},
 	}
 	for _, tt := range tests {
@@ -105,12 +106,12 @@ func TestChoose(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("chosen (-want +got):\n%s", diff)
 			}
-			if (err != nil) != (len(tt.says) > 0) {
+			if (err != nil) != (len(tt.errs) > 0) {
 				t.Fatalf("error %v", err)
 			}
-			for _, want := range tt.says {
+			for _, want := range tt.errs {
 				if !strings.Contains(err.Error(), want) {
-					t.Errorf("%q does not say %q", err, want)
+					t.Errorf("the error %q does not contain %q", err, want)
 				}
 			}
 		})

@@ -2,10 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/lmittmann/tint"
@@ -14,7 +13,7 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// logger makes the log that goes to stderr.
+// logger returns the logger for stderr.
 func (s *settings) logger(p process) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
@@ -30,32 +29,54 @@ func (s *settings) logger(p process) (*slog.Logger, error) {
 	default:
 		return nil, usagef("--log-format is %q; it must be auto, text or json", s.logFormat)
 	}
-	if !text {
-		return slog.New(slog.NewJSONHandler(p.stderr, &slog.HandlerOptions{Level: level})), nil
+	var handler slog.Handler = slog.NewJSONHandler(forTerminal(p.stderr), &slog.HandlerOptions{Level: level, ReplaceAttr: readable})
+	if text {
+		handler = tint.NewTextHandler(p.stderr, &tint.Options{
+			Level: level, TimeFormat: time.TimeOnly, ReplaceAttr: readable, NoColor: p.getenv("NO_COLOR") != "" || !isTerminal(p.stderr),
+		})
 	}
-	return slog.New(tint.NewTextHandler(p.stderr, &tint.Options{
-		Level: level, TimeFormat: time.TimeOnly, NoColor: p.getenv("NO_COLOR") != "" || !isTerminal(p.stderr),
-	})), nil
+	log := slog.New(handler)
+	for _, o := range p.outputs() {
+		o.log.Store(log)
+	}
+	p.warnAboutVariables(log)
+	return log, nil
 }
 
-// isTerminal reports whether a person reads what is written to w.
+// readable writes durations as text with at most four digits, such as 953ms, 2.5s or
+// 1m30s.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() != slog.KindDuration {
+		return a
+	}
+	d := a.Value.Duration()
+	switch {
+	case d >= time.Minute:
+		d = d.Round(time.Second)
+	case d >= time.Second:
+		d = d.Round(10 * time.Millisecond)
+	case d >= time.Millisecond:
+		d = d.Round(time.Millisecond)
+	}
+	return slog.String(a.Key, d.String())
+}
+
+// isTerminal reports whether w is a terminal.
 func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	f := fileOf(w)
+	return f != nil && term.IsTerminal(int(f.Fd()))
 }
 
-// eventLines returns a handler that writes each event to w as one line of
-// JSON. Batches tell of themselves concurrently; their lines never mix.
+// eventLines returns a handler that writes each event to w as one line of JSON, in
+// one Write.
 func eventLines(w io.Writer, log *slog.Logger) func(autobatcher.Event) {
-	var mu sync.Mutex
+	w = forTerminal(w)
 	return func(e autobatcher.Event) {
 		line, err := json.Marshal(e)
 		if err == nil {
-			mu.Lock()
 			_, err = w.Write(append(line, '\n'))
-			mu.Unlock()
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, errDropped) { // dropped records are counted and reported by the output
 			log.Error("an event could not be written to stdout", "event", e.Name, "error", err)
 		}
 	}

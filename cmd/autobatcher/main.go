@@ -1,7 +1,7 @@
-// Command autobatcher answers ordinary OpenAI calls at batch price, for every
-// program that speaks OpenAI: it serves a proxy for them, runs one of them, or
-// plays a Batch API to try any of this without an account. Its help is its
-// manual: autobatcher --help.
+// Command autobatcher answers ordinary OpenAI calls at batch price, for any
+// program that uses the OpenAI API. It serves a proxy for programs, runs one
+// program with a proxy, or serves a sandbox: a Batch API for trials without an
+// account. The manual is its help: autobatcher --help.
 package main
 
 import (

@@ -19,13 +19,19 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 )
 
-// httpMain is a client for the scripts: http [flags] METHOD URL [body]. It
-// prints the body of the answer, and with -i the status and header first, and
-// fails where the status is an error.
+// httpMain is an HTTP client for the scripts: http [flags] METHOD URL [body]. The
+// client prints the body of the response, with -i after the status and the header.
+// An error status makes the client fail.
 func httpMain() {
 	flags := flag.NewFlagSet("http", flag.ExitOnError)
 	key := flags.String("key", "", "send `KEY` as a bearer token")
 	show := flags.Bool("i", false, "print status and header too")
+	header := make(http.Header)
+	flags.Func("H", "send the header `NAME: VALUE`", func(line string) error {
+		name, value, _ := strings.Cut(line, ": ")
+		header.Add(name, value)
+		return nil
+	})
 	size := flags.Int("size", 0, "send a prompt of `N` bytes instead of a body")
 	_ = flags.Parse(os.Args[1:])
 	body := flags.Arg(2)
@@ -34,6 +40,7 @@ func httpMain() {
 	}
 	req, err := http.NewRequest(flags.Arg(0), flags.Arg(1), strings.NewReader(body))
 	must(err)
+	req.Header, req.Host = header, header.Get("Host")
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -53,10 +60,10 @@ func httpMain() {
 	}
 }
 
-// sqlMain is another program that uses a SQLite file:
+// sqlMain is a second program that uses a SQLite file:
 //
 //	sql FILE STATEMENT         runs a statement
-//	sql FILE locked PROGRAM…   runs a program while it keeps the file locked
+//	sql FILE locked PROGRAM…   runs a program while the file is locked
 func sqlMain() {
 	db, err := sql.Open("sqlite", os.Args[1])
 	must(err)
@@ -77,21 +84,29 @@ func sqlMain() {
 	must(err)
 }
 
-// childMain is a program for autobatcher run to run.
+// childMain is a program for autobatcher run.
 //
-//	child ask PROMPT…     asks all at once, prints the answers in order
+//	child ask PROMPT…     makes one call per prompt, concurrently, and prints the
+//	                      answers in order
+//	child ask-in-turn PROMPT…  the same, one call after the other
 //	child cat             copies stdin to stdout
 //	child env NAME        prints a variable
-//	child exit CODE       ends so
+//	child exit CODE       exits with the code
+//	child pause           waits until a further signal is a second signal
 //	child die             is killed by SIGKILL
-//	child args …          prints its arguments
-//	child queued ROOT     returns when the proxy there holds a call
-//	child wait            says where OpenAI is, and ends with 9 after a signal
-//	child upstream        is a Batch API that never answers a cancellation
+//	child args …          prints the arguments
+//	child queued ROOT     returns when the proxy at ROOT holds a call
+//	child wait            prints the base URL, and exits with 9 after a signal
+//	child wait-with-key   the same, and prints the key
+//	child upstream        serves a Batch API that never answers a cancellation
 func childMain() {
 	switch args := os.Args[2:]; os.Args[1] {
 	case "ask":
 		askAll(args)
+	case "ask-in-turn":
+		for _, prompt := range args {
+			fmt.Println(ask(prompt))
+		}
 	case "cat":
 		_, err := io.Copy(os.Stdout, os.Stdin)
 		must(err)
@@ -104,12 +119,17 @@ func childMain() {
 		_, err := fmt.Sscan(args[0], &code)
 		must(err)
 		os.Exit(code)
+	case "pause":
+		time.Sleep(repeatTime + 100*time.Millisecond)
 	case "die":
 		self, err := os.FindProcess(os.Getpid())
 		must(err)
 		must(self.Kill())
 		time.Sleep(time.Minute)
-	case "wait":
+	case "wait-with-key", "wait":
+		if os.Args[1] == "wait-with-key" {
+			fmt.Println("OPENAI_API_KEY=" + os.Getenv("OPENAI_API_KEY"))
+		}
 		c := make(chan os.Signal, 1)
 		signal.Notify(c, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1)
 		fmt.Println("waiting at OPENAI_BASE_URL=" + os.Getenv("OPENAI_BASE_URL"))
@@ -123,13 +143,13 @@ func childMain() {
 		fmt.Println("OPENAI_BASE_URL=" + api.URL)
 		time.Sleep(time.Hour)
 	default:
-		must(errors.New("no such child"))
+		must(errors.New("unknown child command"))
 	}
 }
 
 // awaitQueued returns when the proxy at root holds a call.
 func awaitQueued(root string) {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		res, err := http.Get(root + "/metrics")
 		must(err)
 		metrics, err := io.ReadAll(res.Body)

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -11,53 +10,121 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/autobatcher/autobatcher"
 )
 
-// A status is how far everything is at one moment.
+// A status is a snapshot of the progress.
 type status struct {
 	Waiting, InFlight              int
-	Answered, Failed               int64 // a failed call was answered too, with an error
+	Answered, Failed               int64 // a failed call was answered with an error
 	Batches                        int64
+	Running                        []string // ids of batches
 	PromptTokens, CompletionTokens int64
+	Done                           int64 // lines of running batches that are finished at the provider
+	Cost                           autobatcher.Cost
+	Sandbox                        bool // the answers cost nothing
 	Elapsed                        time.Duration
+	Left                           time.Duration // an estimate for the running batches; 0: not known
 }
 
-// calls are all there were.
+// calls returns the number of calls so far.
 func (s status) calls() int64 {
 	return int64(s.Waiting) + int64(s.InFlight) + s.Answered + s.Failed
 }
 
-// text says what changes, without the time.
+// text describes the status without the elapsed time.
 func (s status) text() string {
-	text := fmt.Sprintf("%s waiting, %s in flight, %s answered", comma(int64(s.Waiting)), comma(int64(s.InFlight)), comma(s.Answered))
+	text := fmt.Sprintf("%s waiting, %s in flight", comma(int64(s.Waiting)), comma(int64(s.InFlight)))
+	if s.Done > 0 {
+		text += fmt.Sprintf(" (%s finished at the provider)", comma(s.Done))
+	}
+	text += fmt.Sprintf(", %s answered", comma(s.Answered))
 	if s.Failed > 0 {
 		text += fmt.Sprintf(", %s failed", comma(s.Failed))
 	}
-	return text + "; " + plural(s.Batches, "batch", "batches")
+	text += "; " + count(s.Batches, "batch", "batches")
+	if len(s.Running) > 0 {
+		text += " (" + printableLine(strings.Join(s.Running[:min(len(s.Running), maxShown)], ", "))
+		if more := len(s.Running) - maxShown; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		text += ")"
+	}
+	if s.Cost.Priced > 0 {
+		text += fmt.Sprintf("; about %s, saved %s", dollars(s.Cost.USD), dollars(s.Cost.Savings))
+	}
+	return text
 }
 
-// line is the status as a line of its own.
-func (s status) line() string {
-	return fmt.Sprintf("autobatcher: %s; %s", s.text(), s.Elapsed.Round(time.Second))
+// maxShown is the number of ids of running batches in a line of output.
+const maxShown = 2
+
+// line returns the status as a line of output.
+func (s status) line() string { return fmt.Sprintf("autobatcher: %s; %s", s.text(), s.times()) }
+
+// times describes how long the program runs, and how long the running batches will
+// still take.
+func (s status) times() string {
+	text := s.Elapsed.Round(time.Second).String()
+	if left := s.Left.Round(time.Second); left > 0 {
+		text += fmt.Sprintf(", about %s left", left)
+	}
+	return text
 }
 
-// summary is what there is to say at the end.
+// summary returns the last line of output, after the program has ended.
 func (s status) summary() string {
+	if s.calls() == 0 {
+		return "autobatcher: the program made no call through autobatcher. The program must read OPENAI_BASE_URL and OPENAI_API_KEY; " +
+			"a base URL in the program, or in another variable, must be replaced by the value of OPENAI_BASE_URL"
+	}
 	text := fmt.Sprintf("autobatcher: %s (%s answered, %s failed) in %s",
-		plural(s.calls(), "call", "calls"), comma(s.Answered), comma(s.Failed+int64(s.Waiting+s.InFlight)), plural(s.Batches, "batch", "batches"))
-	return fmt.Sprintf("%s; %s prompt and %s completion tokens; %s", text, comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond))
+		count(s.calls(), "call", "calls"), comma(s.Answered), comma(s.Failed+int64(s.Waiting+s.InFlight)), count(s.Batches, "batch", "batches"))
+	text = fmt.Sprintf("%s; %s prompt and %s completion tokens; %s", text, comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond))
+	return text + s.costs()
 }
 
+// costs describes the cost of the answers as a further line of output, or returns
+// "" without an answer.
+func (s status) costs() string {
+	c, format := s.Cost, "\nautobatcher: the answers cost about %s, and saved about %s (estimates with prices of %s"
+	if s.Sandbox {
+		format = "\nautobatcher: at the provider, the answers would cost about %s, and save about %s (estimates with prices of %s"
+	}
+	switch {
+	case c.Priced == 0 && c.Unpriced == 0:
+		return ""
+	case c.Priced == 0:
+		return "\nautobatcher: the cost is not known: the built-in prices do not have the models (--prices reads further prices)"
+	}
+	text := fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), c.PricesDate)
+	if c.Unpriced > 0 {
+		text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
+	}
+	return text + ")"
+}
+
+// dollars formats an amount.
+func dollars(usd float64) string {
+	if usd < 0 {
+		return "-" + dollars(-usd)
+	}
+	return fmt.Sprintf("$%.4f", usd)
+}
+
+// comma formats n with thousands separators.
 func comma(n int64) string { return humanize.Comma(n) }
 
-func plural(n int64, one, many string) string {
+// count formats n with the singular or the plural of a noun.
+func count(n int64, singular, plural string) string {
 	if n == 1 {
-		return "1 " + one
+		return "1 " + singular
 	}
-	return comma(n) + " " + many
+	return comma(n) + " " + plural
 }
 
-// progress is shown until it is stopped.
+// A progress shows the status until stop is called.
 type progress struct {
 	once sync.Once
 	quit chan struct{}
@@ -65,43 +132,48 @@ type progress struct {
 }
 
 const (
-	// glance is how often the status is looked at.
-	glance = 200 * time.Millisecond
-	// lineInterval is the least time between two lines of it.
+	// refreshInterval is the time between two snapshots of the status.
+	refreshInterval = 200 * time.Millisecond
+	// lineInterval is the minimum time between two lines of output.
 	lineInterval = 2 * time.Second
+	// maxLineInterval is the maximum time between two lines of output, for logs of CI
+	// systems, which end a job without output.
+	maxLineInterval = 5 * time.Minute
 )
 
-// showProgress shows what look returns on w: as a bar where a person watches, as
-// lines elsewhere.
-func showProgress(w io.Writer, look func() status) *progress {
+// showProgress shows the status that read returns on w: as a bar on a terminal, as
+// lines elsewhere. read must be safe for concurrent use.
+func showProgress(w io.Writer, read func() status) *progress {
 	p := &progress{quit: make(chan struct{})}
-	if f, ok := w.(*os.File); ok && isTerminal(f) {
-		if out := newFooter(f); out.fits() {
-			p.work.Go(func() { p.bar(out, look) })
+	if isTerminal(w) {
+		if out := newStatusLine(w); out.fits() {
+			p.work.Go(func() { p.bar(out, read) })
 			return p
 		}
 	}
-	p.work.Go(func() { p.lines(w, look) })
+	p.work.Go(func() { p.lines(w, read) })
 	return p
 }
 
-// stop ends the showing; nothing more is written.
+// stop ends the output. After stop returns, p writes nothing more.
 func (p *progress) stop() {
 	p.once.Do(func() { close(p.quit) })
 	p.work.Wait()
 }
 
-// lines writes the status whenever it changed, but not too often.
-func (p *progress) lines(w io.Writer, look func() status) {
-	ticker := time.NewTicker(glance)
+// lines writes the status after each change, at most once per lineInterval, and
+// without a change once per maxLineInterval.
+func (p *progress) lines(w io.Writer, read func() status) {
+	ticker := time.NewTicker(refreshInterval)
 	defer ticker.Stop()
-	said, at := status{}.text(), time.Time{}
+	written, at := status{}.text(), time.Now().Add(-lineInterval)
 	for {
 		select {
 		case now := <-ticker.C:
-			if s := look(); s.text() != said && now.Sub(at) >= lineInterval {
+			s := read()
+			if changed := s.text() != written; changed && now.Sub(at) >= lineInterval || now.Sub(at) >= maxLineInterval {
 				fmt.Fprintln(w, s.line())
-				said, at = s.text(), now
+				written, at = s.text(), now
 			}
 		case <-p.quit:
 			return
@@ -109,19 +181,19 @@ func (p *progress) lines(w io.Writer, look func() status) {
 	}
 }
 
-// bar draws a bar in the last line of the terminal.
-func (p *progress) bar(out *footer, look func() status) {
+// bar shows a progress bar in the last line of the terminal.
+func (p *progress) bar(out *statusLine, read func() status) {
 	defer out.close()
-	container := mpb.New(mpb.WithConsoleWriter(out), mpb.WithRefreshRate(glance))
-	current := func(decor.Statistics) string { return " " + look().text() + " " }
-	elapsed := func(decor.Statistics) string { return " " + look().Elapsed.Round(time.Second).String() }
+	container := mpb.New(mpb.WithConsoleWriter(out), mpb.WithRefreshRate(refreshInterval))
+	current := func(decor.Statistics) string { return " " + read().text() + " " }
+	elapsed := func(decor.Statistics) string { return " " + read().times() }
 	bar := container.New(0, mpb.BarStyle(), mpb.PrependDecorators(decor.Any(current)), mpb.AppendDecorators(decor.Any(elapsed)))
-	ticker := time.NewTicker(glance)
+	ticker := time.NewTicker(refreshInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			s := look()
+			s := read()
 			bar.SetTotal(max(s.calls(), 1), false)
 			bar.SetCurrent(s.Answered + s.Failed)
 		case <-p.quit:
@@ -132,7 +204,7 @@ func (p *progress) bar(out *footer, look func() status) {
 	}
 }
 
-// oneLine is the first line of a frame.
+// oneLine returns the first line of a frame.
 func oneLine(frame string) string {
 	line, _, _ := strings.Cut(frame, "\n")
 	return strings.TrimRight(line, "\r")

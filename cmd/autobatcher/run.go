@@ -6,13 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/autobatcher/autobatcher"
-	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
 func runCommand(p process) *cli.Command {
@@ -21,20 +20,21 @@ func runCommand(p process) *cli.Command {
 	firstArgument := 1
 	return &cli.Command{
 		Name:      "run",
-		Usage:     "run a program whose OpenAI calls are batched",
+		Usage:     "run a program and batch the program's OpenAI calls",
 		ArgsUsage: "-- program [arguments]",
-		Description: `The program finds a proxy of its own by OPENAI_BASE_URL, OPENAI_API_BASE and
-OPENAI_API_KEY, and needs no change, as long as it makes its calls side by
-side: calls made one after the other ride in a batch each. It owns stdin and
-stdout; progress and a summary are said on stderr. Signals reach it, and its
-exit code is that of autobatcher run.
+		Description: `The program runs unchanged. OPENAI_BASE_URL, OPENAI_API_BASE and OPENAI_API_KEY
+direct the program's calls to a proxy that serves this program only. The
+program must make its calls concurrently: sequential calls are sent in one
+batch each. The program uses stdin and stdout; autobatcher writes progress and
+a summary to stderr. Signals are passed on to the program, and autobatcher run
+exits with the program's exit code.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,
-		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.leftoverFlags(p), s.journalFlags(p), s.callerFlags(p), s.runFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.retryFlags(p), s.journalFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
-		StopOnNthArg:       &firstArgument, // what follows the program is the program's
+		StopOnNthArg:       &firstArgument, // all arguments after the program belong to the program
 		Action:             action(func(ctx context.Context, args []string) error { return s.run(ctx, p, args) }),
 		OnUsageError:       badUsage,
 	}
@@ -43,50 +43,62 @@ exit code is that of autobatcher run.
 func (s *settings) runFlags(p process) []cli.Flag {
 	return []cli.Flag{
 		&cli.BoolFlag{
-			Name: "dry-run", Destination: &s.dryRun, Category: aboutUpstream,
+			Name: "dry-run", Destination: &s.dryRun, Category: aboutBasics,
 			Sources: p.source("AUTOBATCHER_DRY_RUN"),
-			Usage:   "send nothing: answer each call with an error, and say at the end what there would have been",
+			Usage:   "send no calls to the provider: answer each call with an echo from the sandbox, and print at the end which batches would have been sent",
 		},
 	}
 }
 
-// run runs the program beside a proxy of its own.
+// run runs the program with a proxy for the program.
 func (s *settings) run(ctx context.Context, p process, program []string) error {
 	if len(program) == 0 {
 		return usagef("run needs a program to run: autobatcher run [options] -- program [arguments]")
 	}
+	p, flush := p.queued()
+	defer flush()
 	log, err := s.logger(p)
 	if err != nil {
 		return err
 	}
 	key := "autobatcher-" + rand.Text()
-	s.clientKeys = []string{key}
+	s.trustProgram(key)
 	if s.dryRun {
-		return s.rehearseRun(ctx, p, log, key, program)
+		return s.runDry(ctx, p, log, key, program)
 	}
-	var batches atomic.Int64
-	b, err := s.newBackend(ctx, p, log, func(e autobatcher.Event) {
-		if e.Name == autobatcher.BatchSubmitted {
-			batches.Add(1)
+	counter, once := &callCounter{}, sync.Once{}
+	var b *backend
+	b, err = s.newBackend(ctx, p, log, func(e autobatcher.Event) {
+		if e.Name != autobatcher.BatchSubmitted {
+			return
+		}
+		if hint := counter.hint(b.batches.count()); hint != "" {
+			once.Do(func() { fmt.Fprintln(p.stderr, "autobatcher: hint: "+hint) })
 		}
 	})
 	if err != nil {
 		return err
 	}
+	counter.Handler = b.proxy
 	began := time.Now()
-	look := func() status { return b.status(batches.Load(), time.Since(began)) }
-	show := showProgress(p.stderr, look)
-	code, err := s.beside(ctx, p, log, b.proxy, key, program, func() {
-		show.stop() // before anything can end the process at once: it borrows the terminal
+	snapshot := func() status { return b.status(time.Since(began)) }
+	show := showProgress(p.stderr, snapshot)
+	shutdown := func() {
+		show.stop() // first, since a second signal ends the process: the terminal must be restored before
 		b.close()
-	})
+	}
+	code, err := s.runWithProxy(ctx, p, log, answerer{b, counter, shutdown}, key, program)
 	if err == nil {
-		fmt.Fprintln(p.stderr, look().summary())
+		fmt.Fprintln(p.stderr, snapshot().summary())
+		if s.sandbox {
+			fmt.Fprintln(p.stderr, "autobatcher: "+fromSandbox)
+		}
+		fmt.Fprint(p.stderr, b.remains(s.keepBatches))
 	}
 	return exitAs(code, err)
 }
 
-// exitAs ends the command as its child ended.
+// exitAs returns the error that makes the command exit with the child's exit code.
 func exitAs(code int, err error) error {
 	if err == nil && code == 0 {
 		return nil
@@ -94,38 +106,47 @@ func exitAs(code int, err error) error {
 	return &failure{code, err}
 }
 
-// beside runs the program while handler answers its calls, and calls shutdown
-// when it has ended.
-func (s *settings) beside(ctx context.Context, p process, log *slog.Logger, handler http.Handler, key string, program []string, shutdown func()) (int, error) {
+// An answerer answers the program's calls.
+type answerer struct {
+	*backend
+	handler  http.Handler // in front of the proxy of backend
+	shutdown func()       // closes backend; called after the program has ended
+}
+
+// runWithProxy runs the program while a answers the program's calls.
+func (s *settings) runWithProxy(ctx context.Context, p process, log *slog.Logger, a answerer, key string, program []string) (int, error) {
 	listener, err := listen(ctx, s.address())
 	if err != nil {
-		shutdown()
+		a.shutdown()
 		return exitFailure, err
 	}
-	server := proxy.NewServer(handler)
+	server := newServer(a.handler, log)
+	listener = a.files.limitConnections(listener, log, a.proxy.ConnectionRefused)
 	go server.Serve(listener) //nolint:errcheck // ends with ErrServerClosed, below
-	signals, ignore := p.notify(passedSignals...)
+	caught, ignore := p.notify(passedSignals...)
 	defer ignore()
-	env := childEnv(p.env, "http://"+listener.Addr().String()+"/v1", key)
+	signals := &signalQueue{caught: caught}
+	env := childEnv(p.env, "http://"+listener.Addr().String(), key, a.authHeader)
 	code, err := p.runChild(ctx, program, env, signals)
 
 	done := make(chan struct{})
 	defer close(done)
-	go p.forceOn(signals, done, log)
-	shutdown()
-	if stopErr := stop(server); stopErr != nil {
-		log.Warn("the proxy did not stop cleanly", "error", stopErr)
+	go p.forceOn(signals, done, a.runningBatches, log)
+	if stopErr := stop(server, a.shutdown); stopErr != nil {
+		log.Warn("the proxy was stopped before all answers were written", "error", stopErr)
 	}
 	return code, err
 }
 
-// status reads how far everything is.
-func (b *backend) status(batches int64, elapsed time.Duration) status {
+// status returns a snapshot of the progress.
+func (b *backend) status(elapsed time.Duration) status {
 	stats, usage := b.transport.Stats(), b.proxy.Usage()
 	return status{
 		Waiting: stats.Queued, InFlight: stats.Running,
-		Answered: usage.Answered, Failed: usage.Failed, Batches: batches,
+		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(),
 		PromptTokens: usage.PromptTokens, CompletionTokens: usage.CompletionTokens,
+		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
+		Cost: stats.Cost, Sandbox: b.sandbox != nil,
 		Elapsed: elapsed,
 	}
 }

@@ -16,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/autobatcher/autobatcher/provider"
+
 	"github.com/autobatcher/autobatcher"
 )
 
@@ -26,26 +28,39 @@ func TestChildEnv(t *testing.T) {
 		want []string
 	}{
 		{
-			"ours replace what was there",
+			"the OpenAI variables are replaced",
 			[]string{"A=1", "OPENAI_API_KEY=secret", "OPENAI_BASE_URL=x", "OPENAI_API_BASE=y", "OPENAI_ORG_ID=o"},
 			[]string{"A=1", "OPENAI_ORG_ID=o", "NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1"},
 		},
 		{
-			"exceptions from a proxy are kept",
+			"exceptions from the HTTP proxy are kept",
 			[]string{"NO_PROXY=a,b", "no_proxy=*"},
 			[]string{"NO_PROXY=a,b", "no_proxy=*", "NO_PROXY=a,b,127.0.0.1"},
 		},
 		{
-			"and not doubled",
+			"an existing exception is not repeated",
 			[]string{"NO_PROXY=127.0.0.1,b", "no_proxy=127.0.0.1"},
 			[]string{"NO_PROXY=127.0.0.1,b", "no_proxy=127.0.0.1"},
 		},
 	}
 	for _, tt := range tests {
-		want := slices.Concat(tt.want, []string{"OPENAI_BASE_URL=u", "OPENAI_API_BASE=u", "OPENAI_API_KEY=k"})
-		if diff := cmp.Diff(want, childEnv(tt.env, "u", "k")); diff != "" {
+		want := slices.Concat(tt.want, []string{"OPENAI_BASE_URL=u/v1", "OPENAI_API_BASE=u/v1", "OPENAI_API_KEY=k", "LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S=0"})
+		if diff := cmp.Diff(want, childEnv(tt.env, "u", "k", provider.OpenAI().AuthHeader)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
+	}
+}
+
+// Clients of Azure find the proxy, and a timeout that the user has chosen stays.
+func TestChildEnvOfAzure(t *testing.T) {
+	azure := provider.AzureLegacy()
+	got := childEnv([]string{"AZURE_OPENAI_ENDPOINT=x", "LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S=5", "NO_PROXY=*", "no_proxy=*"}, "u", "k", azure.AuthHeader)
+	want := []string{
+		"LANGCHAIN_OPENAI_STREAM_CHUNK_TIMEOUT_S=5", "NO_PROXY=*", "no_proxy=*", "OPENAI_BASE_URL=u/v1", "OPENAI_API_BASE=u/v1", "OPENAI_API_KEY=k",
+		"AZURE_OPENAI_ENDPOINT=u", "AZURE_OPENAI_API_KEY=k", "AZURE_API_BASE=u", "AZURE_API_KEY=k",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -55,18 +70,37 @@ func TestSummary(t *testing.T) {
 	if got := s.summary(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	want = "autobatcher: 1 waiting, 0 in flight, 1,234 answered, 2 failed; 1 batch; 1m1s"
+	s.Cost = autobatcher.Cost{USD: 0.5, Savings: 1, Priced: 9, Unpriced: 1, PricesDate: "2026-11-26"}
+	want += "\nautobatcher: the answers cost about $0.5000, and saved about $1.0000 (estimates with prices of 2026-11-26; without 1 answer whose price is not known)"
+	if got := s.summary(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	want = "autobatcher: 1 waiting, 0 in flight, 1,234 answered, 2 failed; 1 batch; about $0.5000, saved $1.0000; 1m1s"
+	if got := s.line(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	s.Cost, s.Sandbox = autobatcher.Cost{USD: 0.5, Savings: -1, Priced: 9, PricesDate: "2026-11-26"}, true
+	if got := s.costs(); got != "\nautobatcher: at the provider, the answers would cost about $0.5000, and save about -$1.0000 (estimates with prices of 2026-11-26)" {
+		t.Error(got)
+	}
+	s.Cost = autobatcher.Cost{Unpriced: 1}
+	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
+		t.Error(got)
+	}
+	s.Cost = autobatcher.Cost{}
+	s.Done, s.Running, s.Left = 7, []string{"a", "b", "c"}, 90*time.Second
+	want = "autobatcher: 1 waiting, 0 in flight (7 finished at the provider), 1,234 answered, 2 failed; 1 batch (a, b and 1 more); 1m1s, about 1m30s left"
 	if got := s.line(); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
-// A line for each change, but none sooner than two seconds after the last, and
-// none where nothing changed.
+// Progress has a line for each change, at most once in two seconds, and a line every
+// five minutes without a change.
 func TestProgressLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		look := func() status {
+		snapshot := func() status {
 			elapsed := time.Since(began)
 			s := status{Elapsed: elapsed}
 			if elapsed >= time.Second {
@@ -75,84 +109,85 @@ func TestProgressLines(t *testing.T) {
 			return s
 		}
 		var out bytes.Buffer
-		p := showProgress(&out, look)
-		time.Sleep(time.Minute)
+		p := showProgress(&out, snapshot)
+		time.Sleep(11 * time.Minute)
 		p.stop()
-		p.stop() // again does nothing
+		p.stop() // a second stop has no effect
 		want := "autobatcher: 2 waiting, 0 in flight, 0 answered; 0 batches; 1s\n" +
 			"autobatcher: 6 waiting, 0 in flight, 0 answered; 0 batches; 3s\n" +
-			"autobatcher: 8 waiting, 0 in flight, 0 answered; 0 batches; 5s\n"
+			"autobatcher: 8 waiting, 0 in flight, 0 answered; 0 batches; 5s\n" +
+			"autobatcher: 8 waiting, 0 in flight, 0 answered; 0 batches; 5m5s\n" +
+			"autobatcher: 8 waiting, 0 in flight, 0 answered; 0 batches; 10m5s\n"
 		if got := out.String(); got != want {
 			t.Errorf("got\n%swant\n%s", got, want)
 		}
 	})
 }
 
-// The bar leaves the terminal as it was.
-func TestBarInFooter(t *testing.T) {
+// The bar restores the terminal.
+func TestBarInStatusLine(t *testing.T) {
 	var out lockedBuffer
-	f := &footer{out: &out, size: func() (int, int, error) { return 100, 24, nil }}
+	l := &statusLine{out: &out, size: func() (int, int, error) { return 100, 24, nil }}
 	p := &progress{quit: make(chan struct{})}
-	p.work.Go(func() { p.bar(f, func() status { return status{InFlight: 3, Answered: 4, Batches: 2} }) })
-	for deadline := time.Now().Add(patience); !strings.Contains(out.String(), "3 in flight, 4 answered; 2 batches"); {
+	p.work.Go(func() { p.bar(l, func() status { return status{InFlight: 3, Answered: 4, Batches: 2} }) })
+	for deadline := time.Now().Add(testTimeout); !strings.Contains(out.String(), "3 in flight, 4 answered; 2 batches"); {
 		if time.Now().After(deadline) {
-			t.Fatalf("no bar came: %q", out.String())
+			t.Fatalf("no bar is shown: %q", out.String())
 		}
 		time.Sleep(time.Millisecond)
 	}
 	p.stop()
 	got := out.String()
 	if !strings.HasPrefix(got, "\n\x1b7\x1b[1;23r\x1b8\x1b[1A\x1b7\x1b[?7l\x1b[24;1H\x1b[2K") {
-		t.Errorf("the terminal is not divided first: %q", got)
+		t.Errorf("the last line is not separated first: %q", got)
 	}
 	if !strings.HasSuffix(got, "\x1b7\x1b[r\x1b[24;1H\x1b[2K\x1b8") {
-		t.Errorf("the terminal is not whole again at the end: %q", got)
+		t.Errorf("the whole terminal does not scroll again at the end: %q", got)
 	}
 	if n := strings.Count(got, "\n"); n != 1 {
-		t.Errorf("%d lines scroll, and only the first may: %q", n, got)
+		t.Errorf("the terminal scrolled %d times, want once: %q", n, got)
 	}
 }
 
-func TestFooter(t *testing.T) {
+func TestStatusLine(t *testing.T) {
 	var out bytes.Buffer
 	height := 24
-	f := &footer{out: &out, size: func() (int, int, error) { return 80, height, nil }}
+	l := &statusLine{out: &out, size: func() (int, int, error) { return 80, height, nil }}
 	show := func(text string) string {
 		out.Reset()
-		_, _ = f.WriteString(text)
-		if err := f.Flush(1); err != nil {
+		_, _ = l.WriteString(text)
+		if err := l.Flush(1); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()
 	}
 	if got := show("one\n"); !strings.Contains(got, "one\x1b[?7h\x1b8") {
-		t.Errorf("one is not shown: %q", got)
+		t.Errorf("the first text is not shown: %q", got)
 	}
 	if got := show("one\n"); got != "" {
-		t.Errorf("the same is drawn again: %q", got)
+		t.Errorf("an unchanged text is written again: %q", got)
 	}
 	if got := show("two\n"); strings.Contains(got, "r\x1b8") || !strings.Contains(got, "two") {
-		t.Errorf("two is not all that is drawn: %q", got)
+		t.Errorf("not only the second text is written: %q", got)
 	}
 	height = 30
 	if got := show("two\n"); !strings.Contains(got, "\x1b[1;29r") {
-		t.Errorf("a larger terminal is not divided anew: %q", got)
+		t.Errorf("in a larger terminal the last line is not separated again: %q", got)
 	}
 	height = 2
 	if got := show("three\n"); got != "" {
-		t.Errorf("two lines are divided: %q", got)
+		t.Errorf("the last line of a terminal with two lines is separated: %q", got)
 	}
 }
 
-// Each event is a line of its own, whole, with its keys sorted, however many
-// batches tell at once.
+// Each event is a complete line with sorted keys, also with concurrent events.
 func TestEventLines(t *testing.T) {
 	r, w := io.Pipe()
-	tell := eventLines(w, slog.New(slog.DiscardHandler))
+	handle := eventLines(w, slog.New(slog.DiscardHandler))
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			tell(autobatcher.Event{Name: autobatcher.BatchCancelledUpstream, BatchID: "b", Endpoint: "/v1/embeddings", Time: time.Unix(1, 5e8)})
+			handle(autobatcher.Event{Name: autobatcher.BatchCancelledUpstream, BatchID: "b", Endpoint: "/v1/embeddings", Time: time.Unix(1, 5e8)})
 		})
 	}
 	go func() { wg.Wait(); w.Close() }()
@@ -172,8 +207,8 @@ func TestEventLines(t *testing.T) {
 	}
 }
 
-// A log collector that dies must not take the callers' answers with it.
-func TestServeOutlivesItsReader(t *testing.T) {
+// When the reader of stdout closes the pipe, serve still answers calls.
+func TestServeWithClosedStdout(t *testing.T) {
 	cmd := exec.Command("autobatcher", "serve", "--sandbox", "--port", "0", "--batch-window", "0", "--poll-interval", "0.02")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -184,16 +219,16 @@ func TestServeOutlivesItsReader(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()         //nolint:errcheck // it is killed
-	defer cmd.Process.Kill() //nolint:errcheck // it runs
+	defer cmd.Wait()         //nolint:errcheck // the process is killed
+	defer cmd.Process.Kill() //nolint:errcheck // the process runs
 	stdout.Close()
 	var base []string
-	for deadline := time.Now().Add(patience); base == nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); base == nil; time.Sleep(time.Millisecond) {
 		if base = baseURL.FindStringSubmatch(log.String()); time.Now().After(deadline) {
-			t.Fatalf("it does not listen: %s", log.String())
+			t.Fatalf("serve does not listen: %s", log.String())
 		}
 	}
-	for range 3 { // the second event would be its end
+	for range 3 { // without the handling of SIGPIPE the second event would end serve
 		res, err := http.Post(base[1]+"/embeddings", "application/json", strings.NewReader(`{"model":"m","input":"hi"}`))
 		if err != nil {
 			t.Fatal(err)
@@ -203,7 +238,7 @@ func TestServeOutlivesItsReader(t *testing.T) {
 			t.Errorf("a call is answered with %s", res.Status)
 		}
 	}
-	if !strings.Contains(log.String(), "an event could not be written to stdout") {
-		t.Errorf("the log does not say that events are lost: %s", log.String())
+	if !strings.Contains(log.String(), "output could not be written") {
+		t.Errorf("the log does not report lost events: %s", log.String())
 	}
 }

@@ -13,13 +13,12 @@ import (
 	"github.com/urfave/cli/v3"
 
 	"github.com/autobatcher/autobatcher/batchtest"
-	"github.com/autobatcher/autobatcher/internal/proxy"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// manners are the providers that the embedded server can imitate, by the name
-// of their profile.
-var manners = map[string]func() batchtest.Manners{
+// behaviors are the provider behaviors of the embedded server, by the name of the
+// provider's profile.
+var behaviors = map[string]func() batchtest.Behavior{
 	"openai":     batchtest.OpenAI,
 	"doubleword": batchtest.Doubleword,
 	"llm-d":      batchtest.LLMD,
@@ -27,37 +26,41 @@ var manners = map[string]func() batchtest.Manners{
 	"together":   batchtest.Together,
 }
 
-func mannerNames() string {
-	return strings.Join(slices.Sorted(maps.Keys(manners)), ", ")
+func behaviorNames() string {
+	return strings.Join(slices.Sorted(maps.Keys(behaviors)), ", ")
 }
 
-// A rehearsal is the embedded server in the place of an upstream.
-type rehearsal struct {
+// fromSandbox is in the output of each command that answers from the sandbox.
+const fromSandbox = "the answers are made up by the sandbox, not by a model, and cost nothing"
+
+// An embeddedSandbox is the embedded server as the upstream of a proxy.
+type embeddedSandbox struct {
 	*batchtest.Server
 	profile provider.Profile
 }
 
-// rehearse makes the embedded server behave like the provider of that name, or
-// like OpenAI where it cannot.
-func rehearse(name string, log *slog.Logger) (*rehearsal, error) {
-	if manners[name] == nil {
+// newEmbeddedSandbox starts the embedded server with the behavior of the named
+// provider, or with OpenAI's behavior if the server cannot behave like the
+// provider.
+func newEmbeddedSandbox(name string, turnaround time.Duration, log *slog.Logger) (*embeddedSandbox, error) {
+	if behaviors[name] == nil {
 		name = "openai"
 	}
 	profile, err := provider.ByName(name)
 	if err != nil {
 		return nil, fmt.Errorf("the sandbox: %w", err)
 	}
-	return &rehearsal{
-		Server:  batchtest.New(batchtest.Options{Manners: manners[name](), Answer: obey, Logf: logf(log)}),
+	return &embeddedSandbox{
+		Server:  batchtest.New(batchtest.Options{Behavior: behaviors[name](), Answer: answerLine, Turnaround: turnaround, Logf: logf(log)}),
 		profile: profile,
 	}, nil
 }
 
-// base is the base URL by which the Transport knows the server.
-func (r *rehearsal) base() *url.URL {
-	u, err := url.Parse(r.URL)
+// base returns the base URL of the server.
+func (e *embeddedSandbox) base() *url.URL {
+	u, err := url.Parse(e.URL)
 	if err != nil {
-		panic(err) // batchtest made it
+		panic(err) // a URL of batchtest is valid
 	}
 	return u
 }
@@ -68,24 +71,25 @@ func logf(log *slog.Logger) func(string, ...any) {
 
 // sandboxSettings are the flags of the sandbox command.
 type sandboxSettings struct {
-	settings   // of which it has some
-	turnaround seconds
-	rate       int
-	failRate   float64
-	manners    string
+	settings // only host, port, turnaround and the log flags
+	rate     int
+	failRate float64
+	behavior string
 }
 
 func sandboxCommand(p process) *cli.Command {
-	s := &sandboxSettings{settings: *newSettings(), turnaround: seconds(10 * time.Second)}
+	s := &sandboxSettings{settings: *newSettings()}
+	s.turnaround = seconds(10 * time.Second)
 	return &cli.Command{
 		Name:  "sandbox",
-		Usage: "play a Batch API on a port of its own, to try any batch client without an account",
-		Description: `It takes files and batches as a provider does, and answers what it is asked
-by saying it back. Nothing is kept beyond its end, nothing leaves this
-machine, and any API key will do; each sees its own files and batches only.
+		Usage: "serve a Batch API for trials of any batch client without an account",
+		Description: `The sandbox accepts files and batches as a provider does, and answers each
+prompt with an echo of the prompt. The sandbox stores nothing beyond the end
+of the process and sends nothing to other machines. Any API key is accepted;
+each key has access to its own files and batches only.
 
-` + steering,
-		Flags:        described(s.sandboxFlags(p), s.logFlags(p)),
+` + directivesHelp,
+		Flags:        manualLayout(s.sandboxFlags(p), s.logFlags(p)),
 		Action:       noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError: badUsage,
 	}
@@ -101,27 +105,27 @@ func (s *sandboxSettings) sandboxFlags(p process) []cli.Flag {
 		&cli.IntFlag{
 			Name: "port", Destination: &s.port, Value: 8081, Category: aboutSandbox,
 			Sources: p.source("AUTOBATCHER_SANDBOX_PORT"),
-			Usage:   "listen on port `N`; 0 for any free one",
+			Usage:   "listen on port `N`; 0 for any free port",
 		},
 		&cli.GenericFlag{
 			Name: "turnaround", Value: &s.turnaround, Category: aboutSandbox,
 			Sources: p.source("AUTOBATCHER_SANDBOX_TURNAROUND"),
-			Usage:   "take `SECONDS`, or a duration, for each batch",
+			Usage:   "complete each batch after `SECONDS`, or a duration",
 		},
 		&cli.IntFlag{
 			Name: "rate", Destination: &s.rate, DefaultText: "no limit", Category: aboutSandbox,
 			Sources: p.source("AUTOBATCHER_SANDBOX_RATE"),
-			Usage:   "answer 429 beyond `N` requests a minute from one key",
+			Usage:   "answer more than `N` requests a minute with the same key with 429",
 		},
 		&cli.FloatFlag{
 			Name: "fail-rate", Destination: &s.failRate, Category: aboutSandbox,
 			Sources: p.source("AUTOBATCHER_SANDBOX_FAIL_RATE"),
-			Usage:   "let this `SHARE` of the lines fail, 0 to 1",
+			Usage:   "fail this `SHARE` of the lines, 0 to 1",
 		},
 		&cli.StringFlag{
-			Name: "manners", Destination: &s.manners, Value: "openai", Category: aboutSandbox,
-			Sources: p.source("AUTOBATCHER_SANDBOX_MANNERS"),
-			Usage:   "behave like provider `NAME`: " + mannerNames(),
+			Name: "behavior", Destination: &s.behavior, Value: "openai", Category: aboutSandbox,
+			Sources: p.source("AUTOBATCHER_SANDBOX_BEHAVIOR"),
+			Usage:   "behave like the provider `NAME`: " + behaviorNames(),
 		},
 	}
 }
@@ -134,42 +138,47 @@ func (s *sandboxSettings) check() error {
 		return usagef("--rate is %d; it must not be negative", s.rate)
 	case !(s.failRate >= 0 && s.failRate <= 1): // NaN too
 		return usagef("--fail-rate is %v; it must be 0 to 1", s.failRate)
-	case manners[s.manners] == nil:
-		return usagef("--manners is %q; there are %s", s.manners, mannerNames())
+	case behaviors[s.behavior] == nil:
+		return usagef("--behavior is %q; it must be one of %s", s.behavior, behaviorNames())
 	}
 	return nil
 }
 
-// serve plays the Batch API until it is told to stop.
+// serve serves the Batch API until the process is stopped.
 func (s *sandboxSettings) serve(ctx context.Context, p process) error {
 	if err := s.check(); err != nil {
 		return err
 	}
+	p, flush := p.queued()
+	defer flush()
 	log, err := s.logger(p)
 	if err != nil {
 		return err
 	}
 	api := batchtest.New(batchtest.Options{
-		Manners: manners[s.manners](), Answer: obey, Turnaround: time.Duration(s.turnaround),
+		Behavior: behaviors[s.behavior](), Answer: answerLine, Turnaround: time.Duration(s.turnaround),
 		FailRate: s.failRate, RequestsPerMinute: s.rate, Logf: logf(log),
 	})
 	listener, err := listen(ctx, s.address())
 	if err != nil {
 		return err
 	}
-	base := "http://" + reachable(listener.Addr()) + (&rehearsal{Server: api}).base().Path
+	base := "http://" + reachable(listener.Addr()) + (&embeddedSandbox{Server: api}).base().Path
 	announce := func() { fmt.Fprintf(p.stdout, sandboxGreeting, base) }
-	return service{proxy.NewServer(api), listener, log, announce, api.Close}.untilStopped(ctx, p)
+	return service{newServer(api, log), listener, log, announce, api.Close, noBatches}.untilStopped(ctx, p)
 }
 
-const sandboxGreeting = `A Batch API to play with is listening. For an OpenAI client:
+const sandboxGreeting = `The sandbox, a Batch API for trials, is listening. For an OpenAI client:
 
   export OPENAI_BASE_URL=%[1]s
   export OPENAI_API_KEY=anything
 
-For autobatcher in front of it:
+For autobatcher in front of the sandbox:
 
-  autobatcher serve --base-url %[1]s --api-key anything
+  OPENAI_API_KEY=anything autobatcher serve --base-url %[1]s
 
-Interrupt it to stop. It forgets everything then.
+Ctrl-C stops the sandbox and deletes all files and batches.
 `
+
+// noBatches is the list of running batches of a command without batches.
+func noBatches() []string { return nil }

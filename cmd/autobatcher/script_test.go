@@ -17,20 +17,20 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// The scripts in testdata are the manual of the command: each shows what one
-// does with it and what then happens. They may use, beside what testscript
-// brings,
+// TestScript runs the scripts in testdata, which show how to use the command and
+// what the command does. In addition to the commands of testscript, a script can use
 //
-//	exits CODE program [args]     the program ends with that very code
+//	exits CODE program [args]     checks that the program ends with the exit code
 //	start NAME [VAR=value] program [args]
-//	                              runs beside the script until end; once it says
-//	                              OPENAI_BASE_URL=…, BASE is that URL, ROOT what
-//	                              comes before its path, PORT its port
-//	signal SIGNAL NAME            INT, TERM or HUP
-//	end NAME [CODE]               SIGTERM, unless it was sent a signal before;
-//	                              the exit code must be CODE (0). Then NAME.out
-//	                              and NAME.err hold what it wrote
-//	await PATTERN NAME            until it has written what matches
+//	                              starts a program in the background and waits for
+//	                              the output OPENAI_BASE_URL=…; sets BASE to the
+//	                              URL, ROOT to the URL without the path, and PORT;
+//	                              if the output has OPENAI_API_KEY=…, sets KEY
+//	signal SIGNAL NAME            sends INT, TERM or HUP
+//	end NAME [CODE]               sends SIGTERM, unless the script has sent a signal
+//	                              before; checks the exit code (default 0); writes
+//	                              the output to NAME.out and NAME.err
+//	await PATTERN NAME            waits for output that matches
 //	http …, child … and sql …     see programs_test.go
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -46,15 +46,16 @@ func TestScript(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Values[serversKey{}] = map[string]*server{}
-			env.Setenv("GORACE", promptly)
-			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state")) // where the journal is
+			env.Setenv("GORACE", raceOptions)
+			env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state")) // the directory of the journal
 			return nil
 		},
 	})
 }
 
-// promptly keeps the race detector from adding a second to every process.
-const promptly = "atexit_sleep_ms=0"
+// raceOptions stops the race detector from delaying the exit of every process by a
+// second.
+const raceOptions = "atexit_sleep_ms=0"
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"autobatcher": main, "http": httpMain, "child": childMain, "sql": sqlMain})
@@ -76,7 +77,7 @@ func scriptExits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A server is a program that runs beside a script.
+// A server is a program in the background of a script.
 type server struct {
 	cmd      *exec.Cmd
 	out, err lockedBuffer
@@ -95,7 +96,7 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: start NAME [VAR=value] program [args]")
 	}
 	name, env := args[0], []string{
-		"PATH=" + ts.Getenv("PATH"), "HOME=/no-home", "XDG_STATE_HOME=" + ts.Getenv("XDG_STATE_HOME"), "GORACE=" + promptly,
+		"PATH=" + ts.Getenv("PATH"), "HOME=/no-home", "XDG_STATE_HOME=" + ts.Getenv("XDG_STATE_HOME"), "GORACE=" + raceOptions,
 	}
 	for args = args[1:]; regexp.MustCompile(`^[A-Z_]+=`).MatchString(args[0]); args = args[1:] {
 		env = append(env, args[0])
@@ -113,27 +114,32 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Setenv("ROOT", "http://"+u.Host)
 	ts.Setenv("PORT", u.Port())
+	if key := apiKey.FindStringSubmatch(s.out.String()); key != nil {
+		ts.Setenv("KEY", key[1])
+	}
 }
 
 var baseURL = regexp.MustCompile(`OPENAI_BASE_URL=(http://[^\s"]+)`)
 
-// patience is for a machine that is busy.
-const patience = 30 * time.Second
+var apiKey = regexp.MustCompile(`(?m)^OPENAI_API_KEY=(\S+)`)
 
-// await waits until the server has written what matches.
+// testTimeout is long enough for a busy machine.
+const testTimeout = 30 * time.Second
+
+// await waits until the output of the server matches pattern.
 func (s *server) await(ts *testscript.TestScript, pattern *regexp.Regexp) []string {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testTimeout); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if found := pattern.FindStringSubmatch(s.out.String() + s.err.String()); found != nil {
 			return found
 		}
 		select {
 		case err := <-s.done:
 			s.done <- err
-			ts.Fatalf("it has ended: %v\n%s%s", err, s.out.String(), s.err.String())
+			ts.Fatalf("the program has ended: %v\n%s%s", err, s.out.String(), s.err.String())
 		default:
 		}
 	}
-	ts.Fatalf("nothing matched %s\n%s%s", pattern, s.out.String(), s.err.String())
+	ts.Fatalf("no output matched %s\n%s%s", pattern, s.out.String(), s.err.String())
 	return nil
 }
 
@@ -167,8 +173,8 @@ func scriptEnd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	select {
 	case <-s.done:
-	case <-time.After(patience):
-		ts.Fatalf("%s did not end within %v\n%s", args[0], patience, s.err.String())
+	case <-time.After(testTimeout):
+		ts.Fatalf("%s did not end within %v\n%s", args[0], testTimeout, s.err.String())
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".out"), []byte(s.out.String()), 0o600))
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]+".err"), []byte(s.err.String()), 0o600))
@@ -177,7 +183,7 @@ func scriptEnd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// A lockedBuffer is written by one goroutine and read by another.
+// A lockedBuffer is a buffer that is safe for concurrent use.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

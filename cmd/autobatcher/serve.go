@@ -5,27 +5,30 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v3"
-
-	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
 func serveCommand(p process) *cli.Command {
 	s := newSettings()
 	return &cli.Command{
 		Name:  "serve",
-		Usage: "be an OpenAI-compatible proxy that batches",
-		Description: `Programs use it as their OPENAI_BASE_URL, with any OPENAI_API_KEY:
+		Usage: "serve an OpenAI-compatible proxy that batches calls",
+		Description: `Programs use the proxy as their OPENAI_BASE_URL, with any OPENAI_API_KEY:
 
    POST …/chat/completions, …/embeddings, …/responses   answered by batches
    GET /health                                          ok
-   GET /metrics                                         for Prometheus
-   GET /                                                what goes on, as a page
-   everything else                                      passed through
+   GET /metrics                                         metrics for Prometheus
+   GET /                                                live status page
+   all other requests                                   passed through
 
-What becomes of batches is told on stdout, an event a line, as JSON. The log
-goes to stderr. SIGINT or SIGTERM end it, cancelling the batches that run
-unless told to keep them; a second one ends it at once.`,
-		Flags:              described(s.upstreamFlags(p), s.batchFlags(p), s.leftoverFlags(p), s.journalFlags(p), s.listenFlags(p), s.callerFlags(p), s.logFlags(p)),
+With --client-key, only requests that neither show nor change anything of other
+callers are passed through. Without keys of callers, serve answers programs on
+this machine, and refuses web pages.
+
+serve writes the events of batches to stdout, as one JSON object per line, and
+the log to stderr. SIGINT or SIGTERM shut serve down: running batches are
+cancelled, unless --keep-active-batches-on-close is set. A second signal, at
+least a second after the first, ends serve at once.`,
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError:       badUsage,
@@ -33,6 +36,8 @@ unless told to keep them; a second one ends it at once.`,
 }
 
 func (s *settings) serve(ctx context.Context, p process) error {
+	p, flush := p.queued()
+	defer flush()
 	log, err := s.logger(p)
 	if err != nil {
 		return err
@@ -40,7 +45,7 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	if err := s.checkListener(); err != nil {
 		return err
 	}
-	// A reader of stdout that goes away costs its events, not the proxy.
+	// If the reader of stdout closes the pipe, events are lost, and the proxy goes on.
 	_, ignore := p.notify(syscall.SIGPIPE)
 	defer ignore()
 	listener, err := listen(ctx, s.address())
@@ -49,13 +54,16 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	}
 	b, err := s.newBackend(ctx, p, log, eventLines(p.stdout, log))
 	if err != nil {
-		_ = listener.Close() // nobody has called yet
+		_ = listener.Close() // no call was accepted yet
 		return err
 	}
 	url := "http://" + reachable(listener.Addr())
 	announce := func() {
 		log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
-		b.sayJournal(p, s.journal)
+		if s.sandbox {
+			log.Warn("sandbox: " + fromSandbox)
+		}
+		b.logJournal(p, s.journal)
 	}
-	return service{proxy.NewServer(b.proxy), listener, log, announce, b.close}.untilStopped(ctx, p)
+	return service{newServer(b.proxy, b.log), b.files.limitConnections(listener, log, b.proxy.ConnectionRefused), log, announce, b.close, b.runningBatches}.untilStopped(ctx, p)
 }

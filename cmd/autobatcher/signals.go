@@ -5,19 +5,21 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
-// notify begins to catch signals.
+// notify catches signals until stop is called.
 func notify(signals ...os.Signal) (caught <-chan os.Signal, stop func()) {
 	c := make(chan os.Signal, 8)
 	signal.Notify(c, signals...)
 	return c, func() { signal.Stop(c) }
 }
 
-// stopSignals ask a server to end.
+// stopSignals shut a server down.
 var stopSignals = []os.Signal{os.Interrupt, syscall.SIGTERM}
 
-// exitCode is what a shell says of a process that the signal ended.
+// exitCode returns the exit code that a shell reports for a process that the signal
+// ended.
 func exitCode(s os.Signal) int {
 	if n, ok := s.(syscall.Signal); ok {
 		return exitSignal + int(n)
@@ -25,13 +27,39 @@ func exitCode(s os.Signal) int {
 	return exitFailure
 }
 
-// forceOn ends the process at once if another signal comes before the end of
-// an orderly shutdown.
-func (p process) forceOn(signals <-chan os.Signal, done <-chan struct{}, log *slog.Logger) {
-	select {
-	case <-done:
-	case s := <-signals:
-		log.Warn("ending at once", "signal", s.String())
-		p.exit(exitCode(s))
+// repeatTime is how long a further signal counts as a repetition of the first: the
+// program timeout signals its child, and then the process group of its child.
+const repeatTime = time.Second
+
+// A signalQueue receives signals, one goroutine at a time.
+type signalQueue struct {
+	caught <-chan os.Signal
+	last   time.Time // when the last signal before the shutdown was received
+}
+
+// received records that a signal was received just now.
+func (q *signalQueue) received() { q.last = time.Now() }
+
+// forceOn ends the process at once if a second signal arrives before done is
+// closed, which marks the end of the shutdown. running returns the ids of the
+// batches that run on without the rest of the shutdown.
+func (p process) forceOn(q *signalQueue, done <-chan struct{}, running func() []string, log *slog.Logger) {
+	for {
+		select {
+		case <-done:
+			return
+		case s := <-q.caught:
+			if time.Since(q.last) < repeatTime {
+				continue
+			}
+			if ids := running(); len(ids) > 0 {
+				log.Warn("second signal: ending at once; batches run on at the provider and are paid for", "signal", s.String(), "batches", ids)
+			} else {
+				log.Warn("second signal: ending at once; no batch is running", "signal", s.String())
+			}
+			p.flush()
+			p.exit(exitCode(s))
+			return
+		}
 	}
 }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// passedSignals go on to the child.
+// passedSignals are passed on to the child.
 var passedSignals = []os.Signal{os.Interrupt, syscall.SIGTERM}
 
-// hasSignal reports whether the child has the signal already: a console sends
-// Ctrl-C to every process attached to it.
+// hasSignal reports whether the child has received the signal already: a console
+// sends Ctrl-C to every attached process.
 func hasSignal(s os.Signal) bool { return s == os.Interrupt }

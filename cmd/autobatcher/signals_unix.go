@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// passedSignals go on to the child.
+// passedSignals are passed on to the child.
 var passedSignals = []os.Signal{
 	os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2,
 }
 
-// hasSignal reports whether the child has the signal already: a terminal sends
-// what is typed, Ctrl-C and Ctrl-\, to every process in its foreground.
+// hasSignal reports whether the child has received the signal already: a terminal
+// sends the signals of Ctrl-C and Ctrl-\ to every process in the foreground.
 func hasSignal(s os.Signal) bool {
 	if s != os.Interrupt && s != syscall.SIGQUIT {
 		return false

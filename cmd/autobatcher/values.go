@@ -9,10 +9,12 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/urfave/cli/v3"
+
+	"github.com/autobatcher/autobatcher"
 )
 
-// seconds is a duration on the command line: a number of seconds, as the other
-// implementations of autobatcher take it, or a Go duration.
+// seconds is a duration on the command line: a number of seconds, as in the other
+// implementations of autobatcher, or a Go duration.
 type seconds time.Duration
 
 func (s *seconds) Set(text string) error {
@@ -32,7 +34,7 @@ func parseSeconds(text string) (time.Duration, error) {
 	if n, numeric := strconv.ParseFloat(text, 64); numeric == nil {
 		d, err = time.Duration(n*float64(time.Second)), nil
 		if math.IsNaN(n) || math.Abs(n) > (math.MaxInt64/float64(time.Second)) {
-			return 0, fmt.Errorf("%q is no length of time", text)
+			return 0, fmt.Errorf("%q is not a duration", text)
 		}
 	}
 	switch {
@@ -44,10 +46,10 @@ func parseSeconds(text string) (time.Duration, error) {
 	return d, nil
 }
 
-// never is a grace that does not end.
+// never is the grace period that does not end.
 const never time.Duration = -1
 
-// grace is a length of time, or "never".
+// grace is a duration, or "never".
 type grace time.Duration
 
 func (g *grace) Set(text string) error {
@@ -57,7 +59,7 @@ func (g *grace) Set(text string) error {
 	}
 	d, err := parseSeconds(text)
 	if err == nil && d == 0 {
-		err = fmt.Errorf("it must be more than 0, or never")
+		err = fmt.Errorf("the duration must be more than 0, or never")
 	}
 	*g = grace(d)
 	return err
@@ -78,7 +80,7 @@ type size int64
 func (s *size) Set(text string) error {
 	n, err := humanize.ParseBytes(text)
 	if err != nil || n == 0 || n > math.MaxInt64 {
-		return fmt.Errorf("%q is no size such as 1048576, 10MB or 1GiB", text)
+		return fmt.Errorf("%q is not a size such as 1048576, 10MB or 1GiB", text)
 	}
 	*s = size(n)
 	return nil
@@ -93,8 +95,35 @@ func (s *size) String() string {
 	return humanize.IBytes(uint64(*s))
 }
 
-// An environment variable as the source of a flag's value. An empty one counts
-// as not set.
+// budget is an amount of money, such as 20usd or 20usd/day.
+type budget autobatcher.Budget
+
+func (b *budget) Set(text string) error {
+	amount, daily := strings.CutSuffix(strings.ToLower(strings.TrimSpace(text)), "/day")
+	amount, dollars := strings.CutSuffix(amount, "usd")
+	usd, err := strconv.ParseFloat(strings.TrimSpace(amount), 64)
+	if err != nil || !dollars || !(usd > 0) || math.IsInf(usd, 1) {
+		return fmt.Errorf("%q is not an amount of US dollars above 0, such as 20usd (for the life of the process) or 20usd/day", text)
+	}
+	*b = budget{USD: usd, Daily: daily}
+	return nil
+}
+
+func (b *budget) Get() any { return autobatcher.Budget(*b) }
+
+func (b *budget) String() string {
+	if b.USD == 0 {
+		return ""
+	}
+	text := strconv.FormatFloat(b.USD, 'f', -1, 64) + "usd"
+	if b.Daily {
+		text += "/day"
+	}
+	return text
+}
+
+// A variable is an environment variable as the source of a flag's value. An empty
+// variable counts as not set.
 type variable struct {
 	name string
 	p    process
@@ -109,8 +138,8 @@ var _ interface {
 func (v variable) Lookup() (string, bool) {
 	value := v.p.getenv(v.name)
 	if strings.HasPrefix(value, "tcp://") {
-		// Kubernetes tells every pod of a Service called autobatcher by
-		// AUTOBATCHER_PORT=tcp://…, which is not meant for --port.
+		// For a Service named autobatcher, Kubernetes sets AUTOBATCHER_PORT=tcp://…
+		// in every pod. The variable is not meant for --port.
 		return "", false
 	}
 	if v.list && !strings.Contains(value, listSeparator) {
@@ -119,8 +148,8 @@ func (v variable) Lookup() (string, bool) {
 	return value, value != ""
 }
 
-// listSeparator divides a list in a variable. On the command line a repeatable
-// flag is repeated instead, so that a value may hold commas.
+// listSeparator separates the values of a list in a variable. On the command line
+// the flag is repeated instead, so that a value may contain commas.
 const listSeparator = "\n"
 
 func (v variable) IsFromEnv() bool  { return true }
@@ -128,11 +157,12 @@ func (v variable) Key() string      { return v.name }
 func (v variable) String() string   { return "environment variable " + v.name }
 func (v variable) GoString() string { return fmt.Sprintf("variable{%q}", v.name) }
 
-// source is the source of a flag that a variable can set too.
+// source returns the sources of a flag that the variable name can set as well.
 func (p process) source(name string) cli.ValueSourceChain {
 	return cli.NewValueSourceChain(variable{name: name, p: p})
 }
 
+// listSource is like source, for a flag with several values.
 func (p process) listSource(name string) cli.ValueSourceChain {
 	return cli.NewValueSourceChain(variable{name: name, p: p, list: true})
 }

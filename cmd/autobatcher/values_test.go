@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -45,6 +46,25 @@ func TestSize(t *testing.T) {
 	for _, text := range []string{"", "0", "-1", "x", "1XB", "18EB"} {
 		if err := new(size).Set(text); err == nil {
 			t.Errorf("Set(%q): no error", text)
+		}
+	}
+}
+
+func TestBudget(t *testing.T) {
+	for text, want := range map[string]budget{
+		"20usd": {USD: 20}, "20USD/day": {USD: 20, Daily: true}, "0.5 usd": {USD: 0.5}, "1e2usd/day": {USD: 100, Daily: true},
+	} {
+		var b, again budget
+		if err := b.Set(text); err != nil || b != want {
+			t.Errorf("Set(%q): %+v, %v; want %+v", text, b, err, want)
+		}
+		if err := again.Set(b.String()); err != nil || again != b {
+			t.Errorf("%q reads as %+v, %v", b.String(), again, err)
+		}
+	}
+	for _, text := range []string{"", "20", "$20", "20eur", "0usd", "-1usd", "NaNusd", "Infusd", "usd", "20usd/week", "20usd/day/day"} {
+		if err := new(budget).Set(text); err == nil || !strings.Contains(err.Error(), "such as 20usd") {
+			t.Errorf("Set(%q): %v", text, err)
 		}
 	}
 }

@@ -1,12 +1,12 @@
-// Go-openai shows the Transport under github.com/sashabaranov/go-openai: set
-// HTTPClient in its ClientConfig. Streams work too. The batch is asked without
-// them, and the finished answer comes as the stream that was asked for.
+// Go-openai uses the Transport with github.com/sashabaranov/go-openai: the program
+// sets HTTPClient of the ClientConfig. Streams work too. The line in the batch does
+// not ask for a stream; the caller gets the finished answer as a stream.
 //
 //	go run ./examples/go-openai
 //
-// runs offline, against an embedded Batch API server that echoes. With
-// OPENAI_API_KEY (and OPENAI_BASE_URL, OPENAI_MODEL where wanted) it asks a real
-// provider; expect to wait for as long as its batches take.
+// runs offline, with an embedded Batch API server that echoes each prompt. With -real
+// and OPENAI_API_KEY (and, optionally, OPENAI_BASE_URL and OPENAI_MODEL), the program
+// calls a real provider and waits until the provider's batches have ended.
 package main
 
 import (
@@ -38,7 +38,7 @@ func run(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	defer transport.Close()
 	config := openai.DefaultConfig(api.Key)
 	config.BaseURL = api.BaseURL
-	config.HTTPClient = transport.Client() // the one line that matters
+	config.HTTPClient = transport.Client() // the only change
 	client := openai.NewClientWithConfig(config)
 
 	var river, mountain string

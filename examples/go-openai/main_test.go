@@ -40,7 +40,7 @@ func TestRun(t *testing.T) {
 	})
 }
 
-func TestRunTellsErrors(t *testing.T) {
+func TestRunReturnsErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{FailRate: 1})
 		err := run(t.Context(), demo.Provider{

@@ -1,12 +1,13 @@
-// Langchaingo shows the Transport under github.com/tmc/langchaingo, whose OpenAI
-// model takes an http client by openai.WithHTTPClient. Its chat calls and its
-// embeddings go through the same one.
+// Langchaingo uses the Transport with github.com/tmc/langchaingo. The option
+// openai.WithHTTPClient sets the HTTP client of the OpenAI model, for chat calls and
+// for embeddings.
 //
 //	go run ./examples/langchaingo
 //
-// runs offline, against an embedded Batch API server that echoes. With
-// OPENAI_API_KEY (and OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_EMBEDDING_MODEL where
-// wanted) it asks a real provider; expect to wait for as long as its batches take.
+// runs offline, with an embedded Batch API server that echoes each prompt. With -real
+// and OPENAI_API_KEY (and, optionally, OPENAI_BASE_URL, OPENAI_MODEL and
+// OPENAI_EMBEDDING_MODEL), the program calls a real provider and waits until the
+// provider's batches have ended.
 package main
 
 import (
@@ -34,7 +35,7 @@ func run(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	}
 	defer transport.Close()
 	model, err := openai.New(
-		openai.WithHTTPClient(transport.Client()), // the one line that matters
+		openai.WithHTTPClient(transport.Client()), // the only change
 		openai.WithBaseURL(api.BaseURL),
 		openai.WithToken(api.Key),
 		openai.WithModel(api.Model),

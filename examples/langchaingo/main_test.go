@@ -35,7 +35,7 @@ seas       You said: Write one line on seas. (8 numbers)
 		for _, batch := range server.Batches() {
 			lines[batch.Endpoint] += batch.Completed
 		}
-		// langchaingo puts the texts of one CreateEmbedding into one call.
+		// langchaingo sends the texts of one CreateEmbedding in one call.
 		if diff := cmp.Diff(map[string]int{"/v1/chat/completions": 3, "/v1/embeddings": 1}, lines); diff != "" {
 			t.Errorf("lines in batches, by endpoint (-want +got):\n%s", diff)
 		}
@@ -45,7 +45,7 @@ seas       You said: Write one line on seas. (8 numbers)
 	})
 }
 
-func TestRunTellsErrors(t *testing.T) {
+func TestRunReturnsErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{FailRate: 1})
 		err := run(t.Context(), demo.Provider{

@@ -1,13 +1,14 @@
-// Legacy shows the Transport under code that nobody wants to touch: it writes
-// its HTTP calls by hand and sends them with http.DefaultClient. Wrapping that
-// client's transport, once at the start of the program, is all that changes.
-// What is no batchable call (here, the list of models) passes through untouched.
+// Legacy uses the Transport with old code that makes HTTP calls by hand and sends the
+// calls with http.DefaultClient. The only change is the transport of
+// http.DefaultClient, which the program sets once at the start. Calls that cannot be
+// batched (here, the list of models) pass through unchanged.
 //
 //	go run ./examples/legacy
 //
-// runs offline, against an embedded Batch API server that makes vectors out of
-// hashes. With OPENAI_API_KEY (and OPENAI_BASE_URL, OPENAI_EMBEDDING_MODEL where
-// wanted) it asks a real provider; expect to wait for as long as its batches take.
+// runs offline, with an embedded Batch API server that returns hashes as vectors.
+// With -real and OPENAI_API_KEY (and, optionally, OPENAI_BASE_URL and
+// OPENAI_EMBEDDING_MODEL), the program calls a real provider and waits until the
+// provider's batches have ended.
 package main
 
 import (
@@ -35,13 +36,13 @@ func run(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	}
 	defer transport.Close()
 	before := http.DefaultClient.Transport
-	http.DefaultClient.Transport = transport // the one line that matters
+	http.DefaultClient.Transport = transport // the only change
 	defer func() { http.DefaultClient.Transport = before }()
 
 	return legacy(ctx, api, stdout)
 }
 
-// Everything below was written long ago and knows nothing of batches.
+// All code below is old and independent of batches.
 
 func legacy(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	if err := checkKey(ctx, api); err != nil {
@@ -74,7 +75,7 @@ func embed(ctx context.Context, api demo.Provider, text string) ([]float64, erro
 	return reply.Data[0].Embedding, nil
 }
 
-// checkKey asks for the models, since that costs nothing.
+// checkKey lists the models, since the list costs nothing.
 func checkKey(ctx context.Context, api demo.Provider) error {
 	return call(ctx, api, http.MethodGet, "/models", nil, new(struct{}))
 }

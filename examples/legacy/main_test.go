@@ -14,7 +14,7 @@ import (
 )
 
 func TestRun(t *testing.T) {
-	// The same calls at full price say what the answers must be.
+	// The same calls without batches give the expected answers.
 	server := batchtest.New(batchtest.Options{})
 	api := demo.Provider{BaseURL: server.URL, Key: "key", EmbeddingModel: "some-model"}
 	var want strings.Builder
@@ -33,7 +33,7 @@ func TestRun(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want.String(), stdout.String()); diff != "" {
-			t.Errorf("output, batched against not (-want +got):\n%s", diff)
+			t.Errorf("output, with and without batches (-want +got):\n%s", diff)
 		}
 		batches := server.Batches()
 		if len(batches) != 1 || batches[0].Completed != len(words) || batches[0].Endpoint != "/v1/embeddings" {
@@ -48,7 +48,7 @@ func TestRun(t *testing.T) {
 	})
 }
 
-func TestRunTellsErrors(t *testing.T) {
+func TestRunReturnsErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{FailRate: 1})
 		err := run(t.Context(), demo.Provider{

@@ -1,11 +1,11 @@
-// Openai-go shows the Transport under OpenAI's own Go client. One option is all
-// that changes: option.WithHTTPClient.
+// Openai-go uses the Transport with OpenAI's own Go client. The only change is the
+// option option.WithHTTPClient.
 //
 //	go run ./examples/openai-go
 //
-// runs offline, against an embedded Batch API server that echoes. With
-// OPENAI_API_KEY (and OPENAI_BASE_URL, OPENAI_MODEL where wanted) it asks a real
-// provider; expect to wait for as long as its batches take.
+// runs offline, with an embedded Batch API server that echoes each prompt. With -real
+// and OPENAI_API_KEY (and, optionally, OPENAI_BASE_URL and OPENAI_MODEL), the program
+// calls a real provider and waits until the provider's batches have ended.
 package main
 
 import (
@@ -38,13 +38,12 @@ func run(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	}
 	defer transport.Close()
 	client := openai.NewClient(
-		option.WithHTTPClient(transport.Client()), // the one line that matters
+		option.WithHTTPClient(transport.Client()), // the only change
 		option.WithBaseURL(api.BaseURL),
 		option.WithAPIKey(api.Key),
 	)
 
-	// One goroutine a call: calls made one after the other would ride in a
-	// batch each.
+	// One goroutine per call: sequential calls would be sent in one batch each.
 	answers := make([]string, len(questions))
 	errs := make([]error, len(questions))
 	var wg sync.WaitGroup
@@ -58,8 +57,8 @@ func run(ctx context.Context, api demo.Provider, stdout io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// ask is ordinary code. Only the header of the response tells that it was
-// answered by a batch.
+// ask is ordinary code. Only the header of the response shows that a batch answered
+// the call.
 func ask(ctx context.Context, client openai.Client, model, question string) (string, error) {
 	var response *http.Response
 	completion, err := client.Chat.Completions.New(ctx, openai.ChatCompletionNewParams{

@@ -19,8 +19,8 @@ import (
 	"github.com/autobatcher/autobatcher/examples/internal/demo"
 )
 
-// askAbout asks everything about every paragraph at once, prints each answer
-// as it comes and, at the end, how the calls travelled.
+// askAbout makes all calls about all paragraphs concurrently, prints each answer
+// when the answer arrives, and prints a list of the batches at the end.
 func askAbout(ctx context.Context, api demo.Provider, paragraphs []string, stdout, stderr io.Writer) error {
 	began := time.Now()
 	total := len(kinds) * len(paragraphs)
@@ -34,35 +34,35 @@ func askAbout(ctx context.Context, api demo.Provider, paragraphs []string, stdou
 	}
 	defer transport.Close()
 	client := openai.NewClient(
-		option.WithHTTPClient(transport.Client()), // the one line that matters
+		option.WithHTTPClient(transport.Client()), // the only change
 		option.WithBaseURL(api.BaseURL),
 		option.WithAPIKey(api.Key),
 	)
 
-	good := 0
+	succeeded := 0
 	for a := range askAll(ctx, client, api, paragraphs) {
 		switch {
 		case a.err == nil:
-			good++
+			succeeded++
 		case ctx.Err() != nil:
-			continue // one word about Ctrl-C is enough
+			continue // the interrupt is reported once, below
 		}
 		progress.print(a)
 	}
 	progress.stop()
 	if ctx.Err() != nil {
-		fmt.Fprintln(progress, "cancelling what was sent") // as the Transport closes; it may take ten seconds
-		return fmt.Errorf("interrupted when %d of %d calls were answered", good, total)
+		fmt.Fprintln(progress, "cancelling the batches") // Close does, in ten seconds at most
+		return fmt.Errorf("interrupted when %d of %d calls were answered", succeeded, total)
 	}
-	fmt.Fprintf(stdout, "\n%d calls rode in %s and took %v.\n%s",
+	fmt.Fprintf(stdout, "\n%d calls in %s took %v.\n%s",
 		total, count(progress.batches(), "batch", "batches"), time.Since(began).Round(100*time.Millisecond), progress.report())
-	if good < total {
-		return fmt.Errorf("%d of %d calls failed", total-good, total)
+	if succeeded < total {
+		return fmt.Errorf("%d of %d calls failed", total-succeeded, total)
 	}
 	return nil
 }
 
-// An answer is what came of one call.
+// An answer is the result of one call.
 type answer struct {
 	paragraph int // from 1
 	kind      string
@@ -70,16 +70,17 @@ type answer struct {
 	err       error
 }
 
-// String is the answer on one line of a terminal.
+// String returns the answer as one line of text.
 func (a answer) String() string {
-	said := clip(strings.Join(strings.Fields(a.text), " "), 64)
+	line := clip(strings.Join(strings.Fields(a.text), " "), 64)
 	if a.err != nil {
-		said = "failed: " + explain(a.err)
+		line = "failed: " + explain(a.err)
 	}
-	return fmt.Sprintf("%3d %-10s %s", a.paragraph, a.kind, said)
+	return fmt.Sprintf("%3d %-10s %s", a.paragraph, a.kind, line)
 }
 
-// explain adds what the provider said, which openai-go's error leaves out.
+// explain formats an error with the provider's message, which the text of
+// openai-go's error omits.
 func explain(err error) string {
 	if failed := (*openai.Error)(nil); errors.As(err, &failed) {
 		return fmt.Sprintf("%d %s", failed.StatusCode, cmp.Or(failed.Message, failed.Code))
@@ -87,8 +88,8 @@ func explain(err error) string {
 	return err.Error()
 }
 
-// askAll makes every call in a goroutine of its own, as calls must be that
-// shall ride together. The channel is closed after the last answer.
+// askAll makes each call in its own goroutine, since only concurrent calls share a
+// batch. The channel is closed after the last answer.
 func askAll(ctx context.Context, client openai.Client, api demo.Provider, paragraphs []string) <-chan answer {
 	answers := make(chan answer)
 	var calls sync.WaitGroup
@@ -107,8 +108,8 @@ func askAll(ctx context.Context, client openai.Client, api demo.Provider, paragr
 	return answers
 }
 
-// kinds are the calls made for each paragraph: one to each endpoint that can
-// be batched.
+// kinds are the calls for each paragraph: one call for each endpoint that is
+// batched.
 var kinds = []struct {
 	name string
 	ask  func(ctx context.Context, client openai.Client, api demo.Provider, paragraph string) (string, error)
@@ -162,9 +163,10 @@ func entitle(ctx context.Context, client openai.Client, api demo.Provider, parag
 	return response.OutputText(), nil
 }
 
-func count(n int, one, many string) string {
+// count formats n with the singular or the plural of a noun.
+func count(n int, singular, plural string) string {
 	if n == 1 {
-		return "1 " + one
+		return "1 " + singular
 	}
-	return fmt.Sprintf("%d %s", n, many)
+	return fmt.Sprintf("%d %s", n, plural)
 }

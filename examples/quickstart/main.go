@@ -1,13 +1,14 @@
-// Quickstart asks for a summary, an embedding and a title of each paragraph of
-// a text, all at once, and pays batch price for them.
+// Quickstart asks for a summary, an embedding and a title of each paragraph of a
+// text, concurrently and at batch price.
 //
 //	go run ./examples/quickstart [flags] [FILE]
 //
-// It needs no key and no server: it starts an embedded Batch API server, which
-// only echoes, and reads this repository's README unless a file is named. With
-// OPENAI_API_KEY set, and OPENAI_BASE_URL, OPENAI_MODEL and
-// OPENAI_EMBEDDING_MODEL where wanted, the same program asks a real provider and
-// waits for as long as its batches take. Ctrl-C cancels them.
+// Quickstart needs no key and no server: the program starts an embedded Batch API
+// server, which echoes each prompt. The default FILE is the README of this
+// repository. With -real, and OPENAI_API_KEY set (and, optionally, OPENAI_BASE_URL,
+// OPENAI_MODEL and OPENAI_EMBEDDING_MODEL), the same program calls a real provider,
+// which costs money, and waits until the provider's batches have ended. Ctrl-C
+// cancels the batches.
 package main
 
 import (
@@ -30,7 +31,7 @@ func main() {
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the program at once
 	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
 	switch {
-	case errors.Is(err, flag.ErrHelp): // was asked for, and given
+	case errors.Is(err, flag.ErrHelp): // parse has printed the help
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		os.Exit(1)
@@ -58,27 +59,29 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	defer closeServer()
 	fmt.Fprintf(stderr, "%d calls about %d of the %d paragraphs in %s go to %s.\n",
-		len(kinds)*len(chosen), len(chosen), len(all), text.name, asked(getenv))
+		len(kinds)*len(chosen), len(chosen), len(all), text.name, conf.destination(api))
 	return askAbout(ctx, api, chosen, stdout, stderr)
 }
 
-// A config is what the command line says.
+// A config holds the values of the command line.
 type config struct {
 	file       string
 	paragraphs int
-	window     time.Duration // 0: ten seconds, or one with the embedded server
+	window     time.Duration // 0: 10 s, or 1 s with the embedded server
 	like       string
 	turnaround time.Duration
+	real       bool // call a real provider
 }
 
 func parse(args []string, stderr io.Writer) (config, error) {
 	var c config
 	flags := flag.NewFlagSet("quickstart", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // what is wrong is told once, by main
+	flags.SetOutput(io.Discard) // main prints the error
 	flags.IntVar(&c.paragraphs, "n", 12, "ask about the first `N` paragraphs")
-	flags.DurationVar(&c.window, "window", 0, "collect calls for so long (default 10s; 1s with the embedded server)")
-	flags.StringVar(&c.like, "like", "openai", "the `provider` that the embedded server is like: openai (a batch for each endpoint\nand model) or doubleword (one for all, and answers while it runs)")
-	flags.DurationVar(&c.turnaround, "turnaround", 3*time.Second, "how long a batch takes on the embedded server")
+	flags.DurationVar(&c.window, "window", 0, "collect calls for this `duration` (default 10s; 1s with the embedded server)")
+	flags.StringVar(&c.like, "like", "openai", "the `provider` whose behavior the embedded server has: openai (a batch for each\nendpoint and model) or doubleword (one batch for all calls, and answers while the\nbatch runs)")
+	flags.DurationVar(&c.turnaround, "turnaround", 3*time.Second, "the `duration` of a batch on the embedded server")
+	flags.BoolVar(&c.real, "real", false, demo.RealUsage)
 	err := flags.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		flags.SetOutput(stderr)
@@ -91,7 +94,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	c.file = flags.Arg(0)
 	switch {
 	case flags.NArg() > 1:
-		return config{}, fmt.Errorf("one file, please, not %d", flags.NArg())
+		return config{}, fmt.Errorf("%d files; quickstart takes one file", flags.NArg())
 	case c.paragraphs < 1:
 		return config{}, fmt.Errorf("-n is %d; it must be at least 1", c.paragraphs)
 	case c.window < 0 || c.turnaround < 0:
@@ -102,17 +105,17 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	return c, nil
 }
 
-// provider is the real one that the environment names, or an embedded server.
+// provider returns an embedded server, or with -real the provider of the environment.
 func (c config) provider(getenv func(string) string) (api demo.Provider, closeServer func(), err error) {
 	embedded := batchtest.Options{Turnaround: c.turnaround}
 	if c.like == "doubleword" {
-		embedded.Manners = batchtest.Doubleword()
+		embedded.Behavior = batchtest.Doubleword()
 	}
-	if api, closeServer, err = demo.FromEnv(getenv, embedded); err != nil {
+	if api, closeServer, err = demo.Choose(c.real, getenv, embedded); err != nil {
 		return demo.Provider{}, nil, err
 	}
-	if isEmbedded(getenv) && c.like == "doubleword" {
-		profile := provider.Doubleword() // a host of the loopback interface does not tell
+	if !c.real && c.like == "doubleword" {
+		profile := provider.Doubleword() // the host 127.0.0.1 does not identify the provider
 		api.Options.Provider = &profile
 	}
 	if c.window > 0 {
@@ -121,15 +124,10 @@ func (c config) provider(getenv func(string) string) (api demo.Provider, closeSe
 	return api, closeServer, nil
 }
 
-// asked says for people who is asked.
-func asked(getenv func(string) string) string {
-	if isEmbedded(getenv) {
-		return "an embedded server, which echoes"
+// destination describes where the calls go.
+func (c config) destination(api demo.Provider) string {
+	if c.real {
+		return api.BaseURL
 	}
-	if base := getenv("OPENAI_BASE_URL"); base != "" {
-		return base
-	}
-	return "OpenAI"
+	return "an embedded server, which echoes"
 }
-
-func isEmbedded(getenv func(string) string) bool { return getenv("OPENAI_API_KEY") == "" }

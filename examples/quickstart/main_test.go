@@ -45,7 +45,7 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 		if err := askAbout(t.Context(), apiOf(server), twelve, &stdout, &stderr); err != nil {
 			t.Fatal(err)
 		}
-		// A window of ten seconds, a batch of a minute, a look every five seconds.
+		// A window of ten seconds, a batch of a minute, a poll every five seconds.
 		if took := time.Since(began); took != 70*time.Second {
 			t.Errorf("took %v, want 1m10s", took)
 		}
@@ -65,7 +65,7 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 		if diff := cmp.Diff(wantAnswers(), sorted(answers)); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
-		if line, _, _ := strings.Cut(summary, "\n"); line != "36 calls rode in 3 batches and took 1m10s." {
+		if line, _, _ := strings.Cut(summary, "\n"); line != "36 calls in 3 batches took 1m10s." {
 			t.Errorf("summary = %q", summary)
 		}
 		if last := " 70.0s  3 batches, 36 of 36 calls done\n"; !strings.HasSuffix(stderr.String(), last) {
@@ -74,7 +74,7 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 	})
 }
 
-// wantAnswers are the lines about the twelve paragraphs, the vectors left out.
+// wantAnswers returns the lines about the twelve paragraphs, without the vectors.
 func wantAnswers() []string {
 	var lines []string
 	for n := 1; n <= 12; n++ {
@@ -97,7 +97,7 @@ func sorted(answers string) []string {
 
 func TestOneBatchLikeDoubleword(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := batchtest.New(batchtest.Options{Manners: batchtest.Doubleword(), Turnaround: time.Minute})
+		server := batchtest.New(batchtest.Options{Behavior: batchtest.Doubleword(), Turnaround: time.Minute})
 		api := apiOf(server)
 		profile := provider.Doubleword()
 		api.Options.Provider = &profile
@@ -108,7 +108,7 @@ func TestOneBatchLikeDoubleword(t *testing.T) {
 		if batches := server.Batches(); len(batches) != 1 || batches[0].Completed != 36 {
 			t.Errorf("batches = %+v, want one in which 36 lines completed", batches)
 		}
-		if want := "\n36 calls rode in 1 batch and took 1m10s.\n"; !strings.Contains(stdout.String(), want) {
+		if want := "\n36 calls in 1 batch took 1m10s.\n"; !strings.Contains(stdout.String(), want) {
 			t.Errorf("output has no %q:\n%s", want, stdout.String())
 		}
 	})
@@ -164,7 +164,7 @@ func TestInterruptCancelsTheBatches(t *testing.T) {
 	})
 }
 
-// TestRun goes through the front door, over a socket and in real time.
+// TestRun runs the program with a socket and in real time.
 func TestRun(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "poem.md")
 	if err := os.WriteFile(file, []byte("# Title\n\nOne.\n\nTwo.\n\nThree.\n"), 0o600); err != nil {
@@ -175,11 +175,11 @@ func TestRun(t *testing.T) {
 			t.Parallel()
 			var stdout, stderr strings.Builder
 			args := []string{"-like", like, "-n", "2", "-window", "200ms", "-turnaround", "200ms", file}
-			if err := run(t.Context(), args, noEnv, &stdout, &stderr); err != nil {
+			if err := run(t.Context(), args, exportedKey, &stdout, &stderr); err != nil {
 				t.Fatal(err)
 			}
 			for _, want := range []string{
-				"  1 chat       You said: One.\n", "  2 response   You said: Two.\n", "\n6 calls rode in ",
+				"  1 chat       You said: One.\n", "  2 response   You said: Two.\n", "\n6 calls in ",
 			} {
 				if !strings.Contains(stdout.String(), want) {
 					t.Errorf("output has no %q:\n%s", want, stdout.String())
@@ -205,14 +205,14 @@ func TestRunRefuses(t *testing.T) {
 	}{
 		{name: "help", args: []string{"-h"}, want: flag.ErrHelp.Error()},
 		{name: "unknown flag", args: []string{"-x"}, want: "not defined: -x"},
-		{name: "two files", args: []string{"a", "b"}, want: "one file, please, not 2"},
+		{name: "two files", args: []string{"a", "b"}, want: "2 files; quickstart takes one file"},
 		{name: "no paragraphs", args: []string{"-n", "0"}, want: "-n is 0; it must be at least 1"},
 		{name: "negative window", args: []string{"-window", "-1s"}, want: "must not be negative"},
 		{name: "negative turnaround", args: []string{"-turnaround", "-1s"}, want: "must not be negative"},
-		{name: "unknown manners", args: []string{"-like", "x"}, want: `-like is "x"; it must be openai or doubleword`},
+		{name: "unknown behavior", args: []string{"-like", "x"}, want: `-like is "x"; it must be openai or doubleword`},
 		{name: "missing file", args: []string{"missing"}, want: "missing"},
 		{name: "empty file", args: []string{empty}, want: "has no paragraphs of text"},
-		{name: "base without key", args: []string{"main_test.go"}, env: map[string]string{"OPENAI_BASE_URL": "http://localhost/v1"}, want: "OPENAI_API_KEY is not"},
+		{name: "real without key", args: []string{"-real", "main_test.go"}, env: map[string]string{"OPENAI_BASE_URL": "http://localhost/v1"}, want: "-real needs OPENAI_API_KEY"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -224,4 +224,8 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-func noEnv(string) string { return "" }
+// exportedKey is an environment with a key, which the quickstart must not use without
+// -real.
+func exportedKey(name string) string {
+	return map[string]string{"OPENAI_API_KEY": "secret", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}[name]
+}

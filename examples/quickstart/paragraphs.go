@@ -11,8 +11,8 @@ import (
 // A text is a file's name and content.
 type text struct{ name, content string }
 
-// readText reads the file, or the README of the repository around the working
-// directory where none is named.
+// readText reads the file. Without a file, readText reads the README of the
+// repository that contains the working directory.
 func readText(file string) (text, error) {
 	if file == "" {
 		var err error
@@ -27,9 +27,10 @@ func readText(file string) (text, error) {
 	return text{file, strings.ToValidUTF8(string(content), "\uFFFD")}, nil
 }
 
-var errNoReadme = errors.New("there is no README.md here or above in this module; name a text file: quickstart FILE")
+var errNoReadme = errors.New("no README.md in this directory or above, in this module; give a text file: quickstart FILE")
 
-// findReadme looks here and in the directories above, up to the module's top.
+// findReadme looks for a README in the working directory and the directories above,
+// up to the root of the module.
 func findReadme() (string, error) {
 	directory, err := os.Getwd()
 	if err != nil {
@@ -56,8 +57,8 @@ func isMarkdown(name string) bool {
 	return extension == ".md" || extension == ".markdown"
 }
 
-// paragraphs are the parts of a text between blank lines, each on one line. Of
-// Markdown, only what is prose: no code, headings, tables, badges or rules.
+// paragraphs returns the parts of a text between blank lines, each as one line. For
+// Markdown, paragraphs omits code, headings, tables, badges and rules.
 func paragraphs(t text, markdown bool) []string {
 	content := strings.TrimPrefix(t.content, "\uFEFF")
 	if markdown {
@@ -76,8 +77,8 @@ func paragraphs(t text, markdown bool) []string {
 	return found
 }
 
-// blocks are the runs of lines that are not blank. A heading needs no blank
-// line around it, and ends a block all the same.
+// blocks returns the groups of consecutive lines that are not blank. A heading is a
+// block of its own, also without blank lines around the heading.
 func blocks(content string) [][]string {
 	var all [][]string
 	var block []string
@@ -103,8 +104,8 @@ func blocks(content string) [][]string {
 	return all
 }
 
-// withoutFences leaves a blank line in place of each block of code between
-// fences of ``` or ~~~. A fence that is never closed reaches to the end.
+// withoutFences replaces each block of code between fences of ``` or ~~~ by a blank
+// line. A block without a closing fence ends with the text.
 func withoutFences(content string) string {
 	var kept strings.Builder
 	fence := ""
@@ -123,8 +124,8 @@ func withoutFences(content string) string {
 	return kept.String()
 }
 
-// fenceOf is the row of backticks or tildes, three or more, that the line
-// begins with.
+// fenceOf returns the three or more backticks or tildes at the beginning of a line,
+// or "".
 func fenceOf(line string) string {
 	line = strings.TrimLeft(line, " \t")
 	for _, mark := range []string{"`", "~"} {
@@ -135,7 +136,7 @@ func fenceOf(line string) string {
 	return ""
 }
 
-// isProse tells a Markdown paragraph or list from what only looks well on a page.
+// isProse reports whether a block of Markdown is a paragraph or a list.
 func isProse(block []string) bool {
 	first, last := block[0], block[len(block)-1]
 	switch {
@@ -149,25 +150,26 @@ func isProse(block []string) bool {
 	return !isReference(first)
 }
 
-// isHeading knows "## Heading", with one to six marks.
+// isHeading reports whether a line is a heading such as "## Heading".
 func isHeading(line string) bool {
 	rest := strings.TrimLeft(line, "#")
 	marks := len(line) - len(rest)
 	return marks >= 1 && marks <= 6 && strings.HasPrefix(rest, " ")
 }
 
+// isRule reports whether a line is a horizontal rule.
 func isRule(line string) bool {
 	line = strings.ReplaceAll(line, " ", "")
 	return line != "" && strings.Trim(line, line[:1]) == "" && strings.ContainsAny(line[:1], "=-*_")
 }
 
-// isReference knows "[name]: https://example.com".
+// isReference reports whether a line is "[name]: https://example.com".
 func isReference(line string) bool {
 	name, _, ok := strings.Cut(line, "]: ")
 	return ok && strings.HasPrefix(name, "[")
 }
 
-// clip shortens a text to so many characters.
+// clip shortens a text to length characters.
 func clip(s string, length int) string {
 	runes := []rune(s)
 	if len(runes) <= length {

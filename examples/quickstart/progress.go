@@ -16,25 +16,25 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// A progress shows how far the batches are, on stderr: as a bar on a terminal,
-// otherwise as lines of text. It prints the answers too, since on a terminal
-// they must not run into the bar.
+// A progress shows the progress of the batches on stderr: as a bar on a terminal, as
+// lines of text elsewhere. A progress also prints the answers, since on a terminal
+// the answers must not mix with the bar.
 type progress struct {
 	total   int
 	began   time.Time
 	answers io.Writer
 	stderr  io.Writer
-	bars    *mpb.Progress // nil: stderr is no terminal
+	bars    *mpb.Progress // nil: stderr is not a terminal
 	bar     *mpb.Bar
 
 	mu    sync.Mutex
-	order []string // of batch ids, as they were submitted
+	order []string // batch ids in the order of submission
 	last  map[string]autobatcher.Event
-	said  status // by the last line
-	when  time.Time
+	shown status    // in the last line
+	when  time.Time // of the last line
 }
 
-// A status is how far all batches together are.
+// A status is the progress of all batches together.
 type status struct{ batches, done int }
 
 func newProgress(total int, stdout, stderr io.Writer) *progress {
@@ -46,9 +46,9 @@ func newProgress(total int, stdout, stderr io.Writer) *progress {
 	p.bar = p.bars.AddBar(0,
 		mpb.PrependDecorators(decor.Any(p.caption)),
 		mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)))
-	p.bar.SetTotal(int64(total), false) // a full bar stays: answers are still to be printed above it
+	p.bar.SetTotal(int64(total), false) // a full bar must stay, since answers may still be printed above
 	if isTerminal(stdout) {
-		p.answers = p.bars // prints above the bar
+		p.answers = p.bars // p.bars prints above the bar
 	}
 	return p
 }
@@ -58,33 +58,34 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(file.Fd()))
 }
 
-// onEvent notes what happened to a batch. Batches tell concurrently.
+// onEvent records an event of a batch. onEvent is safe for concurrent use.
 func (p *progress) onEvent(e autobatcher.Event) {
 	if e.BatchID == "" {
 		return
 	}
-	now := p.note(e)
+	now := p.record(e)
 	if p.bar != nil {
-		p.bar.SetCurrent(int64(now.done)) // not under p.mu: the bar may be waiting for it in caption
+		p.bar.SetCurrent(int64(now.done)) // without p.mu, which caption locks while the bar is locked
 	}
 }
 
-func (p *progress) note(e autobatcher.Event) status {
+// record returns the status after the event.
+func (p *progress) record(e autobatcher.Event) status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, known := p.last[e.BatchID]; !known {
 		p.order = append(p.order, e.BatchID)
 	}
 	p.last[e.BatchID] = e
-	now := p.status()
+	now := p.statusLocked()
 	if p.bar == nil {
-		p.line(now)
+		p.lineLocked(now)
 	}
 	return now
 }
 
-// status sums the batches up. The caller holds p.mu.
-func (p *progress) status() status {
+// statusLocked adds up the batches. The caller holds p.mu.
+func (p *progress) statusLocked() status {
 	s := status{batches: len(p.order)}
 	for _, e := range p.last {
 		s.done += e.Counts.Completed + e.Counts.Failed
@@ -92,14 +93,14 @@ func (p *progress) status() status {
 	return s
 }
 
-// line prints a status that is new: at once if there is another batch or all
-// is done, otherwise at most one a second. The caller holds p.mu.
-func (p *progress) line(now status) {
-	urgent := now.batches != p.said.batches || now.done == p.total
-	if now == p.said || !urgent && time.Since(p.when) < time.Second {
+// lineLocked prints a new status: at once after a new batch or the last call,
+// otherwise at most once a second. The caller holds p.mu.
+func (p *progress) lineLocked(now status) {
+	urgent := now.batches != p.shown.batches || now.done == p.total
+	if now == p.shown || !urgent && time.Since(p.when) < time.Second {
 		return
 	}
-	p.said, p.when = now, time.Now()
+	p.shown, p.when = now, time.Now()
 	fmt.Fprintf(p.stderr, "%5.1fs  %s\n", time.Since(p.began).Seconds(), p.describe(now))
 }
 
@@ -110,16 +111,17 @@ func (p *progress) describe(s status) string {
 	return fmt.Sprintf("%s, %d of %d calls done", count(s.batches, "batch", "batches"), s.done, p.total)
 }
 
-// caption stands before the bar.
+// caption returns the text in front of the bar.
 func (p *progress) caption(decor.Statistics) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.describe(p.status()) + " "
+	return p.describe(p.statusLocked()) + " "
 }
 
 func (p *progress) print(a answer) { fmt.Fprintln(p.answers, a) }
 
-// Write prints lines of the Transport's log, above the bar while there is one.
+// Write prints lines of the Transport's log. On a terminal the lines appear above
+// the bar.
 func (p *progress) Write(lines []byte) (int, error) {
 	if p.bars != nil {
 		if n, err := p.bars.Write(lines); err == nil {
@@ -131,7 +133,7 @@ func (p *progress) Write(lines []byte) (int, error) {
 	return p.stderr.Write(lines)
 }
 
-// stop takes the bar away. It may be called again.
+// stop removes the bar. A second stop has no effect.
 func (p *progress) stop() {
 	if p.bars != nil {
 		p.bar.Abort(true)
@@ -139,14 +141,14 @@ func (p *progress) stop() {
 	}
 }
 
-// batches is how many batches there were.
+// batches returns the number of batches.
 func (p *progress) batches() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.order)
 }
 
-// report lists the batches, a line each.
+// report lists the batches, one line per batch.
 func (p *progress) report() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

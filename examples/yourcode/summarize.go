@@ -1,7 +1,6 @@
-// Package yourcode is a piece of a program as you may have it, and its tests
-// show how package batchtest tests such code: without a network, without a key,
-// and in virtual time, so that a batch of a day takes no time at all. Read the
-// test file.
+// Package yourcode is a typical part of a program. The test file shows how to test
+// the program with package batchtest: without a network, without a key, and in
+// virtual time, so that a batch of a day takes no real time.
 //
 //	go test -v ./examples/yourcode
 package yourcode
@@ -15,8 +14,8 @@ import (
 	"github.com/openai/openai-go/v3"
 )
 
-// Summarize returns a summary of each document, in their order. A document that
-// has none leaves "" in its place and is named in the error.
+// Summarize returns a summary of each document, in the order of the documents. If a
+// call fails, the summary is "" and the error names the document.
 func Summarize(ctx context.Context, client openai.Client, documents []string) ([]string, error) {
 	summaries := make([]string, len(documents))
 	errs := make([]error, len(documents))

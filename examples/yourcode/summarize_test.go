@@ -17,9 +17,9 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 )
 
-// newClient is an OpenAI client that batches its calls at the server. No socket
-// is opened. Virtual time is free, but looking at a batch is not: every ten
-// minutes is enough.
+// newClient returns an OpenAI client that batches calls at the server, without a
+// socket. Each poll of a batch takes real time, hence the poll interval of ten
+// minutes.
 func newClient(t *testing.T, server *batchtest.Server) openai.Client {
 	t.Helper()
 	transport, err := autobatcher.New(autobatcher.Options{Base: server.Transport(), PollInterval: 10 * time.Minute})
@@ -36,8 +36,8 @@ func newClient(t *testing.T, server *batchtest.Server) openai.Client {
 
 var documents = []string{"One fish. Red.", "Two fish. Blue.", "Three fish. Green."}
 
-// The embedded server echoes the first sentence, so answers can be told apart.
-func TestAllDocumentsRideInOneBatch(t *testing.T) {
+// The embedded server echoes the first sentence, so that each answer is different.
+func TestAllDocumentsShareOneBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Turnaround: 20 * time.Hour})
 		began := time.Now()
@@ -52,15 +52,16 @@ func TestAllDocumentsRideInOneBatch(t *testing.T) {
 		if batches := server.Batches(); len(batches) != 1 || batches[0].Total != 3 {
 			t.Errorf("batches = %+v, want one of 3 lines", batches)
 		}
-		// In a bubble time is exact: a window of ten seconds, then the batch.
+		// Virtual time is exact: a window of ten seconds, then the batch.
 		if took := time.Since(began); took != 20*time.Hour+10*time.Second {
 			t.Errorf("took %v", took)
 		}
 	})
 }
 
-// Answer says what the model makes of each line, and it may fail one.
-func TestABadDocumentCostsOnlyItself(t *testing.T) {
+// Options.Answer determines the result of each line. Here one line fails, and only
+// one document has an error.
+func TestOneDocumentFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
 			if strings.Contains(string(l.Body), "Two") {
@@ -79,9 +80,9 @@ func TestABadDocumentCostsOnlyItself(t *testing.T) {
 	})
 }
 
-// What becomes of the batch as a whole can be played too: here its window of
-// 24 hours ends before one line is done. What was done is not lost; what was not
-// rides again once (see Options.Resubmits), and fails when it expires again.
+// A batch can expire: here the window of 24 hours ends before one line has finished.
+// The finished lines are delivered. The unfinished line is resubmitted once (see
+// Options.Resubmits), and fails when the second batch expires.
 func TestExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
@@ -107,9 +108,9 @@ func TestExpiry(t *testing.T) {
 	})
 }
 
-// Control makes single requests fail. None of this may reach the callers, and
-// Paid tells whether anything was paid for twice.
-func TestTroubleOnTheWay(t *testing.T) {
+// Control makes single requests fail. The callers must not notice the failures, and
+// Paid shows that no line was paid for twice.
+func TestFailedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Turnaround: time.Minute})
 		server.Control(batchtest.OpUpload, batchtest.RateLimit(30*time.Second))
@@ -127,9 +128,9 @@ func TestTroubleOnTheWay(t *testing.T) {
 	})
 }
 
-// A caller that gives up gets its error at once, and what nobody waits for any
-// more is cancelled.
-func TestGivingUp(t *testing.T) {
+// A caller whose context ends gets the context's error at once. A batch that has had
+// no callers for two minutes is cancelled.
+func TestContextEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Turnaround: time.Hour})
 		client := newClient(t, server)
@@ -140,9 +141,9 @@ func TestGivingUp(t *testing.T) {
 		if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != time.Minute {
 			t.Errorf("err = %v after %v, want the deadline after 1m", err, time.Since(began))
 		}
-		time.Sleep(3 * time.Minute) // virtual, too; the batch may be without callers for two
+		time.Sleep(3 * time.Minute) // virtual time; longer than Options.AbandonAfter
 		if batch := server.Batches()[0]; !batch.CancelRequested {
-			t.Errorf("batch %s runs on for nobody", batch.ID)
+			t.Errorf("batch %s runs on without callers", batch.ID)
 		}
 	})
 }

@@ -1,97 +1,71 @@
 package batchapi
 
 import (
-	"io"
+	"cmp"
 	"math"
 	"strings"
 	"time"
 
 	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/internal/backend"
 )
 
-// CreateParams is what a batch is created from.
-type CreateParams struct {
-	InputFileID      string
-	Endpoint         string
-	CompletionWindow string
-	Metadata         map[string]string
-	OutputExpiry     time.Duration // after which the results are deleted; 0: the provider's default
-}
-
-// A Batch is what the provider says of a batch. Everything but ID may be
-// missing.
-type Batch struct {
-	ID           string
-	Status       string // lower case, spelt as OpenAI does
-	InputFileID  string
-	OutputFileID string
-	ErrorFileID  string
-	Counts       Counts
-	ExpiresAt    time.Time
-	Problems     []Problem
-
-	// FileDeleted says that Settle deleted the input file before it found the
-	// batch, which may fail for want of it.
-	FileDeleted bool
-}
-
-// Counts is a batch's request_counts.
-type Counts struct {
-	Completed int `json:"completed"`
-	Failed    int `json:"failed"`
-	Total     int `json:"total"`
-}
-
-// A Problem is one entry of a batch's errors.
-type Problem struct {
-	Code, Message string
-	Line          int // of the input file, from 1; 0: none named
-}
-
-// Terminal reports whether nothing more will happen to the batch. A status
-// nobody knows yet is not terminal.
-func (b Batch) Terminal() bool {
-	switch b.Status {
-	case "completed", "failed", "expired", "cancelled":
-		return true
-	}
-	return false
-}
-
-// Content is a file on its way down.
-type Content struct {
-	Body       io.ReadCloser
-	Partial    bool // the server speaks of partial results: a next read can be resumed
-	Incomplete bool // X-Incomplete: more lines will come
-	LastLine   int  // X-Last-Line: where the next read resumes; -1: not said
-}
-
-func parseBatch(o gjson.Result) (Batch, error) {
-	b := Batch{
-		ID:           o.Get("id").String(),
-		Status:       canonicalStatus(o.Get("status").String()),
-		InputFileID:  o.Get("input_file_id").String(),
-		OutputFileID: o.Get("output_file_id").String(),
-		ErrorFileID:  o.Get("error_file_id").String(),
-		ExpiresAt:    moment(o.Get("expires_at")),
-		Counts: Counts{
+// parseBatch reads a batch object. inputFileID is the batch's input file, where
+// the object names none.
+func parseBatch(o gjson.Result, inputFileID string) (backend.Status, error) {
+	s := backend.Status{
+		Handle: backend.Handle{
+			FileID:  cmp.Or(inputFileOf(o), inputFileID),
+			BatchID: o.Get("id").String(),
+		},
+		Word: canonicalStatus(o.Get("status").String()),
+		Counts: backend.Counts{
 			Completed: int(o.Get("request_counts.completed").Int()),
 			Failed:    int(o.Get("request_counts.failed").Int()),
 			Total:     int(o.Get("request_counts.total").Int()),
 		},
+		Problems:     problems(o),
+		OutputFileID: o.Get("output_file_id").String(),
+		ErrorFileID:  o.Get("error_file_id").String(),
 	}
+	s.Phase = phase(s.Word)
+	for _, id := range []string{s.OutputFileID, s.ErrorFileID} {
+		if id != "" {
+			s.Sources = append(s.Sources, id)
+		}
+	}
+	if s.Handle.BatchID == "" {
+		return backend.Status{}, backend.NoAnswer("batch", errNoID)
+	}
+	return s, nil
+}
+
+// inputFileOf is the input file that a batch object names, or empty.
+func inputFileOf(o gjson.Result) string { return o.Get("input_file_id").String() }
+
+func problems(o gjson.Result) []backend.Problem {
+	var all []backend.Problem
 	for _, e := range o.Get("errors.data").Array() {
-		b.Problems = append(b.Problems, Problem{
+		all = append(all, backend.Problem{
 			Code: e.Get("code").String(), Message: e.Get("message").String(), Line: int(e.Get("line").Int()),
 		})
 	}
-	if b.ID == "" {
-		return Batch{}, &Error{Op: "batch", Err: errNoID}
-	}
-	return b, nil
+	return all
 }
 
-// canonicalStatus folds the spellings of other providers (Azure "Validating",
+// phase is the phase of a status. An unknown status is not an end.
+func phase(word string) backend.Phase {
+	switch word {
+	case "completed", "failed", "expired", "cancelled":
+		return backend.Ended
+	case "cancelling":
+		return backend.Cancelling
+	}
+	return backend.Running
+}
+
+// canonicalStatus turns the spellings of other providers (Azure "Validating",
 // Together "CANCELING") into OpenAI's.
 func canonicalStatus(s string) string {
 	s = strings.ToLower(s)
@@ -104,7 +78,8 @@ func canonicalStatus(s string) string {
 	return s
 }
 
-// moment reads a time as Unix seconds (OpenAI) or RFC 3339 (Azure, Together).
+// moment reads a time as Unix seconds (OpenAI) or RFC 3339 (Azure, Together). It
+// returns the zero time for anything else.
 func moment(v gjson.Result) time.Time {
 	if v.Type == gjson.String {
 		t, _ := time.Parse(time.RFC3339, v.Str)

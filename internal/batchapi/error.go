@@ -1,115 +1,92 @@
 package batchapi
 
 import (
-	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"regexp"
+	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
-	"github.com/tidwall/gjson"
+	"github.com/autobatcher/autobatcher/internal/backend"
 )
 
-// An Error is a request to the provider that failed.
-type Error struct {
-	Op         string        // "POST /files"
-	Uploading  bool          // it was an upload
-	Status     int           // the answer's status; 0: there was no answer
-	Header     http.Header   // the answer's
-	Body       []byte        // the answer's, at most 64 KiB of it
-	RetryAfter time.Duration // how long the provider said to wait; negative: it did not say
-	Err        error         // what went wrong, where there was no answer or one that makes no sense
-}
+var (
+	errStalled = errors.New("the provider stopped answering")
+	errNoID    = errors.New("the response has no id")
+	errNoList  = errors.New("the response is not a list")
+)
 
-func (e *Error) Error() string {
-	if e.Err != nil {
-		return e.Op + ": " + e.Err.Error()
-	}
-	return fmt.Sprintf("%s: %d %s: %s", e.Op, e.Status, http.StatusText(e.Status), e.Message())
-}
-
-func (e *Error) Unwrap() error { return e.Err }
-
-// Message is what the provider said, in whatever shape it said it.
-func (e *Error) Message() string {
-	for _, path := range []string{"error.message", "message", "error", "detail"} {
-		if v := gjson.GetBytes(e.Body, path); v.Type == gjson.String && v.Str != "" && gjson.ValidBytes(e.Body) {
-			return short(v.Str)
-		}
-	}
-	return short(string(bytes.TrimSpace(e.Body)))
-}
-
-// short is a text that is fit for a log line.
-func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), 500)], "") }
-
-// Code is the provider's error code, "" without one.
-func (e *Error) Code() string {
-	if !gjson.ValidBytes(e.Body) {
-		return ""
-	}
-	return gjson.GetBytes(e.Body, "error.code").String()
-}
-
-var lineNumber = regexp.MustCompile(`(?i)(?:^\s*|\bon )line (\d{1,7})\b`)
-
-// Line is the line of the input file, from 1, that the provider refused the
-// whole file for, or 0: "Line N: …" or "Invalid JSON on line N: …".
-func (e *Error) Line() int {
-	if !e.refusesFile() && e.Status != http.StatusForbidden { // 403: a model that is unknown
-		return 0
-	}
-	m := lineNumber.FindStringSubmatch(e.Message())
-	if m == nil {
-		return 0
-	}
-	n, _ := strconv.Atoi(m[1])
-	return n
-}
-
-// refusesFile reports a status that speaks of what is in the file.
-func (e *Error) refusesFile() bool {
-	return e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity
-}
-
-// RefusesUpload reports that the provider refused an input file for what is in
-// it, rather than for who sent it or when.
-func (e *Error) RefusesUpload() bool { return e.refusesFile() && e.Uploading }
-
-// RateLimited reports a 429 that passes with time. An exhausted quota or an
-// unverified account does not: waiting would only hide it from its owner.
-func (e *Error) RateLimited() bool {
-	if e.Status != http.StatusTooManyRequests {
-		return false
-	}
-	text := strings.ToLower(e.Code() + " " + e.Message())
-	return !strings.Contains(text, "insufficient_quota") && !strings.Contains(text, "unverified account")
-}
-
-// Transient reports a failure that may be gone at the next try: no answer, a
-// senseless one, a timeout or a server's error.
-func (e *Error) Transient() bool {
-	return e.Err != nil || e.Status == http.StatusRequestTimeout || e.Status >= 500
-}
-
-// Ambiguous reports a failure after which the request may have been carried
-// out all the same.
-func (e *Error) Ambiguous() bool { return e.Transient() }
-
-// maxErrorBody bounds what is kept of an error's body.
+// maxErrorBody bounds the body of an error response.
 const maxErrorBody = 64 << 10
 
 func clip(b []byte) []byte { return b[:min(len(b), maxErrorBody)] }
 
-func newError(method, path string, res *http.Response) *Error {
+// senseless is the error of a successful but unusable response.
+func senseless(op string, status int, body []byte, err error) *backend.Error {
+	e := backend.NoAnswer(op, err)
+	e.Status, e.Body = status, clip(body)
+	return e
+}
+
+// newError returns the error of a response.
+func (c *Client) newError(method, path string, res *http.Response) *backend.Error {
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
-	return &Error{
+	e := &backend.Error{
 		Op: method + " /" + path, Status: res.StatusCode, Header: res.Header, Body: body,
 		RetryAfter: retryAfter(res.Header, time.Now()),
 	}
+	if to := c.location(e); to != nil {
+		e.Body = redirected(to)
+	}
+	return e
+}
+
+// location is the address that a redirect names, or nil.
+func (c *Client) location(e *backend.Error) *url.URL {
+	if !e.Redirected() || e.Header.Get("Location") == "" {
+		return nil
+	}
+	to, err := c.base.Parse(e.Header.Get("Location"))
+	if err != nil {
+		return nil
+	}
+	return to
+}
+
+// redirected is the body of the error for a redirect. The body names the address
+// without the user and the query, since both may be secret.
+func redirected(to *url.URL) []byte {
+	public := *to
+	public.User, public.RawQuery, public.Fragment = nil, "", ""
+	message := fmt.Sprintf("the provider redirects this request to %s; the base URL must name that server", &public)
+	body, _ := json.Marshal(map[string]any{
+		"error": map[string]string{"message": message, "type": "invalid_request_error", "code": "redirected"},
+	})
+	return body
+}
+
+// sameServer follows a redirect of a GET on the same server. A redirected POST
+// would lose its body or be sent twice, and another server must not see the
+// credential.
+func sameServer(req *http.Request, before []*http.Request) error {
+	first := before[0]
+	same := req.URL.Scheme == first.URL.Scheme && req.URL.Host == first.URL.Host
+	if first.Method != http.MethodGet || !same || len(before) > 10 {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// stalled turns the end of a timeout of the package into an Error. The end of the
+// caller's context stays as it is.
+func stalled(err error, op string) error {
+	if errors.Is(err, errStalled) {
+		return backend.NoAnswer(op, errStalled)
+	}
+	return err
 }
 
 // retryAfter reads Retry-After-Ms, and Retry-After in seconds or as a date.
@@ -127,7 +104,8 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return -1
 }
 
-// maxRetryAfter caps what a header may ask for, so that nonsense cannot overflow.
+// maxRetryAfter bounds the wait in a header, since a great number would
+// overflow.
 const maxRetryAfter = 24 * time.Hour
 
 func seconds(s float64) time.Duration {

@@ -7,7 +7,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/backend"
 )
 
 // Whatever a provider sends in place of a batch, it is one with an id, or an
@@ -23,14 +23,15 @@ func FuzzBatchObject(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		c := openai(t, always(200, string(body)))
 		b, err := c.Retrieve(t.Context(), "b")
-		var failed *batchapi.Error
+		var failed *backend.Error
 		switch {
 		case err != nil && !errors.As(err, &failed):
 			t.Errorf("%T: %v", err, err)
-		case err == nil && b.ID == "":
+		case err == nil && b.Handle.BatchID == "":
 			t.Errorf("a batch without an id: %+v", b)
 		}
-		if b, ok, err := c.Find(t.Context(), "f", time.Now()); ok && (b.ID == "" || b.InputFileID != "f" || err != nil) {
+		b, existence, err := c.ReadList(t.Context(), "f", time.Now())
+		if existence == backend.Found && (b.Handle.BatchID == "" || b.Handle.FileID != "f" || err != nil) {
 			t.Errorf("found %+v, %v", b, err)
 		}
 	})

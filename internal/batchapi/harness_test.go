@@ -14,7 +14,9 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/credential"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -79,14 +81,21 @@ func always(status int, body string, header ...string) *wire {
 	return &wire{answer: func(sent, int) (*http.Response, error) { return answer(status, body, header...), nil }}
 }
 
-// client is one for p at base, whose payer is a bearer of "sk-test".
+// keyed sends requests through via with a credential.
+func keyed(name, value string, via http.RoundTripper) http.RoundTripper {
+	set := credential.NewSet(nil)
+	set.Add(http.Header{name: {value}})
+	return set.Transport(via)
+}
+
+// client is a Client for p at base with the key "sk-test".
 func client(t testing.TB, base string, p provider.Profile, via http.RoundTripper) *batchapi.Client {
 	t.Helper()
 	u, err := url.Parse(base)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return batchapi.New(u, http.Header{"Authorization": {"Bearer sk-test"}}, via, p)
+	return batchapi.New(u, keyed("Authorization", "Bearer sk-test", via), p, discard)
 }
 
 func openai(t testing.TB, via http.RoundTripper) *batchapi.Client {
@@ -138,11 +147,11 @@ func parts(t testing.TB, s sent) (all []part) {
 }
 
 // failure is err as an Error, which it has to be.
-func failure(t testing.TB, err error) *batchapi.Error {
+func failure(t testing.TB, err error) *backend.Error {
 	t.Helper()
-	var failed *batchapi.Error
+	var failed *backend.Error
 	if !errors.As(err, &failed) {
-		t.Fatalf("error %v (%T), want a *batchapi.Error", err, err)
+		t.Fatalf("error %v (%T), want a *backend.Error", err, err)
 	}
 	return failed
 }

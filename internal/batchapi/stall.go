@@ -4,18 +4,19 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 )
 
-var (
-	errStalled = errors.New("the provider stopped answering")
-	errNoID    = errors.New("the answer has no id")
-)
-
-// A stallWatch ends its context when a transfer has not moved for stallTimeout.
+// A stallWatch ends a context when a transfer has not moved for stallTimeout. A
+// stallWatch is safe for concurrent use: net/http reads a request body in a
+// separate goroutine.
 type stallWatch struct {
-	timer  *time.Timer
 	cancel context.CancelCauseFunc
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
 }
 
 func watchStall(ctx context.Context) (context.Context, *stallWatch) {
@@ -24,22 +25,31 @@ func watchStall(ctx context.Context) (context.Context, *stallWatch) {
 	return ctx, &stallWatch{timer: timer, cancel: cancel}
 }
 
-func (w *stallWatch) moved() { w.timer.Reset(stallTimeout) }
+// moved starts the time anew.
+func (w *stallWatch) moved() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.stopped {
+		w.timer.Reset(stallTimeout)
+	}
+}
 
+// stop ends the watch and the context. No timer is left behind.
 func (w *stallWatch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
 	w.timer.Stop()
 	w.cancel(nil)
 }
 
-// A watchedBody reports to its watch whenever bytes move through it. Closing
-// an answer's body ends the watch; an upload's is ended by Upload, since the
-// wait for the answer comes after it.
-type watchedBody struct {
+// A movingBody reports to a watch whenever bytes move through the body.
+type movingBody struct {
 	io.ReadCloser
 	watch *stallWatch
 }
 
-func (b *watchedBody) Read(p []byte) (int, error) {
+func (b *movingBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if n > 0 {
 		b.watch.moved()
@@ -47,11 +57,26 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stalled turns the end of a watch or timeout of our own into an Error that
-// can be told from the end of the caller's context.
-func stalled(err error, method, path string) error {
-	if errors.Is(err, errStalled) {
-		return &Error{Op: method + " /" + path, Err: errStalled}
+// A watchedBody is the body of a response. The watch ends at the end of the body,
+// when reading fails, or when the body is closed.
+type watchedBody struct {
+	movingBody
+	ctx context.Context // of the watch
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	n, err := b.movingBody.Read(p)
+	if err == nil {
+		return n, nil
 	}
-	return err
+	if !errors.Is(err, io.EOF) && b.ctx.Err() != nil {
+		err = context.Cause(b.ctx)
+	}
+	b.watch.stop()
+	return n, err
+}
+
+func (b *watchedBody) Close() error {
+	b.watch.stop()
+	return b.ReadCloser.Close()
 }

@@ -3,6 +3,7 @@ package batchapi
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
@@ -10,95 +11,196 @@ import (
 	"net/http"
 	"net/textproto"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/openai/openai-go/v3/option"
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
-// An Upload says what goes with an input file.
-type Upload struct {
-	Name   string        // "batch-….jsonl"
-	Model  string        // of the lines, where a file holds one
-	Expiry time.Duration // after which the provider deletes the file; 0: its default
+const (
+	// submitTimeout is how long an upload or a create is repeated. The callers wait
+	// for hours anyway, and a rate limit passes within minutes.
+	submitTimeout = 30 * time.Minute
+
+	// processTimeout is how long the provider may take to process an input file.
+	processTimeout = 10 * time.Minute
+)
+
+// submitPolicy is for the requests that a new batch depends on and that may be
+// sent twice.
+var submitPolicy = retry.Policy{
+	Classify: backend.Classify,
+	Budget:   map[retry.Class]time.Duration{retry.Transient: submitTimeout, retry.RateLimited: submitTimeout},
 }
 
-// Upload uploads an input file and returns its id. The file is streamed: what
-// it takes of memory does not depend on its size. It fails when nothing moves
-// for five minutes.
-func (c *Client) Upload(ctx context.Context, u Upload, file line.File) (string, error) {
-	head, tail, contentType, err := c.form(u)
+// Prepare uploads the input file. A repeated upload costs a stray file at most.
+// Where the provider processes files before a batch may use them, Prepare waits.
+func (c *Client) Prepare(ctx context.Context, f line.File, p backend.Params) (backend.Handle, error) {
+	attempts := submitPolicy.Start()
+	for {
+		made, err := c.upload(ctx, p, f)
+		if err == nil {
+			return made.handle(), c.awaitProcessed(ctx, made)
+		}
+		wait, again := attempts.Next(err)
+		if !again {
+			return backend.Handle{}, err
+		}
+		c.log.Warn("upload failed, trying again", "error", err, "in", wait)
+		if err := retry.Sleep(ctx, wait); err != nil {
+			return backend.Handle{}, err
+		}
+	}
+}
+
+// A file is the provider's description of a file.
+type file struct {
+	id     string
+	status string // in lower case; many providers write none, or always the same
+	raw    []byte
+}
+
+func (f file) handle() backend.Handle { return backend.Handle{FileID: f.id} }
+
+// processing reports that the provider does not let a batch use the file yet.
+func (f file) processing() bool {
+	switch f.status {
+	case "pending", "running", "notrunning", "processing":
+		return true
+	}
+	return false
+}
+
+// awaitProcessed waits until the provider has processed a file. Only Azure is
+// known to need the wait. A file that takes longer is left to Create, which
+// repeats a create that the provider refuses for this reason.
+func (c *Client) awaitProcessed(ctx context.Context, f file) error {
+	began := time.Now()
+	for attempt := 1; f.processing() && time.Since(began) < processTimeout; attempt++ {
+		if err := retry.Sleep(ctx, retry.Backoff(attempt)); err != nil {
+			return err
+		}
+		answer, err := c.object(ctx, http.MethodGet, filePath(f.id), nil)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err == nil {
+			f.status, f.raw = strings.ToLower(answer.Get("status").String()), []byte(answer.Raw)
+		}
+	}
+	if f.status == "error" {
+		return &backend.Error{
+			Op: "POST /" + c.profile.UploadPath, Uploading: true, Status: http.StatusBadRequest,
+			Body: fileError(f.raw), RetryAfter: -1,
+		}
+	}
+	return nil
+}
+
+// fileError is the body of the error for a file that the provider could not
+// process.
+func fileError(raw []byte) []byte {
+	message := "the provider could not process the input file"
+	if details := gjson.GetBytes(raw, "status_details").String(); details != "" {
+		message = details
+	}
+	body, _ := json.Marshal(map[string]any{
+		"error": map[string]string{"message": message, "type": "invalid_request_error", "code": "invalid_file"},
+	})
+	return clip(body)
+}
+
+// upload uploads an input file once. The file is streamed: the memory that an
+// upload takes does not depend on the size of the file. The upload fails when
+// nothing moves for five minutes.
+func (c *Client) upload(ctx context.Context, p backend.Params, f line.File) (file, error) {
+	head, tail, contentType, err := c.form(p)
 	if err != nil {
-		return "", err
+		return file{}, err
 	}
 	ctx, watch := watchStall(ctx)
 	defer watch.stop()
 	var gate gate
 	defer gate.shut()
 	open := func() io.ReadCloser {
-		whole := io.MultiReader(bytes.NewReader(head), file.NewReader(), bytes.NewReader(tail))
-		return &watchedBody{ReadCloser: gate.guard(whole), watch: watch}
+		whole := io.MultiReader(bytes.NewReader(head), f.NewReader(), bytes.NewReader(tail))
+		return &movingBody{ReadCloser: gate.guard(whole), watch: watch}
 	}
-	size := int64(len(head)) + file.Size() + int64(len(tail))
+	size := int64(len(head)) + f.Size() + int64(len(tail))
 	path := c.profile.UploadPath
 	res, err := c.do(ctx, http.MethodPost, path, open(), option.WithHeader("Content-Type", contentType), withLength(size, open))
 	if err != nil {
-		var failed *Error
+		var failed *backend.Error
 		if errors.As(err, &failed) {
 			failed.Uploading = true
 		}
-		return "", stalled(err, http.MethodPost, path)
+		return file{}, stalled(err, "POST /"+path)
 	}
 	defer res.Body.Close()
+	return readFile(ctx, "POST /"+path, res)
+}
+
+// readFile reads the response to an upload.
+func readFile(ctx context.Context, op string, res *http.Response) (file, error) {
 	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	id := gjson.GetBytes(text, "id").String()
-	if err == nil && id == "" {
+	if ctx.Err() != nil {
+		return file{}, stalled(context.Cause(ctx), op)
+	}
+	made := file{
+		id:     gjson.GetBytes(text, "id").String(),
+		status: strings.ToLower(gjson.GetBytes(text, "status").String()),
+		raw:    text,
+	}
+	if err == nil && made.id == "" {
 		err = errNoID
 	}
 	if err != nil {
-		return "", &Error{Op: "POST /" + path, Status: res.StatusCode, Body: clip(text), Err: err}
+		return file{}, senseless(op, res.StatusCode, text, err)
 	}
-	return id, nil
+	return made, nil
 }
 
-// fields are what the form says beside the file.
-func (c *Client) fields(u Upload) [][2]string {
+// fields are the fields of the form beside the file.
+func (c *Client) fields(p backend.Params) [][2]string {
 	fields := [][2]string{{"purpose", c.profile.Purpose}}
 	if name := c.profile.UploadNameField; name != "" {
-		fields = append(fields, [2]string{name, u.Name})
+		fields = append(fields, [2]string{name, p.Name})
 	}
-	if name := c.profile.UploadModelField; name != "" && u.Model != "" {
-		fields = append(fields, [2]string{name, u.Model})
+	if name := c.profile.UploadModelField; name != "" && len(p.Models) > 0 {
+		fields = append(fields, [2]string{name, p.Models[0]})
 	}
-	if u.Expiry > 0 && c.profile.FileExpiryMax > 0 {
+	if p.FileExpiry > 0 && c.profile.FileExpiryMax > 0 {
 		fields = append(fields,
 			[2]string{"expires_after[anchor]", "created_at"},
-			[2]string{"expires_after[seconds]", strconv.Itoa(c.expiry(u.Expiry))})
+			[2]string{"expires_after[seconds]", strconv.Itoa(c.expiry(p.FileExpiry))})
 	}
 	return fields
 }
 
-// expiry is d in seconds, as near as the provider takes it.
+// expiry is d in seconds, within the provider's bounds.
 func (c *Client) expiry(d time.Duration) int {
 	d = min(max(d, c.profile.FileExpiryMin), c.profile.FileExpiryMax)
 	return int(d / time.Second)
 }
 
-// form is what stands before and behind the file in the upload's body. The
-// fields come first: some servers need the purpose before the file.
-func (c *Client) form(u Upload) (head, tail []byte, contentType string, err error) {
+// form returns the parts of the upload's body before and behind the file. The
+// fields come first, since some servers need the purpose before the file.
+func (c *Client) form(p backend.Params) (head, tail []byte, contentType string, err error) {
 	var body bytes.Buffer
 	w := multipart.NewWriter(&body)
-	for _, field := range c.fields(u) {
+	for _, field := range c.fields(p) {
 		if err := w.WriteField(field[0], field[1]); err != nil {
 			return nil, nil, "", err
 		}
 	}
 	part := textproto.MIMEHeader{}
-	part.Set("Content-Disposition", multipart.FileContentDisposition("file", u.Name))
+	part.Set("Content-Disposition", multipart.FileContentDisposition("file", p.Name))
 	part.Set("Content-Type", "application/jsonl")
 	if _, err := w.CreatePart(part); err != nil {
 		return nil, nil, "", err
@@ -111,9 +213,10 @@ func (c *Client) form(u Upload) (head, tail []byte, contentType string, err erro
 	return head, body.Bytes(), w.FormDataContentType(), nil
 }
 
-// withLength announces a streamed body's length, since some servers refuse a
-// chunked upload, and lets net/http open it again when a kept-alive connection
-// turns out to be dead before a byte was sent.
+// withLength announces the length of a streamed body, since some servers refuse
+// a chunked upload. It also lets the body be opened again: by net/http when a
+// kept-alive connection was dead before a byte was sent, and by the RoundTripper
+// that repeats a request with another credential.
 func withLength(size int64, open func() io.ReadCloser) option.RequestOption {
 	return option.WithMiddleware(func(req *http.Request, next option.MiddlewareNext) (*http.Response, error) {
 		req.ContentLength = size
@@ -122,8 +225,8 @@ func withLength(size int64, open func() io.ReadCloser) option.RequestOption {
 	})
 }
 
-// A gate ends the reading of an upload when Upload returns: net/http may read
-// on after a request has failed, while the lines are no longer ours to read.
+// A gate ends the reading of an upload when upload returns. net/http may read on
+// after a request has failed, when the lines may belong to another batch.
 type gate struct {
 	mu     sync.Mutex
 	closed bool

@@ -1,204 +1,221 @@
 package dashboard
 
 import (
-	"cmp"
 	"maps"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/autobatcher/autobatcher"
 )
 
-// What the page can hold. Beyond these bounds it shows the newest batches and
-// the oldest queues, and says how many there are more.
+// Limits of the page. Beyond the limits the page shows the batches with the newest
+// events and the first queues, and says that entries are hidden.
 const (
-	maxFinished = 100
-	maxRunning  = 400
-	maxQueues   = 100
-	maxModels   = 8
-	maxText     = 200     // characters of any one text
-	maxMessage  = 1 << 10 // bytes of an error that are looked at
+	maxFinished = 1000    // finished batches
+	maxRunning  = 400     // running batches
+	maxQueues   = 100     // queues
+	maxModels   = 8       // models of a queue or a batch
+	maxText     = 200     // characters of a text
+	maxMessage  = 1 << 10 // bytes of an error message before redaction
 
-	// silence is how long a running batch may be without an event before it
-	// is no longer shown. Providers say nothing while nothing changes, and a
-	// batch may wait for a whole day before its first line is run.
-	silence = 48 * time.Hour
+	// maxSilence is how long a running batch is shown without an event. A batch
+	// has no event while the provider's counts do not change, and can wait for a
+	// day before the provider runs the first line.
+	maxSilence = 48 * time.Hour
 )
 
-// A batch is one batch as the page shows it. Times are Unix milliseconds.
-type batch struct {
-	Seq       int      `json:"seq"` // tells batches apart, in the order they were seen
-	ID        string   `json:"id"`  // "" where the provider refused the batch
-	Endpoint  string   `json:"endpoint"`
-	Models    []string `json:"models"`
-	Window    string   `json:"window"`
-	Status    string   `json:"status"`
-	Finished  bool     `json:"finished"`
-	Completed int      `json:"completed"`
-	Failed    int      `json:"failed"`
-	Total     int      `json:"total"`
-	Created   int64    `json:"created"`
-	Ended     int64    `json:"ended,omitempty"`
-	Event     string   `json:"event"` // the last one
-	EventTime int64    `json:"eventTime"`
-	Error     string   `json:"error,omitempty"`
-}
-
-// A queue is one batch that is collecting.
+// A queue is a batch that collects calls.
 type queue struct {
-	Payer    string   `json:"payer"`
+	Account  string   `json:"account"` // distinguishes credentials without revealing a credential
 	Upstream string   `json:"upstream"`
 	Endpoint string   `json:"endpoint"`
 	Models   []string `json:"models"`
-	More     int      `json:"more,omitempty"` // models that are not listed
+	More     int      `json:"more,omitempty"`    // number of models that are not listed
+	Callers  []string `json:"callers,omitempty"` // the client keys, by name
 	Calls    int      `json:"calls"`
 	Bytes    int64    `json:"bytes"`
 	Opened   int64    `json:"opened"`
 }
 
-// A snapshot is all that the page shows but for the chart.
+// A snapshot is the state of the page, without the chart.
 type snapshot struct {
-	Now      int64   `json:"now"`
-	Closing  bool    `json:"closing"`
-	Queued   int     `json:"queued"`
-	Running  int     `json:"running"`
-	Answered int64   `json:"answered"`
-	Failed   int64   `json:"failed"`
-	Left     int64   `json:"left"`
-	Queues   []queue `json:"queues"`
-	Hidden   int     `json:"hidden"`  // queues that are not listed
-	Batches  []batch `json:"batches"` // those that run, then the others, newest first
-	Crowded  bool    `json:"crowded"` // there may be more that run
+	Now      int64    `json:"now"`
+	Closing  bool     `json:"closing"`
+	Queued   int      `json:"queued"`
+	Running  int      `json:"running"`
+	OK       int64    `json:"ok"`       // callers that got an answer below status 400 of their line
+	Errors   int64    `json:"errors"`   // callers that got the provider's error for their line
+	NoAnswer int64    `json:"noAnswer"` // callers that got an error of their batch or of autobatcher
+	Left     int64    `json:"left"`     // callers that disconnected
+	Answered int64    `json:"answered"` // OK and Errors, as in the chart
+	Reasons  []reason `json:"reasons"`
+	Cost     *cost    `json:"cost,omitempty"`
+	Budget   *budget  `json:"budget,omitempty"`
+	Models   []total  `json:"models"`
+	Keys     []total  `json:"keys"`
+	Queues   []queue  `json:"queues"`
+	Hidden   int      `json:"hidden"`   // number of queues that are not listed
+	Finished int      `json:"finished"` // number of batches that ended since the start, also if they are not listed
+	Batches  []batch  `json:"batches"`  // running batches, then finished batches, newest first
+	Partial  bool     `json:"partial"`  // some running batches may not be listed
+
+	// Of a frame of the stream, whose Batches are those that changed since the last
+	// frame.
+	Changes bool  `json:"changes,omitempty"`
+	Gone    []int `json:"gone,omitempty"` // numbers of batches that are no longer listed
 }
 
-// A board is what is known of the batches, told by their events.
+// A budget is the state of --budget, in US dollars.
+type budget struct {
+	Limit   float64 `json:"limit"`
+	Spent   float64 `json:"spent"`
+	Refused int64   `json:"refused"` // calls
+}
+
+// A board holds the batches, as reported by events. A board is not safe for
+// concurrent use: Dashboard.mu guards the board.
 type board struct {
-	seq      int
-	running  map[string]*batch // by id
-	finished []batch           // oldest first
-	ended    map[string]bool   // the ids among finished
+	seq, rev int
+	running  map[string]*record // key: batch id
+	finished []*record          // oldest first
+	ended    map[string]*record // the finished batches by id
+	total    int                // number of finished batches, also if they are not listed
 	closing  bool
+
+	reasons     []reason // of all failures
+	turnarounds map[string][]int64
 }
 
 func newBoard() board {
-	return board{running: make(map[string]*batch), ended: make(map[string]bool)}
+	return board{running: make(map[string]*record), ended: make(map[string]*record), turnarounds: make(map[string][]int64)}
 }
 
-// note takes an event in. A batch that is not known, because the process was
-// started anew or it was pruned, is known from then on.
-func (b *board) note(e autobatcher.Event) {
+// record updates the board for an event. An event of an unknown batch adds the
+// batch: the process may have restarted, or prune may have removed the batch.
+func (b *board) record(e autobatcher.Event) {
 	id := clip(e.BatchID)
 	switch {
 	case e.Name == autobatcher.ClientClosing:
 		b.closing = true
 		return
-	case b.ended[id]:
-		return // the answer to a cancellation, say, that came too late
+	case e.Name == autobatcher.BatchCost:
+		if t := b.find(id); t != nil {
+			t.Cost = newCost(e.Cost)
+			b.changed(t)
+		}
+		return
+	case e.Name == autobatcher.CallEscalated:
+		return // an event of a call
+	case b.ended[id] != nil:
+		return // a late event, for example of a cancellation
 	}
 	t := b.running[id]
 	if t == nil {
 		b.seq++
-		t = &batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.UnixMilli()}
+		t = &record{batch: batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.UnixMilli()}}
 	}
 	t.apply(e)
+	b.changed(t)
 	if t.Finished || id == "" {
 		b.finish(t)
 		return
 	}
 	b.running[id] = t
 	if len(b.running) > maxRunning {
-		delete(b.running, b.stalest())
+		delete(b.running, b.oldestRunning())
 	}
 }
 
-// apply brings the batch up to an event. Not every event has every field.
-func (t *batch) apply(e autobatcher.Event) {
-	if e.Elapsed > 0 {
-		t.Created = e.Time.Add(-e.Elapsed).UnixMilli()
+// changed gives a batch a new revision.
+func (b *board) changed(t *record) {
+	b.rev++
+	t.Rev = b.rev
+}
+
+// find returns the batch with an id, or nil.
+func (b *board) find(id string) *record {
+	if t := b.running[id]; t != nil {
+		return t
 	}
-	t.Event, t.EventTime = string(e.Name), e.Time.UnixMilli()
-	t.Endpoint = cmp.Or(clip(e.Endpoint), t.Endpoint)
-	t.Window = cmp.Or(clip(e.CompletionWindow), t.Window)
-	t.Status = cmp.Or(clip(e.Status), t.Status)
-	if e.Models != nil {
-		t.Models, _ = clipModels(e.Models)
-	}
-	if e.Counts != (autobatcher.Counts{}) {
-		t.Completed, t.Failed = max(e.Counts.Completed, 0), max(e.Counts.Failed, 0)
-	}
-	t.Total = max(e.Counts.Total, e.RequestCount, t.Total)
-	switch e.Name {
-	case autobatcher.BatchSubmissionFailed:
-		t.Status, t.Finished = "not submitted", true
-	case autobatcher.BatchCompleted:
-		t.Status, t.Finished = "completed", true
-	case autobatcher.BatchTerminal:
-		t.Finished = true
-		if t.Status == "cancelling" {
-			t.Status = "given up" // it said so for too long
+	return b.ended[id]
+}
+
+// details returns a copy of the batch with a number, and false if the batch is not
+// listed.
+func (b *board) details(seq int, now time.Time) (record, bool) {
+	for _, t := range b.running {
+		if t.Seq == seq {
+			c := t.copy()
+			c.batch = b.estimated(c.batch, now)
+			return c, true
 		}
-	case autobatcher.BatchCancelRequested:
-		t.Status = "cancelling"
 	}
-	if e.Error != "" {
-		t.Error = clip(redact(e.Error))
+	for _, t := range b.finished {
+		if t.Seq == seq {
+			return t.copy(), true
+		}
 	}
-	if t.Finished {
-		t.Ended = t.EventTime
-	}
+	return record{}, false
 }
 
-// finish moves a batch to those that have ended, and forgets the oldest of
-// them.
-func (b *board) finish(t *batch) {
+// finish moves a batch to the finished batches, and removes the oldest finished
+// batch beyond the limit.
+func (b *board) finish(t *record) {
 	delete(b.running, t.ID)
 	if t.ID != "" {
-		b.ended[t.ID] = true
+		b.ended[t.ID] = t
 	}
-	b.finished = append(b.finished, *t)
+	b.total++
+	b.noteTurnaround(&t.batch)
+	b.finished = append(b.finished, t)
 	if len(b.finished) > maxFinished {
 		delete(b.ended, b.finished[0].ID)
 		b.finished = slices.Delete(b.finished, 0, 1)
 	}
 }
 
-// stalest is the running batch whose last event is the longest ago.
-func (b *board) stalest() (id string) {
-	var oldest *batch
-	for i, t := range b.running {
+// oldestRunning returns the id of the running batch with the oldest last event.
+func (b *board) oldestRunning() (id string) {
+	var oldest *record
+	for runningID, t := range b.running {
 		if oldest == nil || t.EventTime < oldest.EventTime {
-			id, oldest = i, t
+			id, oldest = runningID, t
 		}
 	}
 	return id
 }
 
-// prune stops showing the running batches that were not heard of for long.
+// prune removes the running batches that had no event for maxSilence.
 func (b *board) prune(now time.Time) {
-	limit := now.Add(-silence).UnixMilli()
-	maps.DeleteFunc(b.running, func(_ string, t *batch) bool { return t.EventTime < limit })
+	limit := now.Add(-maxSilence).UnixMilli()
+	maps.DeleteFunc(b.running, func(_ string, t *record) bool { return t.EventTime < limit })
 }
 
-// snapshot copies what the page shows.
+// snapshot returns a copy of the state of the page.
 func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 	s := snapshot{
-		Now: now.UnixMilli(), Closing: b.closing, Crowded: len(b.running) >= maxRunning,
+		Now: now.UnixMilli(), Closing: b.closing, Partial: len(b.running) >= maxRunning,
 		Queued: stats.Queued, Running: stats.Running,
-		Answered: stats.Answered, Failed: stats.Failed, Left: stats.Left,
-		Queues:  make([]queue, 0, min(len(stats.Queues), maxQueues)),
-		Batches: make([]batch, 0, len(b.running)+len(b.finished)),
+		OK: stats.Answered - stats.Errors, Errors: stats.Errors, NoAnswer: stats.Failed, Left: stats.Left, Answered: stats.Answered,
+		Reasons: slices.Clone(b.reasons), Cost: newCost(stats.Cost),
+		Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
+		Queues:   make([]queue, 0, min(len(stats.Queues), maxQueues)),
+		Finished: b.total,
+		Batches:  make([]batch, 0, len(b.running)+len(b.finished)),
+	}
+	if stats.Budget.LimitUSD > 0 {
+		s.Budget = &budget{stats.Budget.LimitUSD, stats.Budget.SpentUSD, stats.Budget.Refused}
 	}
 	for _, t := range b.running {
-		s.Batches = append(s.Batches, *t)
+		s.Batches = append(s.Batches, b.estimated(t.batch, now))
 	}
 	slices.SortFunc(s.Batches, func(x, y batch) int { return y.Seq - x.Seq })
 	for _, t := range slices.Backward(b.finished) {
-		s.Batches = append(s.Batches, t)
+		s.Batches = append(s.Batches, t.batch)
 	}
 	for _, q := range stats.Queues {
 		switch {
-		case q.Calls == 0: // all its callers have gone
+		case q.Calls == 0: // all callers have disconnected
 		case len(s.Queues) == maxQueues:
 			s.Hidden++
 		default:
@@ -211,46 +228,8 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 func newQueue(q autobatcher.QueueStats) queue {
 	models, more := clipModels(q.Models)
 	return queue{
-		Payer: q.Payer, Upstream: clip(q.Upstream), Endpoint: clip(q.Endpoint),
-		Models: models, More: more,
+		Account: q.Payer, Upstream: clip(q.Upstream), Endpoint: clip(q.Endpoint),
+		Models: models, More: more, Callers: clipCallers(q.Callers),
 		Calls: q.Calls, Bytes: q.Bytes, Opened: q.Opened.UnixMilli(),
 	}
-}
-
-// clipModels lists the first models, and says how many there are more. Their
-// names come from the callers and can be anything.
-func clipModels(models []string) (clipped []string, more int) {
-	if len(models) > maxModels {
-		more = len(models) - maxModels
-		models = models[:maxModels]
-	}
-	clipped = make([]string, len(models))
-	for i, m := range models {
-		clipped[i] = clip(m)
-	}
-	return clipped, more
-}
-
-// clip cuts a text to a length that cannot hurt the page.
-func clip(s string) string {
-	if len(s) <= maxText {
-		return s
-	}
-	n := 0
-	for i := range s {
-		if n++; n > maxText {
-			return s[:i] + "…"
-		}
-	}
-	return s
-}
-
-// secrets match what an error message can carry and the page must not show:
-// the query of a URL, the user named in it, and whatever looks like a key.
-// Providers like to repeat the key they refused.
-var secrets = regexp.MustCompile(`((?i:bearer|basic|key provided:) *)\S+|\?[^\s"'?]+=[^\s"']*|//[^\s/@"']+@|` +
-	`\b(?:[sprx]k|key)[-_][\w*-]{6,}|\bAIza[\w*-]+|\b[\w*-]{32,}`)
-
-func redact(message string) string {
-	return secrets.ReplaceAllString(message[:min(len(message), maxMessage)], "${1}[hidden]")
 }

@@ -15,7 +15,7 @@ import (
 
 var noon = time.UnixMilli(1_700_000_000_000)
 
-func TestLifeOfABatch(t *testing.T) {
+func TestBatchStates(t *testing.T) {
 	type view struct {
 		Status   string
 		Finished bool
@@ -34,16 +34,16 @@ func TestLifeOfABatch(t *testing.T) {
 		{"in progress", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3)}, view{Status: "in_progress", Done: 3}},
 		{"completed", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3), event(autobatcher.BatchCompleted, "completed", 9)}, view{"completed", true, 9, ""}},
 		{"failed", []autobatcher.Event{event(autobatcher.BatchTerminal, "failed", 0)}, view{Status: "failed", Finished: true}},
-		{"counts are kept where an event has none", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3), event(autobatcher.BatchTerminal, "expired", 0)}, view{"expired", true, 3, ""}},
-		{"cancelling for ever", []autobatcher.Event{event(autobatcher.BatchTerminal, "cancelling", 0)}, view{Status: "given up", Finished: true}},
-		{"cancel asked for", []autobatcher.Event{event(autobatcher.BatchCancelRequested, "in_progress", 3)}, view{Status: "cancelling", Done: 3}},
+		{"an event without counts keeps the counts", []autobatcher.Event{event(autobatcher.BatchProgress, "in_progress", 3), event(autobatcher.BatchTerminal, "expired", 0)}, view{"expired", true, 3, ""}},
+		{"cancelling at the end", []autobatcher.Event{event(autobatcher.BatchTerminal, "cancelling", 0)}, view{Status: "given up", Finished: true}},
+		{"cancel requested", []autobatcher.Event{event(autobatcher.BatchCancelRequested, "in_progress", 3)}, view{Status: "cancelling", Done: 3}},
 		{
 			"cancel failed",
 			[]autobatcher.Event{{Name: autobatcher.BatchCancelFailed, BatchID: "b", Status: "in_progress", Error: "500"}},
 			view{Status: "in_progress", Error: "500"},
 		},
 		{
-			"a late word does not bring it back",
+			"a late event does not change a finished batch",
 			[]autobatcher.Event{event(autobatcher.BatchCompleted, "completed", 9), event(autobatcher.BatchCancelRequested, "in_progress", 1)},
 			view{"completed", true, 9, ""},
 		},
@@ -57,7 +57,7 @@ func TestLifeOfABatch(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBoard()
 			for _, e := range tt.events {
-				b.note(e)
+				b.record(e)
 			}
 			s := b.snapshot(noon, autobatcher.Stats{})
 			if len(s.Batches) != 1 {
@@ -71,13 +71,39 @@ func TestLifeOfABatch(t *testing.T) {
 	}
 }
 
+// The cost of a batch comes after the batch has ended.
+func TestCosts(t *testing.T) {
+	b := newBoard()
+	known := autobatcher.Cost{USD: 1, Savings: 2, Priced: 3, Unpriced: 4, PricesDate: "2026-11-26"}
+	for _, e := range []autobatcher.Event{
+		{Name: autobatcher.BatchCompleted, BatchID: "a", Status: "completed"},
+		{Name: autobatcher.BatchCost, BatchID: "a", Cost: known},
+		{Name: autobatcher.BatchCompleted, BatchID: "b", Status: "completed"},
+		{Name: autobatcher.BatchCost, BatchID: "unknown", Cost: known},
+	} {
+		e.Time = noon
+		b.record(e)
+	}
+	want := &cost{USD: 1, Savings: 2, Priced: 3, Unpriced: 4, Date: "2026-11-26"}
+	s := b.snapshot(noon, autobatcher.Stats{Cost: known})
+	if diff := cmp.Diff(want, s.Cost); diff != "" {
+		t.Error(diff)
+	}
+	if len(s.Batches) != 2 || cmp.Diff(want, s.Batches[1].Cost) != "" || s.Batches[0].Cost != nil || s.Batches[1].Status != "completed" {
+		t.Errorf("%+v", s.Batches)
+	}
+	if s := b.snapshot(noon, autobatcher.Stats{Cost: autobatcher.Cost{Unpriced: 1}}); s.Cost != nil {
+		t.Errorf("a cost that is not known is shown as %+v", s.Cost)
+	}
+}
+
 func TestBatchesAreListedNewestFirst(t *testing.T) {
 	b := newBoard()
 	for _, id := range []string{"a", "b", "c", "d"} {
-		b.note(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: id})
+		b.record(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: id})
 	}
-	b.note(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "c"})
-	b.note(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "b"})
+	b.record(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "c"})
+	b.record(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "b"})
 	var got []string
 	for _, t := range b.snapshot(noon, autobatcher.Stats{}).Batches {
 		got = append(got, t.ID)
@@ -97,10 +123,10 @@ func TestBoardIsBounded(t *testing.T) {
 	for i := range 3 * maxRunning {
 		at := noon.Add(time.Duration(i) * time.Second)
 		for _, name := range []autobatcher.EventName{autobatcher.BatchSubmitted, autobatcher.BatchCompleted} {
-			b.note(autobatcher.Event{Name: name, Time: at, BatchID: fmt.Sprint("done", i), Models: many, Status: long, Error: long})
+			b.record(autobatcher.Event{Name: name, Time: at, BatchID: fmt.Sprint("done", i), Models: many, Status: long, Error: long})
 		}
-		b.note(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, Time: at})
-		b.note(autobatcher.Event{Name: autobatcher.BatchSubmitted, Time: at, BatchID: fmt.Sprint(i, long), Endpoint: long})
+		b.record(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, Time: at})
+		b.record(autobatcher.Event{Name: autobatcher.BatchSubmitted, Time: at, BatchID: fmt.Sprint(i, long), Endpoint: long})
 	}
 	stats := autobatcher.Stats{Queues: make([]autobatcher.QueueStats, 3*maxQueues)}
 	for i := range stats.Queues {
@@ -111,11 +137,14 @@ func TestBoardIsBounded(t *testing.T) {
 	if len(b.running) != maxRunning || len(b.finished) != maxFinished || len(b.ended) > maxFinished {
 		t.Errorf("%d running, %d finished, %d ended", len(b.running), len(b.finished), len(b.ended))
 	}
-	if !s.Crowded {
-		t.Error("does not say that there may be more batches")
+	if s.Finished != 6*maxRunning {
+		t.Errorf("%d have finished, want %d: also those that are not listed", s.Finished, 6*maxRunning)
+	}
+	if !s.Partial {
+		t.Error("Partial is false, although running batches are not listed")
 	}
 	if newest := fmt.Sprint(3*maxRunning - 1); !strings.HasPrefix(s.Batches[0].ID, newest) {
-		t.Errorf("the newest batch is not kept: %.20s", s.Batches[0].ID)
+		t.Errorf("the newest batch is not listed: %.20s", s.Batches[0].ID)
 	}
 	if len(s.Queues) != maxQueues || s.Hidden != 2*maxQueues {
 		t.Errorf("%d queues and %d hidden", len(s.Queues), s.Hidden)
@@ -129,20 +158,20 @@ func TestBoardIsBounded(t *testing.T) {
 	}
 }
 
-func TestSilentBatchesArePruned(t *testing.T) {
+func TestBatchesWithoutEventsArePruned(t *testing.T) {
 	b := newBoard()
-	b.note(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon, BatchID: "b"})
-	b.prune(noon.Add(silence))
+	b.record(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon, BatchID: "b"})
+	b.prune(noon.Add(maxSilence))
 	if len(b.running) != 1 {
 		t.Fatal("pruned too early")
 	}
-	b.prune(noon.Add(silence + time.Millisecond))
+	b.prune(noon.Add(maxSilence + time.Millisecond))
 	if len(b.running) != 0 {
 		t.Fatal("not pruned")
 	}
-	b.note(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon.Add(3 * silence), BatchID: "b"})
+	b.record(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon.Add(3 * maxSilence), BatchID: "b"})
 	if len(b.running) != 1 {
-		t.Fatal("a batch that is heard of again is not shown again")
+		t.Fatal("a batch with a new event is not shown again")
 	}
 }
 
@@ -166,7 +195,7 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-func TestHistoryHoldsOneHistory(t *testing.T) {
+func TestHistoryIsBounded(t *testing.T) {
 	h := history{step: 10 * time.Second}
 	for i := range 1000 {
 		now := noon.Add(time.Duration(i) * h.step)
@@ -176,36 +205,36 @@ func TestHistoryHoldsOneHistory(t *testing.T) {
 		h.add(now, autobatcher.Stats{Queued: i, Running: 1, Answered: int64(3 * i)})
 	}
 	c := h.chart()
-	if len(c.Times) != points+1 || len(c.Waiting) != points+1 || len(c.Answered) != points+1 {
-		t.Fatalf("%d, %d and %d points, want %d", len(c.Times), len(c.Waiting), len(c.Answered), points+1)
+	if len(c.Times) != historySamples+1 || len(c.Waiting) != historySamples+1 || len(c.Answered) != historySamples+1 {
+		t.Fatalf("%d, %d and %d samples, want %d", len(c.Times), len(c.Waiting), len(c.Answered), historySamples+1)
 	}
-	if span := c.Times[points] - c.Times[0]; span != time.Hour.Milliseconds() {
+	if span := c.Times[historySamples] - c.Times[0]; span != time.Hour.Milliseconds() {
 		t.Errorf("covers %d ms, want an hour", span)
 	}
-	if c.Waiting[points] != 1000 || c.Answered[points] != 3 || c.Total != 2997 {
-		t.Errorf("last: %d waiting, %d answered, %d in all", c.Waiting[points], c.Answered[points], c.Total)
+	if c.Waiting[historySamples] != 1000 || c.Answered[historySamples] != 3 || c.Total != 2997 {
+		t.Errorf("last: %d waiting, %d answered, %d in all", c.Waiting[historySamples], c.Answered[historySamples], c.Total)
 	}
 }
 
-func TestHistoryGoesOnAfterAPause(t *testing.T) {
+func TestHistoryAfterPause(t *testing.T) {
 	h := history{step: 10 * time.Second}
 	h.add(noon, autobatcher.Stats{})
 	h.add(noon.Add(time.Hour), autobatcher.Stats{})
 	if h.due(noon.Add(time.Hour + 9*time.Second)) {
-		t.Error("makes up for the samples it missed")
+		t.Error("a sample is due early after the pause")
 	}
 	if !h.due(noon.Add(time.Hour + 10*time.Second)) {
-		t.Error("is late")
+		t.Error("the next sample is late")
 	}
 }
 
-// Whatever a provider says, the snapshot stays valid and small.
-func FuzzNote(f *testing.F) {
+// FuzzRecord checks that the snapshot is valid and small for any event.
+func FuzzRecord(f *testing.F) {
 	f.Add("batch_progress", "batch_1", "in_progress", "gpt", "?a=b", 1, 2, 3)
 	f.Add("batch_terminal", "", "\xff", "\x00", strings.Repeat("é", 5000), -1, -2, -3)
 	f.Fuzz(func(t *testing.T, name, id, status, model, message string, completed, failed, total int) {
 		b := newBoard()
-		b.note(autobatcher.Event{
+		b.record(autobatcher.Event{
 			Name: autobatcher.EventName(name), Time: noon, BatchID: id, Endpoint: model, Status: status, Models: []string{model}, Error: message,
 			Counts: autobatcher.Counts{Completed: completed, Failed: failed, Total: total},
 		})

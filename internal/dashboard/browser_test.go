@@ -22,14 +22,13 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// newBrowser opens a tab in a new Chromium, and fails the test for every error
-// the page writes to its console; a violation of its Content-Security-Policy
-// is one. Where no Chromium is installed the test is skipped, unless
-// AUTOBATCHER_BROWSER is "required".
-func newBrowser(t *testing.T) context.Context {
+// newBrowser opens a tab in a new Chromium. Every error on the console of the page
+// fails the test, also a violation of the Content-Security-Policy. If Chromium is
+// not installed, the test is skipped, or fails if AUTOBATCHER_BROWSER is "required".
+func newBrowser(t *testing.T, options ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	program := findBrowser(t)
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(),
+	options = append(options,
 		chromedp.ExecPath(program), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun,
 		chromedp.UserDataDir(filepath.Join(t.TempDir(), "profile")),
 		chromedp.Flag("disable-quic", true),
@@ -37,16 +36,17 @@ func newBrowser(t *testing.T) context.Context {
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("disable-sync", true),
 	)
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	if err := chromedp.Do(ctx); err != nil { // starts it, and must have no timeout
+	if err := chromedp.Do(ctx); err != nil { // starts Chromium; a timeout of ctx would stop Chromium later
 		t.Fatal(err)
 	}
-	listened := watchConsole(t, ctx)
+	watched := watchConsole(t, ctx)
 	t.Cleanup(func() {
 		cancel()
-		<-listened
+		<-watched
 	})
 	ctx, cancel = context.WithTimeout(ctx, time.Minute)
 	t.Cleanup(cancel)
@@ -77,8 +77,9 @@ func watchConsole(t *testing.T, ctx context.Context) <-chan struct{} {
 			if err != nil {
 				return
 			}
-			// A server that has gone, at the end of a test or in the middle of one.
-			expected := m.Source == "network" && (strings.Contains(m.URL, "/autobatcher/events") || strings.Contains(m.Text, "ERR_CONNECTION_REFUSED"))
+			// Tests stop the server while the page is open.
+			expected := m.Source == "network" && (strings.Contains(m.URL, "/autobatcher/events") || strings.Contains(m.URL, "/autobatcher/cancel") ||
+				strings.Contains(m.Text, "ERR_CONNECTION_REFUSED") || strings.Contains(m.Text, "ERR_CONNECTION_RESET"))
 			if (m.Type == chromedp.ConsoleError || m.Type == chromedp.ConsoleException || m.Source == "security") && !expected {
 				t.Errorf("console: %s %s %s %s:%d", m.Type, m.Source, m.Text, m.URL, m.Line)
 			}
@@ -87,18 +88,17 @@ func watchConsole(t *testing.T, ctx context.Context) <-chan struct{} {
 	return ended
 }
 
-// A world is what a Dashboard is told of.
-type world struct {
+// A testDashboard is a Dashboard with statistics that the test sets.
+type testDashboard struct {
 	mu    sync.Mutex
 	stats autobatcher.Stats
-	began time.Time
 	*Dashboard
 }
 
-func newWorld(t *testing.T) *world {
+func newTestDashboard(t *testing.T) *testDashboard {
 	t.Helper()
-	w := &world{began: time.Now()}
-	w.Dashboard = New(Options{Stats: func() autobatcher.Stats {
+	w := &testDashboard{}
+	w.Dashboard = New(Options{Provider: "openai", Version: "v1.2.3", Journal: "SQLite", Stats: func() autobatcher.Stats {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		return w.stats
@@ -107,19 +107,19 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) set(s autobatcher.Stats) {
+func (w *testDashboard) setStats(s autobatcher.Stats) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stats = s
 }
 
-// tell tells of a batch of 200 calls that was created age ago.
-func (w *world) tell(name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
-	w.tellOld(0, name, id, status, completed, failed, age)
+// event sends an event of a batch of 200 calls that was created age ago.
+func (w *testDashboard) event(name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
+	w.pastEvent(0, name, id, status, completed, failed, age)
 }
 
-// tellOld tells of what happened ago.
-func (w *world) tellOld(ago time.Duration, name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
+// pastEvent is event for an event in the past.
+func (w *testDashboard) pastEvent(ago time.Duration, name autobatcher.EventName, id, status string, completed, failed int, age time.Duration) {
 	w.OnEvent(autobatcher.Event{
 		Name: name, Time: time.Now().Add(-ago), BatchID: id, Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini"},
 		RequestCount: 200, CompletionWindow: "24h", Status: status, Elapsed: age,
@@ -127,13 +127,13 @@ func (w *world) tellOld(ago time.Duration, name autobatcher.EventName, id, statu
 	})
 }
 
-// expect waits until a JavaScript expression is true.
+// expect waits until the JavaScript expression is true.
 func expect(t *testing.T, ctx context.Context, expression string) {
 	t.Helper()
 	_, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingInterval(50*time.Millisecond), chromedp.WithPollingTimeout(10*time.Second)))
 	if err != nil {
 		page, _ := chromedp.Run(ctx, chromedp.Evaluate[string](`document.body.innerText`))
-		t.Fatalf("%s: %v; the page reads\n%s", expression, err, page)
+		t.Fatalf("%s: %v; the page shows\n%s", expression, err, page)
 	}
 }
 
@@ -144,47 +144,56 @@ func open(t *testing.T, ctx context.Context, url string) {
 	}
 }
 
-func TestPageShowsTheLifeOfABatch(t *testing.T) {
-	w := newWorld(t)
+func TestPageShowsABatch(t *testing.T) {
+	w := newTestDashboard(t)
 	server := httptest.NewServer(w)
 	defer server.Close()
-	defer w.Close() // or the server waits for the stream
+	defer w.Close() // before server.Close, which waits for the stream
 	ctx := newBrowser(t)
 
 	open(t, ctx, server.URL)
 	expect(t, ctx, `!document.getElementById("empty").hidden && document.getElementById("content").hidden`)
 	expect(t, ctx, `document.getElementById("try").textContent.includes("OPENAI_BASE_URL=`+server.URL+`/v1\n")`)
 
-	w.set(autobatcher.Stats{Queued: 3, Queues: []autobatcher.QueueStats{{
+	w.setStats(autobatcher.Stats{Queued: 3, Queues: []autobatcher.QueueStats{{
 		Payer: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/chat/completions",
-		Models: []string{"a", "b"}, Calls: 3, Bytes: 2048, Opened: time.Now(),
+		Models: []string{"a", "b"}, Callers: []string{"key 1", "key 2"}, Calls: 3, Bytes: 2048, Opened: time.Now(),
 	}}})
-	expect(t, ctx, `document.querySelector("#queues tbody tr")?.innerText.includes("0badcafe")`)
+	expect(t, ctx, `document.querySelector("#queues tbody tr")?.innerText.includes("0badcafe · key 1 · key 2")`)
 	expect(t, ctx, `document.getElementById("queued").textContent === "3"`)
 
-	w.set(autobatcher.Stats{Running: 200})
-	w.tell(autobatcher.BatchSubmitted, "batch_1", "validating", 0, 0, 0)
-	expect(t, ctx, `document.querySelector("#active tr code")?.textContent === "batch_1"`)
+	w.setStats(autobatcher.Stats{Running: 200})
+	w.event(autobatcher.BatchSubmitted, "batch_1", "validating", 0, 0, 0)
+	expect(t, ctx, `document.querySelector("#batches tbody code")?.textContent === "batch_1"`)
 	expect(t, ctx, `document.getElementById("queues").hidden`)
-	expect(t, ctx, `document.querySelector("#active progress").position === 0`)
+	expect(t, ctx, `document.querySelector("#batches .bar").ariaValueNow === "0"`)
 
-	w.tell(autobatcher.BatchProgress, "batch_1", "in_progress", 90, 10, time.Second)
-	expect(t, ctx, `document.querySelector("#active progress").position === 0.5`)
-	expect(t, ctx, `document.querySelector("#active tr").innerText.includes("100 of 200 · 10 failed")`)
-	expect(t, ctx, `document.querySelector("#active .status").textContent === "in progress"`)
+	w.event(autobatcher.BatchProgress, "batch_1", "in_progress", 90, 10, time.Second)
+	expect(t, ctx, `[...document.querySelectorAll("#batches .bar span")].map(s => s.style.width).join() === "45%,max(3px, 5%)"`)
+	expect(t, ctx, `document.querySelector("#batches tbody tr").innerText.includes("100 of 200 done") && document.querySelector("#batches tbody tr").innerText.includes("10 (10 %)")`)
+	expect(t, ctx, `document.querySelector("#batches .status").textContent === "in progress"`)
 
-	w.set(autobatcher.Stats{Answered: 190, Failed: 10})
-	w.tell(autobatcher.BatchCompleted, "batch_1", "completed", 190, 10, time.Minute)
-	expect(t, ctx, `document.querySelectorAll("#active tr").length === 0`)
-	expect(t, ctx, `document.querySelector("#finished .status").textContent === "completed"`)
-	expect(t, ctx, `document.querySelector("#finished progress").position === 1`)
-	expect(t, ctx, `document.querySelector("#finished tr").innerText.includes("took 1 min 00 s")`)
+	expect(t, ctx, `document.querySelector("#batches .end").innerText === "in less than a minute\nestimate, from the progress so far"`)
+
+	w.setStats(autobatcher.Stats{Answered: 200, Errors: 10, Failed: 3, Left: 2, Cost: autobatcher.Cost{USD: 1.5, Savings: 1.25, Priced: 190, Unpriced: 1, PricesDate: "2026-11-01"}})
+	for range 10 {
+		w.OnFailure(Failure{BatchID: "batch_1", Status: 400, Code: "invalid_prompt", FromLine: true})
+	}
+	w.OnFailure(Failure{Status: 503, Code: "batch_not_submitted"})
+	w.event(autobatcher.BatchCompleted, "batch_1", "completed", 190, 10, time.Minute)
+	expect(t, ctx, `document.querySelector("#batches .status").textContent === "completed"`)
+	expect(t, ctx, `document.querySelector("#batches .bar").ariaValueNow === "200"`)
+	expect(t, ctx, `document.querySelector("#batches tbody tr").innerText.includes("took 1 min 00 s")`)
+	expect(t, ctx, `["ok", "errors", "noAnswer", "left"].map(id => document.getElementById(id).textContent).join() === "190,10,3,2"`)
+	expect(t, ctx, `document.getElementById("saved").textContent === "$1.25"`)
+	expect(t, ctx, `document.getElementById("saved-note").textContent === "estimate: the answers cost about $1.50, with prices of 2026-11-01, without 1 answer of unknown price"`)
+	expect(t, ctx, `document.querySelector("#reasons tbody").innerText.replace(/\s+/g, " ") === "10 400 invalid_prompt error answer 1 503 batch_not_submitted no answer"`)
 	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
-	expect(t, ctx, `document.getElementById("chart").getAttribute("aria-label").includes("190 were answered")`)
+	expect(t, ctx, `document.getElementById("chart").getAttribute("aria-label").includes("200 were answered")`)
 }
 
-func TestChartCanBeRead(t *testing.T) {
-	w := newWorld(t)
+func TestChartReadoutAndTable(t *testing.T) {
+	w := newTestDashboard(t)
 	w.fillAnHour()
 	server := httptest.NewServer(w)
 	defer server.Close()
@@ -193,6 +202,9 @@ func TestChartCanBeRead(t *testing.T) {
 	open(t, ctx, server.URL)
 	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
 
+	if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`document.getElementById("chart").scrollIntoView({block: "center"}), true`)); err != nil {
+		t.Fatal(err)
+	}
 	centre, err := chromedp.Run(ctx, chromedp.Evaluate[map[string]float64](
 		`(({x, y, width, height}) => ({x: x + width / 2, y: y + height / 2}))(document.querySelector("#chart .u-over").getBoundingClientRect())`))
 	if err != nil {
@@ -209,10 +221,10 @@ func TestChartCanBeRead(t *testing.T) {
 	expect(t, ctx, `document.querySelectorAll("#chart-rows tr").length === 12`)
 }
 
-func TestPageComesBackAfterTheConnectionWasLost(t *testing.T) {
-	first, second := newWorld(t), newWorld(t)
-	second.tell(autobatcher.BatchProgress, "batch_after", "in_progress", 1, 0, time.Second)
-	var current atomic.Pointer[world]
+func TestPageReconnects(t *testing.T) {
+	first, second := newTestDashboard(t), newTestDashboard(t)
+	second.event(autobatcher.BatchProgress, "batch_after", "in_progress", 1, 0, time.Second)
+	var current atomic.Pointer[testDashboard]
 	current.Store(first)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { current.Load().ServeHTTP(w, r) }))
 	defer server.Close()
@@ -226,17 +238,18 @@ func TestPageComesBackAfterTheConnectionWasLost(t *testing.T) {
 	current.Store(second)
 	expect(t, ctx, `document.getElementById("connection").textContent === "Live"`)
 	expect(t, ctx, `!document.body.classList.contains("stale")`)
-	expect(t, ctx, `document.querySelector("#active code").textContent === "batch_after"`)
+	expect(t, ctx, `document.querySelector("#batches tbody code").textContent === "batch_after"`)
 }
 
-// Where every request needs a key, the one in the page's URL is enough.
+// TestPageSendsItsKeyWithEveryRequest checks that the key in the URL of the page is
+// enough, if every request needs a key.
 func TestPageSendsItsKeyWithEveryRequest(t *testing.T) {
 	const key = "s3 cret&+"
-	w := newWorld(t)
-	w.tell(autobatcher.BatchProgress, "batch_1", "in_progress", 1, 0, time.Second)
+	w := newTestDashboard(t)
+	w.event(autobatcher.BatchProgress, "batch_1", "in_progress", 1, 0, time.Second)
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("key") != key {
-			t.Errorf("%s came without the key", r.URL)
+			t.Errorf("%s has no key", r.URL)
 			http.Error(rw, "no", http.StatusUnauthorized)
 			return
 		}
@@ -246,23 +259,24 @@ func TestPageSendsItsKeyWithEveryRequest(t *testing.T) {
 	defer w.Close()
 	ctx := newBrowser(t)
 	open(t, ctx, server.URL+"/?key="+url.QueryEscape(key))
-	expect(t, ctx, `document.querySelector("#active code")?.textContent === "batch_1"`)
+	expect(t, ctx, `document.querySelector("#batches tbody code")?.textContent === "batch_1"`)
 	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
 	expect(t, ctx, `!document.body.innerText.includes("s3 cret") && !document.getElementById("try").textContent.includes("cret")`)
 }
 
-// Names come from callers and providers, and can be anything.
+// TestPageShowsMarkupAsText checks names that contain markup. Names come from callers
+// and providers.
 func TestPageShowsMarkupAsText(t *testing.T) {
-	const evil = `<img src=x onerror="document.title='hacked'"><b>bold</b>`
-	w := newWorld(t)
+	const markup = `<img src=x onerror="document.title='hacked'"><b>bold</b>`
+	w := newTestDashboard(t)
 	server := httptest.NewServer(w)
 	defer server.Close()
 	defer w.Close()
-	w.set(autobatcher.Stats{Queued: 1, Queues: []autobatcher.QueueStats{{Payer: evil, Upstream: evil, Endpoint: evil, Models: []string{evil}, Calls: 1, Opened: time.Now()}}})
+	w.setStats(autobatcher.Stats{Queued: 1, Queues: []autobatcher.QueueStats{{Payer: markup, Upstream: markup, Endpoint: markup, Models: []string{markup}, Calls: 1, Opened: time.Now()}}})
 	for _, name := range []autobatcher.EventName{autobatcher.BatchProgress, autobatcher.BatchTerminal} {
 		w.OnEvent(autobatcher.Event{
-			Name: name, BatchID: evil + string(name), Endpoint: evil, Models: []string{evil},
-			Status: evil, CompletionWindow: evil, Error: evil,
+			Name: name, BatchID: markup + string(name), Endpoint: markup, Models: []string{markup},
+			Status: markup, CompletionWindow: markup, Error: markup,
 		})
 	}
 	ctx := newBrowser(t)
@@ -274,7 +288,7 @@ func TestPageShowsMarkupAsText(t *testing.T) {
 }
 
 func TestPageFollowsTheColourScheme(t *testing.T) {
-	w := newWorld(t)
+	w := newTestDashboard(t)
 	server := httptest.NewServer(w)
 	defer server.Close()
 	defer w.Close()
@@ -297,10 +311,11 @@ func setScheme(t *testing.T, ctx context.Context, scheme string) {
 	}
 }
 
-// A phone must not have to scroll sideways. With AUTOBATCHER_SCREENSHOTS set to
-// a folder, what is seen is kept there; docs/page.png is made so.
+// TestPageFitsEveryScreen checks that no screen needs horizontal scrolling. With
+// AUTOBATCHER_SCREENSHOTS set to a directory, the test saves screenshots there;
+// page.png is docs/page.png.
 func TestPageFitsEveryScreen(t *testing.T) {
-	empty, busy := newWorld(t), newWorld(t)
+	empty, busy := newTestDashboard(t), newTestDashboard(t)
 	busy.fillAnHour()
 	ctx := newBrowser(t)
 	for _, screen := range []struct {
@@ -308,12 +323,12 @@ func TestPageFitsEveryScreen(t *testing.T) {
 		width        int64
 		scale        float64
 	}{
-		{"desktop", "light", 1180, 1},
-		{"desktop", "dark", 1180, 1},
+		{"desktop", "light", 1280, 1},
+		{"desktop", "dark", 1280, 1},
 		{"phone", "light", 360, 2},
 		{"phone", "dark", 360, 2},
 	} {
-		for state, w := range map[string]*world{"empty": empty, "busy": busy} {
+		for state, w := range map[string]*testDashboard{"empty": empty, "busy": busy} {
 			name := strings.Join([]string{state, screen.name, screen.scheme}, "-")
 			t.Run(name, func(t *testing.T) {
 				server := httptest.NewServer(w)
@@ -329,19 +344,45 @@ func TestPageFitsEveryScreen(t *testing.T) {
 					expect(t, ctx, `document.querySelectorAll("#chart canvas").length === 1`)
 				}
 				expect(t, ctx, `document.documentElement.scrollWidth <= innerWidth`)
-				keepScreenshot(t, ctx, name)
+				saveScreenshot(t, ctx, name)
+				if name == "busy-desktop-light" {
+					savePicture(t, ctx)
+				}
 			})
 		}
 	}
 }
 
-func keepScreenshot(t *testing.T, ctx context.Context, name string) {
+// savePicture saves the upper part of the page, for the README.
+func savePicture(t *testing.T, ctx context.Context) {
 	t.Helper()
 	folder := os.Getenv("AUTOBATCHER_SCREENSHOTS")
 	if folder == "" {
 		return
 	}
-	time.Sleep(time.Second) // until bars have stopped moving
+	bottom, err := chromedp.Run(ctx, chromedp.Evaluate[float64](`document.getElementById("reasons-card").getBoundingClientRect().bottom + scrollY + 16`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chromedp.Do(ctx, chromedp.EmulateViewport(1280, int64(bottom))); err != nil {
+		t.Fatal(err)
+	}
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(folder, "page.png"), png, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func saveScreenshot(t *testing.T, ctx context.Context, name string) {
+	t.Helper()
+	folder := os.Getenv("AUTOBATCHER_SCREENSHOTS")
+	if folder == "" {
+		return
+	}
+	time.Sleep(time.Second) // until the animations of the progress bars have ended
 	png, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 	if err != nil {
 		t.Fatal(err)
@@ -351,38 +392,51 @@ func keepScreenshot(t *testing.T, ctx context.Context, name string) {
 	}
 }
 
-// fillAnHour tells of an hour of work.
-func (w *world) fillAnHour() {
+// fillAnHour adds an hour of samples, and events of several batches.
+func (w *testDashboard) fillAnHour() {
 	now := time.Now()
 	w.feed.mu.Lock()
 	w.feed.history = history{step: 10 * time.Second}
 	var answered int64
-	for i := range points {
+	for i := range historySamples {
 		waves := 420 + 260*math.Sin(float64(i)/26) + 90*math.Sin(float64(i)/7)
 		if i%19 == 0 {
 			answered += int64(waves / 2)
 		}
 		answered += int64(waves / 30)
-		w.feed.sample(now.Add(time.Duration(i-points)*10*time.Second), autobatcher.Stats{Running: int(waves), Answered: answered})
+		w.feed.sampleLocked(now.Add(time.Duration(i-historySamples)*10*time.Second), autobatcher.Stats{Running: int(waves), Answered: answered})
 	}
 	w.feed.mu.Unlock()
-	w.set(autobatcher.Stats{
-		Queued: 57, Running: 684, Answered: answered + 12, Failed: 7, Left: 3,
+	w.setStats(autobatcher.Stats{
+		Queued: 57, Running: 684, Answered: answered + 12, Errors: 24, Failed: 2, Left: 3,
+		Cost: autobatcher.Cost{USD: 3.18, Savings: 3.16, Priced: answered, PricesDate: "2026-11-01"},
+		Costs: []autobatcher.CostPart{
+			{Payer: "3f2a91c0", Caller: "key 1", Model: "gpt-5-mini", Cost: autobatcher.Cost{USD: 2.96, Savings: 2.96, InputTokens: 9_412_006, CachedTokens: 512_000, OutputTokens: 1_804_211, Priced: answered - 940}},
+			{Payer: "3f2a91c0", Caller: "key 2", Model: "gpt-5-nano", Cost: autobatcher.Cost{USD: 0.22, Savings: 0.2, InputTokens: 2_115_400, OutputTokens: 401_200, Priced: 940}},
+		},
 		Queues: []autobatcher.QueueStats{
 			{Payer: "3f2a91c0", Upstream: "https://api.openai.com/v1", Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini", "gpt-5-nano"}, Calls: 45, Bytes: 187_400, Opened: now.Add(-7 * time.Second)},
 			{Payer: "b81e4d27", Upstream: "https://api.doubleword.ai/v1", Endpoint: "/v1/embeddings", Models: []string{"Qwen/Qwen3-Embedding-8B"}, Calls: 12, Bytes: 23_100, Opened: now.Add(-2 * time.Second)},
 		},
 	})
 	const m, s = time.Minute, time.Second
-	w.tellOld(31*m, autobatcher.BatchTerminal, "batch_6720f8c6d2e35a18", "expired", 140, 0, 24*time.Hour)
+	w.pastEvent(31*m, autobatcher.BatchTerminal, "batch_6720f8c6d2e35a18", "expired", 140, 0, 24*time.Hour)
 	w.OnEvent(autobatcher.Event{
 		Name: autobatcher.BatchSubmissionFailed, Time: now.Add(-22 * m), Endpoint: "/v1/embeddings", Models: []string{"text-embedding-3-small"},
 		RequestCount: 2, CompletionWindow: "24h", Error: "401 invalid_api_key: Incorrect API key provided: sk-proj-1234567890abcdef.",
 	})
-	w.tellOld(14*m, autobatcher.BatchCompleted, "batch_6720f8a2b3c84190", "completed", 200, 0, 11*m+20*s)
-	w.tellOld(6*m, autobatcher.BatchCompleted, "batch_6720f8b4c1d24907", "completed", 195, 5, 8*m+41*s)
-	w.tellOld(9*s, autobatcher.BatchProgress, "batch_6720f8d8e3f46b29", "in_progress", 163, 2, 6*m+12*s)
-	w.tellOld(26*s, autobatcher.BatchCancelRequested, "batch_6720f8eaf4057c3a", "in_progress", 31, 0, 4*m+3*s)
-	w.tellOld(4*s, autobatcher.BatchProgress, "batch_6720f8fc05168d4b", "in_progress", 74, 0, 3*m+7*s)
-	w.tellOld(1*s, autobatcher.BatchSubmitted, "batch_6720f90e16279e5c", "validating", 0, 0, 0)
+	w.pastEvent(14*m, autobatcher.BatchCompleted, "batch_6720f8a2b3c84190", "completed", 200, 0, 11*m+20*s)
+	w.OnEvent(autobatcher.Event{Name: autobatcher.BatchCost, BatchID: "batch_6720f8a2b3c84190", Cost: autobatcher.Cost{USD: 0.0712, Savings: 0.0712, Priced: 200, PricesDate: "2026-11-01"}})
+	w.pastEvent(6*m, autobatcher.BatchCompleted, "batch_6720f8b4c1d24907", "completed", 176, 24, 8*m+41*s)
+	w.OnEvent(autobatcher.Event{Name: autobatcher.BatchCost, BatchID: "batch_6720f8b4c1d24907", Cost: autobatcher.Cost{USD: 0.0634, Savings: 0.0634, Priced: 176, PricesDate: "2026-11-01"}})
+	for range 24 {
+		w.OnFailure(Failure{BatchID: "batch_6720f8b4c1d24907", Status: 400, Code: "context_length_exceeded", FromLine: true})
+	}
+	for range 2 {
+		w.OnFailure(Failure{Status: 401, Code: "invalid_api_key"})
+	}
+	w.pastEvent(9*s, autobatcher.BatchProgress, "batch_6720f8d8e3f46b29", "in_progress", 163, 2, 6*m+12*s)
+	w.pastEvent(26*s, autobatcher.BatchCancelRequested, "batch_6720f8eaf4057c3a", "in_progress", 31, 0, 4*m+3*s)
+	w.pastEvent(4*s, autobatcher.BatchProgress, "batch_6720f8fc05168d4b", "in_progress", 74, 0, 3*m+7*s)
+	w.pastEvent(1*s, autobatcher.BatchSubmitted, "batch_6720f90e16279e5c", "validating", 0, 0, 0)
 }

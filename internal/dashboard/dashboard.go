@@ -1,12 +1,21 @@
-// Package dashboard is the page that shows an autobatcher.Transport at work:
-// what is queued, every batch and how far it is, and the last hour as a chart.
+// Package dashboard is the live status page of an autobatcher.Transport: the
+// queued calls, the progress of every batch, and a chart of the last hour.
 //
-// The page is plain HTML, CSS and JavaScript, embedded, and kept up to date by
-// server-sent events. It loads nothing from other hosts and shows neither a
-// prompt nor a credential.
+// Make a Dashboard with New, give OnEvent to the Transport as Options.OnEvent, and
+// serve the Dashboard at "/" and "/autobatcher/".
+//
+// The files: dashboard.go updates the state once a second, board.go and batch.go hold
+// the batches, estimate.go estimates when batches end, failure.go counts why calls
+// fail, totals.go adds up costs, history.go has the samples of the chart, feed.go
+// sends updates to browsers, http.go serves the page, and plain.go the page without
+// JavaScript. The page in assets is plain HTML, CSS and JavaScript, updated by
+// server-sent events: app.js has the connection, the figures and the queues, list.js
+// the list of batches, batch.js the page of a batch, chart.js the chart. The page
+// loads nothing from other hosts, and shows neither prompts nor credentials.
 package dashboard
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -16,42 +25,55 @@ import (
 const (
 	defaultHistory = time.Hour
 
-	// points is how many samples make up the history.
-	points = 360
+	// historySamples is the number of samples in a full history.
+	historySamples = 360
 
-	// tick is how often viewers are told what changed, and the finest a sample
-	// can be.
-	tick = time.Second
+	// refreshInterval is the interval between updates for viewers, and the
+	// minimum interval between samples.
+	refreshInterval = time.Second
 )
 
 // Options configure a Dashboard.
 type Options struct {
-	// Stats says what the Transport holds: its method of that name. It is
-	// asked at once by New, once a second while somebody watches, and for each
-	// sample of the chart. Nil: nothing is ever queued.
+	// Stats is the method Stats of the Transport. New calls Stats; later the
+	// Dashboard calls Stats for each sample of the chart, once a second while
+	// viewers are connected, and for a request for the state. Calls are at least
+	// 0.9 s apart, except for samples, and never concurrent. Nil: all counts are 0.
 	Stats func() autobatcher.Stats
 
-	// History is how far back the chart reaches. It is sampled 360 times, at
-	// most once a second, so the default has a sample every 10 s.
-	// Default: 1 h, also where it is negative.
+	// History is the time span of the chart. The chart has 360 samples, at most
+	// one per second; the default has a sample every 10 s. 0 or negative means the
+	// default of 1 h. The minimum is 6 min.
 	History time.Duration
+
+	// Sandbox says on the page that the answers are made up.
+	Sandbox bool
+
+	// Provider, Version and Journal are shown in the header of the page: the name of
+	// the provider, the version of autobatcher, and what kind of journal is used, such
+	// as "SQLite". Empty: not shown; an empty Journal is shown as "off".
+	Provider, Version, Journal string
+
+	// Cancel says that the page offers to cancel batches: that a POST to
+	// "/autobatcher/cancel" is answered by the server in front of the Dashboard.
+	Cancel bool
 }
 
-// A Dashboard is an http.Handler and a listener to events. Its memory is
-// bounded, whatever happens. All methods may be called concurrently. Make one
-// with New, and Close it.
+// A Dashboard is an http.Handler and a receiver of events. The memory of a
+// Dashboard is bounded. Make a Dashboard with New, and Close the Dashboard after
+// use. All methods may be called concurrently.
 type Dashboard struct {
-	stats func() autobatcher.Stats
+	opts Options
 
 	mu    sync.Mutex // never held across Stats, marshalling or the network
 	board board
 
 	feed feed
 
-	end  sync.Once
-	done chan struct{} // closed by Close
-	turn chan struct{} // holds a token while a refresh goes on
-	work sync.WaitGroup
+	closeOnce  sync.Once
+	done       chan struct{}  // closed by Close
+	refreshing chan struct{}  // semaphore: holds a token during a refresh
+	wg         sync.WaitGroup // counts the goroutine of run
 }
 
 // New returns a Dashboard that samples until it is closed.
@@ -62,63 +84,83 @@ func New(o Options) *Dashboard {
 	if o.History <= 0 {
 		o.History = defaultHistory
 	}
-	d := &Dashboard{stats: o.Stats, board: newBoard(), done: make(chan struct{}), turn: make(chan struct{}, 1)}
-	d.feed.history.step = max(o.History/points, tick).Round(tick)
+	d := &Dashboard{opts: o, board: newBoard(), done: make(chan struct{}), refreshing: make(chan struct{}, 1)}
+	d.feed.history.step = max(o.History/historySamples, refreshInterval).Round(refreshInterval)
 	d.refresh(time.Now(), true)
-	d.work.Go(d.run)
+	d.wg.Go(d.run)
 	return d
 }
 
-// OnEvent notes what happened to a batch. It is made for
-// autobatcher.Options.OnEvent: it waits for nobody.
+// OnEvent records an event of a batch. Use OnEvent as autobatcher.Options.OnEvent.
+// OnEvent does not wait for Stats, for viewers or for the network.
 func (d *Dashboard) OnEvent(e autobatcher.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.board.note(e)
+	d.board.record(e)
 }
 
-// Close ends the streams of all viewers, and the sampling. The page and its
-// snapshot are served on, as they last were. Closing again does nothing.
+// OnFailure counts a held call that ended without an OK answer. OnFailure does not
+// wait for Stats, for viewers or for the network.
+func (d *Dashboard) OnFailure(f Failure) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.board.fail(f)
+}
+
+// Callers returns the names of the callers of a batch, and false if the page does not
+// list the batch as running.
+func (d *Dashboard) Callers(batchID string) ([]string, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.board.running[batchID]
+	if t == nil || batchID == "" {
+		return nil, false
+	}
+	return slices.Clone(t.Callers), true
+}
+
+// Close ends the streams of all viewers, and stops sampling. Afterwards the
+// Dashboard still serves the page and the last snapshot. Further calls do nothing.
 func (d *Dashboard) Close() {
-	d.end.Do(func() { close(d.done) })
-	d.work.Wait()
+	d.closeOnce.Do(func() { close(d.done) })
+	d.wg.Wait()
 }
 
-// run samples, and tells the viewers.
+// run takes samples and updates the viewers until Close.
 func (d *Dashboard) run() {
-	ticker := time.NewTicker(tick)
+	ticker := time.NewTicker(refreshInterval)
 	defer ticker.Stop()
 	for {
 		select {
 		case now := <-ticker.C:
-			d.refresh(now, d.feed.watched())
+			d.refresh(now, d.feed.hasViewers())
 		case <-d.done:
-			d.feed.end()
+			d.feed.close()
 			return
 		}
 	}
 }
 
-// refresh takes a sample if one is due, and a new snapshot if one is wanted and
-// the last is old enough: however many watch, it is made once. One refresh goes
-// on at a time; no lock is held while Stats is asked.
+// refresh takes a sample if a sample is due, and a snapshot if wanted is true and
+// the last snapshot is old enough. All viewers share one snapshot. Concurrent
+// calls wait for each other. No lock is held during the call of Stats.
 func (d *Dashboard) refresh(now time.Time, wanted bool) {
-	d.turn <- struct{}{}
-	defer func() { <-d.turn }()
-	due, wanted := d.feed.needs(now, wanted)
-	if !due && !wanted {
+	d.refreshing <- struct{}{}
+	defer func() { <-d.refreshing }()
+	sampleDue, wanted := d.feed.needs(now, wanted)
+	if !sampleDue && !wanted {
 		return
 	}
-	stats := d.stats()
+	stats := d.opts.Stats()
 	d.feed.mu.Lock()
 	defer d.feed.mu.Unlock()
-	if due {
-		d.feed.sample(now, stats)
+	if sampleDue {
+		d.feed.sampleLocked(now, stats)
 	}
-	d.feed.publish(now, d.snapshot(now, stats))
+	d.feed.publishLocked(now, d.snapshot(now, stats))
 }
 
 func (d *Dashboard) snapshot(now time.Time, stats autobatcher.Stats) snapshot {

@@ -19,8 +19,9 @@ import (
 	"github.com/autobatcher/autobatcher/internal/dashboard"
 )
 
-// A Transport tells a Dashboard of its batches. Each wants the other: the
-// Transport comes first, and has no events before its first call.
+// The Transport needs the Dashboard for OnEvent, and the Dashboard needs the
+// Transport for Stats. Make the Transport first: a Transport has no events before
+// the first call.
 func ExampleNew() {
 	var page *dashboard.Dashboard
 	transport, err := autobatcher.New(autobatcher.Options{
@@ -40,8 +41,8 @@ func ExampleNew() {
 	// Output: 200 text/html; charset=utf-8
 }
 
-// shown is the part of a snapshot that this test is about.
-type shown struct {
+// shownState is the part of the state that TestDashboardFollowsATransport compares.
+type shownState struct {
 	State struct {
 		Queued, Running, Answered int
 		Queues                    []struct {
@@ -58,8 +59,8 @@ type shown struct {
 	}
 }
 
-// A real Transport, against an embedded server: each call is seen in a queue,
-// then in a batch, then answered.
+// TestDashboardFollowsATransport checks the state for the calls of an
+// autobatcher.Transport: first in a queue, then in a batch, then answered.
 func TestDashboardFollowsATransport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := batchtest.New(batchtest.Options{Turnaround: time.Minute})
@@ -112,7 +113,7 @@ func call(t *testing.T, transport *autobatcher.Transport, base string) {
 	}
 }
 
-func snapshot(t *testing.T, page *dashboard.Dashboard) (s shown) {
+func snapshot(t *testing.T, page *dashboard.Dashboard) (s shownState) {
 	t.Helper()
 	w := httptest.NewRecorder()
 	page.ServeHTTP(w, httptest.NewRequest("GET", "/autobatcher/state", nil))
@@ -127,7 +128,7 @@ func snapshot(t *testing.T, page *dashboard.Dashboard) (s shown) {
 
 func expectSnapshot(t *testing.T, page *dashboard.Dashboard, want string) {
 	t.Helper()
-	var s shown
+	var s shownState
 	if err := json.Unmarshal([]byte(want), &s); err != nil {
 		t.Fatal(err)
 	}

@@ -11,108 +11,148 @@ import (
 )
 
 const (
-	// maxViewers bounds the streams that are open at once.
+	// maxViewers is the maximum number of open streams.
 	maxViewers = 500
 
-	// maxBehind is how many frames a viewer may be behind before it is
-	// dropped. Its page comes again by itself.
-	maxBehind = 8
+	// maxPending is the maximum number of unread frames of a viewer. A viewer with
+	// more unread frames is disconnected, and the page reconnects.
+	maxPending = 8
 
-	// maxQuiet is how long a stream may be silent. The page takes longer
-	// silence for a lost connection.
-	maxQuiet = 10 * time.Second
+	// keepAlive is the maximum interval between frames of a stream. After 30 s
+	// without a frame the page reconnects.
+	keepAlive = 10 * time.Second
 )
 
-// A frame is one server-sent event, made once and sent to every viewer.
+// A frame is the bytes of one server-sent event. All viewers share the bytes.
 type frame []byte
 
-// A viewer is one open stream. Its channel is closed when it is dropped.
+// A viewer is the queue of frames for one open stream. Closing the channel ends the
+// stream.
 type viewer chan frame
 
-// A feed holds what was last published, and those who want to hear what comes
-// next.
+// A feed holds the latest snapshot and the history, and sends updates to viewers.
 type feed struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards all fields
 	history history
 	viewers map[viewer]struct{}
-	ended   bool
+	closed  bool
 
-	taken     time.Time // when the snapshot was
-	sent      time.Time // when viewers were last told
-	state     []byte    // JSON of the snapshot
-	unchanged []byte    // the same without its time
-	chart     []byte    // JSON of the history
+	taken    time.Time         // time of the latest snapshot
+	state    snapshot          // the latest snapshot
+	whole    []byte            // JSON of state, which new viewers share; nil: not made yet
+	sent     time.Time         // time of the last state frame
+	lastSent []byte            // JSON of the last state frame, without the time and without the batches
+	versions map[int]versionOf // the batches that the viewers have, by number
+	chart    []byte            // JSON of the history
 }
 
-// watched reports whether anybody watches.
-func (f *feed) watched() bool {
+// A versionOf a batch changes when the batch changes.
+type versionOf struct {
+	rev      int
+	estimate int64
+}
+
+// hasViewers reports whether a stream is open.
+func (f *feed) hasViewers() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.viewers) > 0
 }
 
-// needs reports whether a sample is due, and whether a snapshot that is wanted
-// has to be made. Once the feed has ended, neither is.
-func (f *feed) needs(now time.Time, wanted bool) (due, stale bool) {
+// needs reports whether a sample is due, and whether a wanted snapshot must be
+// taken because the latest snapshot is too old. A closed feed needs neither.
+func (f *feed) needs(now time.Time, wanted bool) (sampleDue, snapshotDue bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ended {
+	if f.closed {
 		return false, false
 	}
-	return f.history.due(now), wanted && f.stale(now)
+	return f.history.due(now), wanted && f.staleLocked(now)
 }
 
-// sample adds to the history, and sends it. The caller holds f.mu.
-func (f *feed) sample(now time.Time, stats autobatcher.Stats) {
+// sampleLocked adds a sample to the history, and sends the history to the viewers.
+func (f *feed) sampleLocked(now time.Time, stats autobatcher.Stats) {
 	f.history.add(now, stats)
 	f.chart = marshal(f.history.chart())
-	f.send(event("chart", f.chart))
+	f.sendLocked(event("chart", f.chart))
 }
 
-// publish sends a snapshot, unless it says nothing new. The caller holds f.mu.
-func (f *feed) publish(now time.Time, s snapshot) {
-	f.taken = now
-	f.state = marshal(s)
-	s.Now = 0
-	said := marshal(s)
-	if bytes.Equal(said, f.unchanged) && now.Sub(f.sent) < maxQuiet {
+// publishLocked replaces the latest snapshot. The viewers get what has changed: a
+// page with a thousand batches is not sent once a second. If nothing has changed, the
+// viewers get a frame after keepAlive.
+func (f *feed) publishLocked(now time.Time, s snapshot) {
+	f.taken, f.state, f.whole = now, s, nil
+	changes, versions := f.changesLocked(s)
+	head := changes
+	head.Now, head.Batches, head.Gone = 0, nil, nil
+	withoutTime := marshal(head)
+	unchanged := len(changes.Batches)+len(changes.Gone) == 0 && bytes.Equal(withoutTime, f.lastSent)
+	if unchanged && now.Sub(f.sent) < keepAlive {
 		return
 	}
-	f.unchanged, f.sent = said, now
-	f.send(event("state", f.state))
+	f.lastSent, f.sent, f.versions = withoutTime, now, versions
+	f.sendLocked(event("state", marshal(changes)))
 }
 
-// send hands a frame to every viewer that keeps up, and drops the others. The
-// caller holds f.mu.
-func (f *feed) send(fr frame) {
+// changesLocked returns the snapshot with only the batches that the viewers do not
+// have, and the versions of all batches.
+func (f *feed) changesLocked(s snapshot) (changes snapshot, versions map[int]versionOf) {
+	changes, versions = s, make(map[int]versionOf, len(s.Batches))
+	changes.Changes, changes.Batches = true, []batch{}
+	for _, b := range s.Batches {
+		v := versionOf{b.Rev, b.Estimate}
+		versions[b.Seq] = v
+		if f.versions[b.Seq] != v {
+			changes.Batches = append(changes.Batches, b)
+		}
+	}
+	for seq := range f.versions {
+		if _, listed := versions[seq]; !listed {
+			changes.Gone = append(changes.Gone, seq)
+		}
+	}
+	return changes, versions
+}
+
+// sendLocked queues a frame for every viewer. A viewer with a full queue is
+// disconnected.
+func (f *feed) sendLocked(fr frame) {
 	for v := range f.viewers {
 		select {
 		case v <- fr:
 		default:
-			f.drop(v)
+			f.dropLocked(v)
 		}
 	}
 }
 
-// drop ends a viewer. The caller holds f.mu.
-func (f *feed) drop(v viewer) {
+// dropLocked disconnects a viewer. A second call for the same viewer does nothing.
+func (f *feed) dropLocked(v viewer) {
 	if _, ok := f.viewers[v]; ok {
 		delete(f.viewers, v)
 		close(v)
 	}
 }
 
-// join adds a viewer, which finds all that there is to know in its channel. It
-// returns nil where there are too many, or the feed has ended.
-func (f *feed) join() viewer {
+// wholeLocked returns the latest snapshot as JSON, with all batches.
+func (f *feed) wholeLocked() []byte {
+	if f.whole == nil {
+		f.whole = marshal(f.state)
+	}
+	return f.whole
+}
+
+// subscribe adds a viewer. The queue of the viewer starts with the current chart
+// and state. subscribe returns nil if the feed has maxViewers viewers or is closed.
+func (f *feed) subscribe() viewer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ended || len(f.viewers) >= maxViewers {
+	if f.closed || len(f.viewers) >= maxViewers {
 		return nil
 	}
-	v := make(viewer, maxBehind)
+	v := make(viewer, maxPending)
 	v <- event("chart", f.chart)
-	v <- event("state", f.state)
+	v <- event("state", f.wholeLocked())
 	if f.viewers == nil {
 		f.viewers = make(map[viewer]struct{})
 	}
@@ -120,40 +160,42 @@ func (f *feed) join() viewer {
 	return v
 }
 
-// leave removes a viewer that has gone.
-func (f *feed) leave(v viewer) {
+// unsubscribe removes a viewer. The viewer may be disconnected already.
+func (f *feed) unsubscribe(v viewer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.drop(v)
+	f.dropLocked(v)
 }
 
-// end drops all viewers, and takes no more.
-func (f *feed) end() {
+// close disconnects all viewers, and makes subscribe return nil.
+func (f *feed) close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ended = true
+	f.closed = true
 	for v := range f.viewers {
-		f.drop(v)
+		f.dropLocked(v)
 	}
 }
 
-// stale reports whether the snapshot may be replaced by now. It leaves the
-// ticker, which brings one each second, some room to be early. The caller holds
-// f.mu.
-func (f *feed) stale(now time.Time) bool { return now.Sub(f.taken) >= tick-tick/10 }
+// staleLocked reports whether the latest snapshot is old enough to be replaced. The
+// limit is less than refreshInterval, because a tick of the ticker may be early.
+func (f *feed) staleLocked(now time.Time) bool {
+	return now.Sub(f.taken) >= refreshInterval-refreshInterval/10
+}
 
-// latest is all that the page shows, as one JSON object.
+// latest returns the latest snapshot and the chart as one JSON object.
 func (f *feed) latest() []byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return marshal(map[string]json.RawMessage{"state": f.state, "chart": f.chart})
+	return marshal(map[string]json.RawMessage{"state": f.wholeLocked(), "chart": f.chart})
 }
 
 func event(name string, data []byte) frame {
 	return fmt.Appendf(nil, "event: %s\ndata: %s\n\n", name, data)
 }
 
-// marshal cannot fail: what it is given are numbers and texts.
+// marshal returns v as JSON. marshal panics on an error, which the types of this
+// package cannot cause.
 func marshal(v any) []byte {
 	data, err := json.Marshal(v)
 	if err != nil {

@@ -20,54 +20,54 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// A listener is a client of the event stream. If stuck is set, it reads
-// nothing.
-type listener struct {
-	mu     sync.Mutex
-	header http.Header
-	status int
-	text   strings.Builder
-	ended  bool
-	stuck  chan struct{}
+// A streamClient is the http.ResponseWriter of an event stream. If blocked is not
+// nil, Write blocks until blocked is closed.
+type streamClient struct {
+	mu      sync.Mutex
+	header  http.Header
+	status  int
+	text    strings.Builder
+	ended   bool
+	blocked chan struct{}
 }
 
-func (l *listener) Header() http.Header    { return l.header }
-func (l *listener) WriteHeader(status int) { l.status = status }
-func (l *listener) Flush()                 {}
+func (c *streamClient) Header() http.Header    { return c.header }
+func (c *streamClient) WriteHeader(status int) { c.status = status }
+func (c *streamClient) Flush()                 {}
 
-func (l *listener) Write(p []byte) (int, error) {
-	if l.stuck != nil {
-		<-l.stuck
+func (c *streamClient) Write(p []byte) (int, error) {
+	if c.blocked != nil {
+		<-c.blocked
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.text.Write(p)
 }
 
-// heard lists the names of the events that came since it was last asked.
-func (l *listener) heard() []string {
+// newEvents returns the names of the events since the last call.
+func (c *streamClient) newEvents() []string {
 	synctest.Wait()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var names []string
-	for line := range strings.SplitSeq(l.text.String(), "\n") {
+	for line := range strings.SplitSeq(c.text.String(), "\n") {
 		if name, ok := strings.CutPrefix(line, "event: "); ok {
 			names = append(names, name)
 		}
 	}
-	l.text.Reset()
+	c.text.Reset()
 	return names
 }
 
-func (l *listener) hasEnded() bool {
+func (c *streamClient) hasEnded() bool {
 	synctest.Wait()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.ended
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
 }
 
-func listen(ctx context.Context, d *Dashboard, stuck chan struct{}) *listener {
-	l := &listener{header: make(http.Header), stuck: stuck}
+func openStream(ctx context.Context, d *Dashboard, blocked chan struct{}) *streamClient {
+	l := &streamClient{header: make(http.Header), blocked: blocked}
 	r := httptest.NewRequestWithContext(ctx, "GET", "/autobatcher/events", nil)
 	go func() {
 		d.ServeHTTP(l, r)
@@ -78,18 +78,18 @@ func listen(ctx context.Context, d *Dashboard, stuck chan struct{}) *listener {
 	return l
 }
 
-func expectEvents(t *testing.T, l *listener, want ...string) {
+func expectEvents(t *testing.T, l *streamClient, want ...string) {
 	t.Helper()
-	if diff := cmp.Diff(want, l.heard()); diff != "" {
+	if diff := cmp.Diff(want, l.newEvents()); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
 
-func TestStreamTellsWhatChanged(t *testing.T) {
+func TestStreamSendsChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
 		defer d.Close()
-		l := listen(t.Context(), d, nil)
+		l := openStream(t.Context(), d, nil)
 		expectEvents(t, l, "chart", "state")
 
 		time.Sleep(9 * time.Second)
@@ -99,7 +99,7 @@ func TestStreamTellsWhatChanged(t *testing.T) {
 			d.OnEvent(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: fmt.Sprint(i)})
 		}
 		expectEvents(t, l)
-		time.Sleep(time.Second) // the tenth, and a sample is due too
+		time.Sleep(time.Second) // second 10: a sample is due, too
 		expectEvents(t, l, "chart", "state")
 
 		d.OnEvent(autobatcher.Event{Name: autobatcher.BatchCompleted, BatchID: "999"})
@@ -110,15 +110,16 @@ func TestStreamTellsWhatChanged(t *testing.T) {
 	})
 }
 
-// The page takes half a minute of silence for a lost connection.
-func TestStreamIsNeverSilentForLong(t *testing.T) {
+// TestStreamKeepAlive checks that an unchanged state is sent every keepAlive, because
+// the page reconnects after 30 s without a frame.
+func TestStreamKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{History: 24 * time.Hour})
 		defer d.Close()
-		l := listen(t.Context(), d, nil)
+		l := openStream(t.Context(), d, nil)
 		expectEvents(t, l, "chart", "state")
 		for range 5 {
-			time.Sleep(maxQuiet)
+			time.Sleep(keepAlive)
 			expectEvents(t, l, "state")
 		}
 	})
@@ -126,31 +127,31 @@ func TestStreamIsNeverSilentForLong(t *testing.T) {
 
 func TestViewersShareOneSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var asked atomic.Int64
-		d := New(Options{Stats: func() autobatcher.Stats { return autobatcher.Stats{Answered: asked.Add(1)} }})
+		var calls atomic.Int64
+		d := New(Options{Stats: func() autobatcher.Stats { return autobatcher.Stats{Answered: calls.Add(1)} }})
 		defer d.Close()
 
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if n := asked.Swap(0); n != points+1 {
-			t.Errorf("asked %d times in an hour that nobody watched, want %d", n, points+1)
+		if n := calls.Swap(0); n != historySamples+1 {
+			t.Errorf("Stats was called %d times in an hour without viewers, want %d", n, historySamples+1)
 		}
 
-		var viewers []*listener
+		var viewers []*streamClient
 		for range 100 {
-			viewers = append(viewers, listen(t.Context(), d, nil))
+			viewers = append(viewers, openStream(t.Context(), d, nil))
 		}
 		for range 60 {
 			time.Sleep(time.Second)
 			get(d, "GET", "/autobatcher/state")
 		}
 		synctest.Wait()
-		if n := asked.Load(); n < 60 || n > 61 {
-			t.Errorf("asked %d times in a minute, want once a second", n)
+		if n := calls.Load(); n < 60 || n > 61 {
+			t.Errorf("Stats was called %d times in a minute, want one call per second", n)
 		}
 		for i, l := range viewers {
-			if n := len(l.heard()); n < 60 || l.hasEnded() {
-				t.Fatalf("viewer %d heard %d events", i, n)
+			if n := len(l.newEvents()); n < 60 || l.hasEnded() {
+				t.Fatalf("viewer %d got %d events", i, n)
 			}
 		}
 	})
@@ -160,30 +161,30 @@ func TestSlowViewerIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
 		defer d.Close()
-		stuck := make(chan struct{})
-		slow, fast := listen(t.Context(), d, stuck), listen(t.Context(), d, nil)
+		blocked := make(chan struct{})
+		slow, fast := openStream(t.Context(), d, blocked), openStream(t.Context(), d, nil)
 		synctest.Wait()
-		for i := range 2 * maxBehind {
+		for i := range 2 * maxPending {
 			d.OnEvent(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: fmt.Sprint(i)})
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
 		d.feed.mu.Lock()
-		left := len(d.feed.viewers)
+		connected := len(d.feed.viewers)
 		d.feed.mu.Unlock()
-		if left != 1 || fast.hasEnded() {
-			t.Errorf("%d viewers are left, want the fast one", left)
+		if connected != 1 || fast.hasEnded() {
+			t.Errorf("%d viewers are connected, want only the fast viewer", connected)
 		}
-		close(stuck)
+		close(blocked)
 		if !slow.hasEnded() {
-			t.Error("the slow stream goes on")
+			t.Error("the slow stream has not ended")
 		}
 	})
 }
 
-// A peer that stops reading, such as a laptop that was closed, costs a
-// connection for ten seconds and not for ever.
-func TestStuckConnectionIsCut(t *testing.T) {
+// TestStalledConnectionIsClosed checks that a client which stops reading is
+// disconnected after writeTimeout.
+func TestStalledConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
 		defer d.Close()
@@ -191,7 +192,7 @@ func TestStuckConnectionIsCut(t *testing.T) {
 		listener := make(pipeListener, 1)
 		listener <- far
 		server := &http.Server{Handler: d}
-		go func() { _ = server.Serve(listener) }() // ends with the listener
+		go func() { _ = server.Serve(listener) }() // Serve returns when the listener is closed
 		defer func() { _ = server.Close() }()
 		defer close(listener)
 
@@ -199,15 +200,15 @@ func TestStuckConnectionIsCut(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		if !d.feed.watched() {
-			t.Fatal("there is no stream")
+		if !d.feed.hasViewers() {
+			t.Fatal("the stream was not opened")
 		}
-		time.Sleep(writePatience + time.Second)
+		time.Sleep(writeTimeout + time.Second)
 		synctest.Wait()
-		if d.feed.watched() {
-			t.Error("the stream goes on")
+		if d.feed.hasViewers() {
+			t.Error("the stream has not ended")
 		}
-		time.Sleep(writePatience)
+		time.Sleep(writeTimeout)
 		if _, err := io.ReadAll(near); err != nil && !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("the connection was not closed: %v", err)
 		}
@@ -227,7 +228,7 @@ func (l pipeListener) Accept() (net.Conn, error) {
 func (l pipeListener) Close() error   { return nil }
 func (l pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 
-// A stream that the server ends must end cleanly.
+// TestStreamEndsCleanly checks that a stream has a clean end after Close.
 func TestStreamEndsCleanly(t *testing.T) {
 	d := New(Options{})
 	server := httptest.NewServer(d)
@@ -244,26 +245,26 @@ func TestStreamEndsCleanly(t *testing.T) {
 	}
 }
 
-func TestViewerThatLeavesIsForgotten(t *testing.T) {
+func TestDisconnectedViewerIsRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
 		defer d.Close()
 		ctx, cancel := context.WithCancel(t.Context())
-		l := listen(ctx, d, nil)
+		l := openStream(ctx, d, nil)
 		synctest.Wait()
 		cancel()
-		if !l.hasEnded() || d.feed.watched() {
-			t.Error("the stream goes on")
+		if !l.hasEnded() || d.feed.hasViewers() {
+			t.Error("the stream has not ended")
 		}
 	})
 }
 
-func TestViewersAreBounded(t *testing.T) {
+func TestMaxViewers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
 		defer d.Close()
 		for range maxViewers {
-			listen(t.Context(), d, nil)
+			openStream(t.Context(), d, nil)
 		}
 		synctest.Wait()
 		w := get(d, "GET", "/autobatcher/events")
@@ -276,18 +277,19 @@ func TestViewersAreBounded(t *testing.T) {
 func TestCloseEndsTheStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := New(Options{})
-		l := listen(t.Context(), d, nil)
+		l := openStream(t.Context(), d, nil)
 		synctest.Wait()
 		d.Close()
 		d.Close()
 		if !l.hasEnded() {
-			t.Error("the stream goes on")
+			t.Error("the stream has not ended")
 		}
-		d.OnEvent(autobatcher.Event{Name: autobatcher.ClientClosing}) // harmless
+		d.OnEvent(autobatcher.Event{Name: autobatcher.ClientClosing}) // after Close, OnEvent must not panic or block
 	})
 }
 
-// A batch waits for its event handler, so that must wait for nothing.
+// TestOnEventDoesNotWaitForStats checks that a blocked Stats does not block OnEvent,
+// because OnEvent runs on a goroutine of the Transport.
 func TestOnEventDoesNotWaitForStats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var slow atomic.Bool
@@ -301,7 +303,7 @@ func TestOnEventDoesNotWaitForStats(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		slow.Store(true)
 		go get(d, "GET", "/autobatcher/state")
-		synctest.Wait() // it asks for Stats by now
+		synctest.Wait() // the request is blocked in Stats
 		d.OnEvent(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: "b"})
 		slow.Store(false)
 		answer <- autobatcher.Stats{}
@@ -315,7 +317,7 @@ func TestConcurrentUse(t *testing.T) {
 	var work sync.WaitGroup
 	for i := range 8 {
 		work.Go(func() {
-			l := &listener{header: make(http.Header)}
+			l := &streamClient{header: make(http.Header)}
 			d.ServeHTTP(l, httptest.NewRequestWithContext(ctx, "GET", "/autobatcher/events", nil))
 		})
 		work.Go(func() {

@@ -8,39 +8,40 @@ import (
 	"html/template"
 	"net/http"
 	"path"
+	"strconv"
 	"time"
 )
 
 //go:embed assets
 var files embed.FS
 
-// page is the one file that is not sent as it is: where the server wants a key
-// in the URL, the page's own requests must have it too.
+// page is the template of the page. If the URL of the page has ?key=…, the page must
+// request its files with the same key.
 var page = template.Must(template.ParseFS(files, "assets/index.html"))
 
-// policy lets the page load from its own origin alone, and run or style
-// nothing that is written inline.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
+// contentSecurityPolicy allows the page to load only from the page's own origin,
+// and forbids inline scripts and inline styles.
+const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// prefix is where everything but the page itself is served.
+// prefix is the path prefix of the page's files, the state and the events.
 const prefix = "/autobatcher/"
 
-// writePatience is how long one write to a viewer may take.
-const writePatience = 10 * time.Second
+// writeTimeout is the time limit for one write to a viewer.
+const writeTimeout = 10 * time.Second
 
-// An asset is an embedded file that is served as it is.
+// An asset is an embedded file that is served unchanged.
 type asset struct {
-	body []byte
-	kind string // its Content-Type
-	etag string
+	body        []byte
+	contentType string
+	etag        string
 }
 
-var assets = loadAssets("app.js", "chart.js", "style.css", "icon.svg", "uplot.js", "uplot.css", "uplot.LICENSE.txt")
+var assets = loadAssets("app.js", "format.js", "list.js", "batch.js", "chart.js", "style.css", "icon.svg", "uplot.js", "uplot.css", "uplot.LICENSE.txt")
 
-// kinds are written down because the types that package mime knows depend on
-// the machine.
-var kinds = map[string]string{
+// contentTypes has the Content-Type for each file extension. Package mime is not
+// used, because the types of package mime depend on the machine.
+var contentTypes = map[string]string{
 	".js":  "text/javascript; charset=utf-8",
 	".css": "text/css; charset=utf-8",
 	".svg": "image/svg+xml",
@@ -52,40 +53,49 @@ func loadAssets(names ...string) map[string]asset {
 	for _, name := range names {
 		body, err := files.ReadFile("assets/" + name)
 		if err != nil {
-			panic(err) // not built right, and every test fails
+			panic(err) // the file is missing in the source tree, and every test fails
 		}
 		sum := sha256.Sum256(body)
-		all[prefix+name] = asset{body, kinds[path.Ext(name)], `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
+		all[prefix+name] = asset{body, contentTypes[path.Ext(name)], `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
 	}
 	return all
 }
 
-// ServeHTTP serves the page at "/", and beneath "/autobatcher/" what it is made
-// of: its files, "state" (a JSON snapshot) and "events" (the same, kept up to
-// date, as server-sent events). Everything else is a 404. Who may see it is
-// for the caller to decide.
+// ServeHTTP serves the page at "/" and, below "/autobatcher/", the files of the
+// page, "state" (a snapshot as JSON), "batch?seq=…" (one batch as JSON) and "events"
+// (snapshots as server-sent events).
+// All other paths get 404. ServeHTTP does not authenticate requests; the caller of
+// ServeHTTP must.
 func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	secure(w.Header())
+	setSecurityHeaders(w.Header())
+	var serve func(http.ResponseWriter, *http.Request)
 	a, isAsset := assets[r.URL.Path]
-	switch {
-	case !isAsset && r.URL.Path != "/" && r.URL.Path != prefix+"events" && r.URL.Path != prefix+"state":
-		http.Error(w, "not found", http.StatusNotFound)
-	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+	switch r.URL.Path {
+	case "/":
+		serve = d.servePage
+	case prefix + "state":
+		serve = d.serveState
+	case prefix + "batch":
+		serve = d.serveBatch
+	case prefix + "events":
+		serve = d.serveEvents
+	default:
+		serve = func(w http.ResponseWriter, r *http.Request) { serveAsset(w, r, a) }
+		if !isAsset {
+			http.Error(w, "not found", http.StatusNotFound)
+			return
+		}
+	}
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "method not allowed", http.StatusMethodNotAllowed)
-	case isAsset:
-		serveAsset(w, r, a)
-	case r.URL.Path == "/":
-		servePage(w, r)
-	case r.URL.Path == prefix+"state":
-		d.serveState(w, r)
-	default:
-		d.serveEvents(w, r)
+		return
 	}
+	serve(w, r)
 }
 
-func secure(h http.Header) {
-	h.Set("Content-Security-Policy", policy)
+func setSecurityHeaders(h http.Header) {
+	h.Set("Content-Security-Policy", contentSecurityPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer") // the URL may hold a key
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
@@ -95,21 +105,21 @@ func secure(h http.Header) {
 
 func serveAsset(w http.ResponseWriter, r *http.Request, a asset) {
 	h := w.Header()
-	h.Set("Content-Type", a.kind)
-	h.Set("Cache-Control", "no-cache") // kept, but asked for again: a new version must not meet old files
+	h.Set("Content-Type", a.contentType)
+	h.Set("Cache-Control", "no-cache") // browsers must revalidate: the files must fit the version of the page
 	h.Set("ETag", a.etag)
 	serveBytes(w, r, a.body)
 }
 
-// serveBytes answers HEAD, ranges and If-None-Match as they should be.
+// serveBytes serves body, with support for HEAD, ranges and If-None-Match.
 func serveBytes(w http.ResponseWriter, r *http.Request, body []byte) {
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-func servePage(w http.ResponseWriter, r *http.Request) {
+func (d *Dashboard) servePage(w http.ResponseWriter, r *http.Request) {
 	var html bytes.Buffer
-	if err := page.Execute(&html, r.URL.Query().Get("key")); err != nil {
-		http.Error(w, "the page could not be made", http.StatusInternalServerError)
+	if err := page.Execute(&html, d.pageData(r.URL.Query())); err != nil {
+		http.Error(w, "the page could not be rendered", http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
@@ -122,19 +132,33 @@ func (d *Dashboard) serveState(w http.ResponseWriter, r *http.Request) {
 	serveBytes(w, r, d.feed.latest())
 }
 
+// serveBatch serves the batch with the number in the query.
+func (d *Dashboard) serveBatch(w http.ResponseWriter, r *http.Request) {
+	seq, err := strconv.Atoi(r.URL.Query().Get("seq"))
+	d.mu.Lock()
+	t, found := d.board.details(seq, time.Now())
+	d.mu.Unlock()
+	if err != nil || !found {
+		http.Error(w, "no batch with this number is listed", http.StatusNotFound)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	serveBytes(w, r, marshal(t))
+}
+
 func (d *Dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 	d.refresh(time.Now(), true)
-	v := d.feed.join()
+	v := d.feed.subscribe()
 	if v == nil {
 		w.Header().Set("Retry-After", "10")
 		http.Error(w, "too many viewers, or shutting down", http.StatusServiceUnavailable)
 		return
 	}
-	defer d.feed.leave(v)
+	defer d.feed.unsubscribe(v)
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // nginx would hold events back
+	w.Header().Set("X-Accel-Buffering", "no") // nginx buffers events otherwise
 	if r.ProtoMajor == 1 {
-		w.Header().Set("Connection", "close") // its write deadline would hit the next answer
+		w.Header().Set("Connection", "close") // the write deadline would also apply to the next response
 	}
 	if r.Method == http.MethodHead {
 		return
@@ -142,23 +166,23 @@ func (d *Dashboard) serveEvents(w http.ResponseWriter, r *http.Request) {
 	stream(w, r, v)
 }
 
-// stream sends a viewer its frames until it leaves, is dropped, or takes too
-// long to read.
+// stream sends frames until the client disconnects, the feed drops the viewer, or a
+// write takes longer than writeTimeout.
 func stream(w http.ResponseWriter, r *http.Request, v viewer) {
-	out := http.NewResponseController(w)
-	hurry := func() { _ = out.SetWriteDeadline(time.Now().Add(writePatience)) } // not every writer has one
-	defer hurry()
+	rc := http.NewResponseController(w)
+	extendDeadline := func() { _ = rc.SetWriteDeadline(time.Now().Add(writeTimeout)) } // some writers have no deadline
+	defer extendDeadline()                                                             // net/http still has to write the end of the response
 	for {
 		select {
 		case fr, ok := <-v:
 			if !ok {
 				return
 			}
-			hurry()
+			extendDeadline()
 			if _, err := w.Write(fr); err != nil {
 				return
 			}
-			if err := out.Flush(); err != nil {
+			if err := rc.Flush(); err != nil {
 				return
 			}
 		case <-r.Context().Done():

@@ -41,7 +41,7 @@ func TestServeHTTP(t *testing.T) {
 		name, method, target string
 		handler              http.Handler
 		status               int
-		kind                 string
+		contentType          string
 	}{
 		{"page", "GET", "/", d, 200, "text/html; charset=utf-8"},
 		{"page with a query", "GET", "/?key=k&x=1", d, 200, "text/html; charset=utf-8"},
@@ -58,12 +58,12 @@ func TestServeHTTP(t *testing.T) {
 		{"state after Close", "GET", "/autobatcher/state", closed, 200, "application/json"},
 		{"events, head only", "HEAD", "/autobatcher/events", d, 200, "text/event-stream"},
 		{"events after Close", "GET", "/autobatcher/events", closed, 503, "text/plain; charset=utf-8"},
-		{"not a method of ours", "POST", "/", d, 405, "text/plain; charset=utf-8"},
+		{"unsupported method", "POST", "/", d, 405, "text/plain; charset=utf-8"},
 		{"the template itself", "GET", "/autobatcher/index.html", d, 404, "text/plain; charset=utf-8"},
-		{"a folder", "GET", "/autobatcher/", d, 404, "text/plain; charset=utf-8"},
-		{"a way out", "GET", "/autobatcher/../http.go", d, 404, "text/plain; charset=utf-8"},
-		{"anything else", "GET", "/v1/models", d, 404, "text/plain; charset=utf-8"},
-		{"anything else, posted", "POST", "/v1/models", d, 404, "text/plain; charset=utf-8"},
+		{"the prefix", "GET", "/autobatcher/", d, 404, "text/plain; charset=utf-8"},
+		{"path traversal", "GET", "/autobatcher/../http.go", d, 404, "text/plain; charset=utf-8"},
+		{"unknown path", "GET", "/v1/models", d, 404, "text/plain; charset=utf-8"},
+		{"unknown path, POST", "POST", "/v1/models", d, 404, "text/plain; charset=utf-8"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -72,7 +72,7 @@ func TestServeHTTP(t *testing.T) {
 				t.Errorf("status %d, want %d", w.Code, tt.status)
 			}
 			want := map[string]string{
-				"Content-Type": tt.kind,
+				"Content-Type": tt.contentType,
 				"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
 					"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 				"X-Content-Type-Options": "nosniff",
@@ -87,7 +87,7 @@ func TestServeHTTP(t *testing.T) {
 	}
 }
 
-func TestAssetsAreKeptByBrowsers(t *testing.T) {
+func TestAssetsAreCacheable(t *testing.T) {
 	d := newDashboard(t, Options{})
 	first := get(d, "GET", "/autobatcher/uplot.js")
 	etag := first.Header().Get("ETag")
@@ -98,15 +98,15 @@ func TestAssetsAreKeptByBrowsers(t *testing.T) {
 		t.Errorf("status %d, want 304", again.Code)
 	}
 	if page := get(d, "GET", "/"); page.Header().Get("Cache-Control") != "no-store" {
-		t.Errorf("the page may be kept: %v", page.Header())
+		t.Errorf("the page is cacheable: %v", page.Header())
 	}
 }
 
-// The page must load nothing from other hosts, and hold nothing that its
-// policy forbids.
-func TestAssetsStayAtHome(t *testing.T) {
+// TestAssetsFollowThePolicy checks that the assets name no other hosts, and contain no
+// inline code or style, which the Content-Security-Policy forbids.
+func TestAssetsFollowThePolicy(t *testing.T) {
 	allowed := strings.NewReplacer(
-		"https://github.com/leeoniya/uPlot", "", // in the comment that names its licence
+		"https://github.com/leeoniya/uPlot", "", // in a comment of uPlot
 		`xmlns="http://www.w3.org/2000/svg"`, "",
 	)
 	inline := regexp.MustCompile(`(?i)\sstyle=|\son[a-z]+="|<style|javascript:|@import|url\(["']?[a-z]+:|<script(?:[^>]*)>[^<]`)
@@ -138,7 +138,7 @@ func TestAssetsStayAtHome(t *testing.T) {
 	}
 }
 
-func TestPageHandsOnItsKey(t *testing.T) {
+func TestPageAddsKeyToReferences(t *testing.T) {
 	d := newDashboard(t, Options{})
 	references := regexp.MustCompile(`(?:src|href)="(autobatcher/[^"]*)"`)
 	tests := []struct{ name, query, suffix string }{
@@ -173,20 +173,20 @@ func testState(t *testing.T) {
 		return autobatcher.Stats{
 			Queued: 2, Running: 3, Answered: 4, Failed: 5, Left: 6,
 			Queues: []autobatcher.QueueStats{
-				{Payer: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings", Models: []string{"m"}, Calls: 2, Bytes: 10, Opened: opened},
-				{Payer: "all its callers have gone"},
+				{Payer: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings", Models: []string{"m"}, Callers: []string{"key 1", "key 2"}, Calls: 2, Bytes: 10, Opened: opened},
+				{Payer: "no callers"},
 			},
 		}
 	}})
 	defer d.Close()
 	d.OnEvent(autobatcher.Event{
 		Name: autobatcher.BatchProgress, Time: opened.Add(time.Minute), Elapsed: time.Minute, BatchID: "batch_1",
-		Endpoint: "/v1/embeddings", Models: []string{"m"}, Status: "in_progress", CompletionWindow: "24h",
+		Endpoint: "/v1/embeddings", Models: []string{"m"}, Callers: []string{"key 2"}, Status: "in_progress", CompletionWindow: "24h",
 		RequestCount: 9, Counts: autobatcher.Counts{Completed: 1, Failed: 2, Total: 9},
-		Metadata: map[string]string{"secret": "metadata"},
+		Metadata: map[string]string{"team": "search"},
 	})
 	d.OnEvent(autobatcher.Event{Name: autobatcher.ClientClosing})
-	time.Sleep(tick) // a snapshot is not made twice in a second
+	time.Sleep(refreshInterval) // until the next snapshot may be taken
 	body := get(d, "GET", "/autobatcher/state").Body.Bytes()
 
 	var got struct {
@@ -198,14 +198,16 @@ func testState(t *testing.T) {
 	}
 	got.State.Now = 0
 	want := snapshot{
-		Closing: true, Queued: 2, Running: 3, Answered: 4, Failed: 5, Left: 6,
+		Closing: true, Queued: 2, Running: 3, OK: 4, NoAnswer: 5, Left: 6, Answered: 4,
+		Models: []total{}, Keys: []total{},
 		Queues: []queue{{
-			Payer: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",
-			Models: []string{"m"}, Calls: 2, Bytes: 10, Opened: opened.UnixMilli(),
+			Account: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",
+			Models: []string{"m"}, Callers: []string{"key 1", "key 2"}, Calls: 2, Bytes: 10, Opened: opened.UnixMilli(),
 		}},
 		Batches: []batch{{
-			Seq: 1, ID: "batch_1", Endpoint: "/v1/embeddings", Models: []string{"m"}, Window: "24h", Status: "in_progress",
+			Seq: 1, Rev: 1, ID: "batch_1", Endpoint: "/v1/embeddings", Models: []string{"m"}, Callers: []string{"key 2"}, Metadata: []string{"team=search"}, Window: "24h", Status: "in_progress",
 			Completed: 1, Failed: 2, Total: 9, Created: opened.UnixMilli(),
+			Estimate: opened.Add(3 * time.Minute).UnixMilli(), Basis: "from the progress so far",
 			Event: "batch_progress", EventTime: opened.Add(time.Minute).UnixMilli(),
 		}},
 	}
@@ -215,7 +217,19 @@ func testState(t *testing.T) {
 	if diff := cmp.Diff([]int{5}, got.Chart.Waiting); diff != "" {
 		t.Errorf("chart (-want +got):\n%s", diff)
 	}
-	if strings.Contains(string(body), "metadata") {
-		t.Error("the state has the batch's metadata")
+}
+
+// The page of a sandbox says in title, header and text that the answers are made up.
+func TestPageOfSandbox(t *testing.T) {
+	for _, sandbox := range []bool{false, true} {
+		d := New(Options{Sandbox: sandbox})
+		defer d.Close()
+		w := httptest.NewRecorder()
+		d.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		for _, text := range []string{"<title>autobatcher (sandbox)</title>", "autobatcher (sandbox)\n    </h1>", "the answers are made up", "OK (made up)", "Error answers (made up)", "Saved (made up)", "Cost (made up)"} {
+			if strings.Contains(w.Body.String(), text) != sandbox {
+				t.Errorf("sandbox %v: the page and %q", sandbox, text)
+			}
+		}
 	}
 }

@@ -1,6 +1,6 @@
-// Package line is the codec of a batch's files: it writes the lines of an
-// input file and reads the lines of output and error files. It is pure: what
-// it reads and writes are bytes, and it knows nothing of the network.
+// Package line is the codec of a batch's files. The package writes the lines of an
+// input file and reads the lines of output and error files. It does not use the
+// network.
 package line
 
 import (
@@ -10,10 +10,10 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// A Line is one call as it stands in a batch's input file.
+// A Line is a call in a batch's input file.
 type Line struct {
 	ID   string // custom_id: at most 64 bytes of printable ASCII that JSON need not escape
-	URL  string // "/v1/chat/completions": what the provider calls the endpoint
+	URL  string // "/v1/chat/completions": the endpoint in the provider's spelling
 	Body []byte // a valid JSON object without raw line breaks
 }
 
@@ -36,7 +36,7 @@ func (l *Line) Append(dst []byte) []byte {
 	return append(dst, end...)
 }
 
-// appendHead appends all that stands before the body.
+// appendHead appends the part of the line before the body.
 func (l *Line) appendHead(dst []byte) []byte {
 	dst = append(dst, idKey...)
 	dst = append(dst, l.ID...)
@@ -45,9 +45,8 @@ func (l *Line) appendHead(dst []byte) []byte {
 	return append(dst, bodyKey...)
 }
 
-// A File is an input file that has not been written anywhere: its lines stay
-// where they are, and every reader of it walks over them. Lines are joined by
-// "\n".
+// A File is an input file in memory. Each reader of the File walks over the lines
+// without copying the File. Lines are joined by "\n".
 type File struct {
 	Lines int
 	At    func(i int) *Line
@@ -62,17 +61,17 @@ func (f File) Size() int64 {
 	return size
 }
 
-// NewReader returns a reader of the file from its beginning. Readers are
-// independent of each other; the lines must not change while one is in use.
+// NewReader returns a reader of the file from the beginning. Readers are
+// independent of each other. The lines must not change while a reader is in use.
 func (f File) NewReader() io.Reader { return &fileReader{file: f} }
 
-// fileReader yields a file line by line. rest is what is left of the piece in
-// hand; a line is three pieces (head, body, tail), so that no body is copied
-// anywhere but into the caller's buffer.
+// fileReader yields a file line by line. A line is three pieces: head, body and
+// tail. A body is copied into the caller's buffer only. rest is the unread part of
+// the current piece.
 type fileReader struct {
 	file  File
-	line  int // the line that comes next
-	piece int // its piece that comes next: 0 head, 1 body, 2 tail
+	line  int // the next line
+	piece int // the next piece of the line: 0 head, 1 body, 2 tail
 	head  []byte
 	rest  []byte
 }
@@ -93,7 +92,7 @@ func (r *fileReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next takes the next piece in hand, and reports whether there was one.
+// next moves to the next piece. It returns false at the end of the file.
 func (r *fileReader) next() bool {
 	if r.line == r.file.Lines {
 		return false
@@ -122,9 +121,9 @@ func tail(last bool) []byte {
 	return innerTail
 }
 
-// maxDepth bounds the nesting of what is accepted, as encoding/json does:
-// gjson's validator calls itself for every level, and a few megabytes of "["
-// would end the process by stack overflow.
+// maxDepth bounds the nesting of accepted values, as encoding/json does: gjson's
+// validator is recursive, and a few megabytes of "[" would overflow the stack and
+// end the process.
 const maxDepth = 10_000
 
 // Valid reports whether b is one valid JSON value, nested at most 10,000 deep.

@@ -81,11 +81,23 @@ func TestValid(t *testing.T) {
 
 func TestOneLine(t *testing.T) {
 	for in, want := range map[string]string{
-		`{"a":"b\nc"}`:         `{"a":"b\nc"}`,
-		"{\r\n  \"a\": 1\n}\n": `{  "a": 1}`,
+		`{"a":"b\nc"}`:                           `{"a":"b\nc"}`,
+		"{\r\n  \"a\": 1\n}\n":                   `{  "a": 1}`,
+		"{\"a\":\"b\u2028c\u2029\u0085\u2027\"}": "{\"a\":\"b\\u2028c\\u2029\\u0085\u2027\"}",
 	} {
 		if got := string(line.OneLine([]byte(in))); got != want {
 			t.Errorf("OneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestHasLoneSurrogate(t *testing.T) {
+	for in, want := range map[string]bool{
+		`{}`: false, `"\n\\ud800"`: false, `"\ud83d\ude00"`: false, `"\uD83D\uDE00 \u00e9"`: false, `"\"`: false, `"\ud83d\\ude00"`: true,
+		`"\ud800"`: true, `"\udc00"`: true, `"\ud83d\ud83d\ude00"`: true, `"\ude00\ud83d"`: true, `"\\\ud800"`: true,
+	} {
+		if got := line.HasLoneSurrogate([]byte(in)); got != want {
+			t.Errorf("HasLoneSurrogate(%s) = %v", in, got)
 		}
 	}
 }
@@ -113,6 +125,11 @@ func TestParse(t *testing.T) {
 			"a body that is a string",
 			`{"custom_id":"a","response":{"status_code":200,"body":"data: \"x\"\n"}}`,
 			line.Result{ID: "a", Status: 200, Body: []byte("data: \"x\"\n"), Text: true},
+		},
+		{
+			"a body that is JSON in a string",
+			`{"custom_id":"a","response":{"status_code":200,"body":"{\"id\":\"x\"}"}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte(`{"id":"x"}`)},
 		},
 		{
 			"expired",
@@ -180,7 +197,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestParseMalformed(t *testing.T) {
-	for _, text := range []string{"", "null", "[]", "{}", `{"custom_id":""}`, `{"custom_id":7}`, `{"custom_id":"a"`, "<html>"} {
+	for _, text := range []string{"", "null", "[]", "{}", `{"custom_id":""}`, `{"custom_id":7}`, "<html>", `{"custom_id":7`, `"{\"custom_id\":\"a\"`, `{"custom_id":"a"}{"custom_id":"b"}`} {
 		if _, err := line.Parse([]byte(text)); !errors.Is(err, line.ErrMalformed) {
 			t.Errorf("Parse(%q): error %v, want ErrMalformed", text, err)
 		}
@@ -201,7 +218,11 @@ func TestReader(t *testing.T) {
 		{"lines", strings.NewReader("a\nb\r\n"), []string{"a", "b"}, io.EOF, 2},
 		{"empty lines count as position, not as lines", strings.NewReader("\na\n\n"), []string{"a"}, io.EOF, 3},
 		{"last line without a break", strings.NewReader("a\n{}"), []string{"a", "{}"}, io.EOF, 2},
-		{"last line torn", strings.NewReader("a\n{"), []string{"a"}, io.EOF, 1},
+		{"last line torn", strings.NewReader("a\n{"), []string{"a"}, line.ErrTruncated, 1},
+		{"last line torn in a string", strings.NewReader("a\n{\"b\":\"c}"), []string{"a"}, line.ErrTruncated, 1},
+		{"last line torn after a string", strings.NewReader("a\n\"b\"c"), []string{"a"}, line.ErrTruncated, 1},
+		{"last line whole, but not strict JSON", strings.NewReader("a\n{\"b\":NaN}"), []string{"a", "{\"b\":NaN}"}, io.EOF, 2},
+		{"a byte order mark before the only line", strings.NewReader("\ufeff{\"b\":NaN}"), []string{"\ufeff{\"b\":NaN}"}, io.EOF, 1},
 		{"broken off", io.MultiReader(strings.NewReader("a\n{}"), iotest.ErrReader(torn)), []string{"a"}, torn, 1},
 		{"longer than the buffer", strings.NewReader(long + "\nb\n"), []string{long, "b"}, io.EOF, 2},
 		{"over the limit", strings.NewReader(strings.Repeat("y", 500_000) + "\nb\n"), []string{"too long", "b"}, io.EOF, 2},
@@ -222,11 +243,41 @@ func TestReader(t *testing.T) {
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
+			if whole := errors.Is(err, io.EOF); whole && r.Offset() != tt.src.(interface{ Size() int64 }).Size() {
+				t.Errorf("Offset = %d at the end", r.Offset())
+			}
 			if !errors.Is(err, tt.err) || r.Lines() != tt.lines {
 				t.Errorf("ended with %v after %d lines, want %v after %d", err, r.Lines(), tt.err, tt.lines)
 			}
 		})
 	}
+}
+
+// A line that never ends must not keep the reader busy for ever, and must not be
+// held in memory.
+func TestReaderEndlessLine(t *testing.T) {
+	const limit = 100_000
+	src := &io.LimitedReader{R: zeros{}, N: 1 << 30}
+	r := line.NewReader(io.MultiReader(strings.NewReader("{}\n"), src), limit)
+	if text, err := r.Next(); string(text) != "{}" || err != nil {
+		t.Fatalf("%q, %v", text, err)
+	}
+	if _, err := r.Next(); !errors.Is(err, line.ErrEndless) {
+		t.Errorf("error %v, want ErrEndless", err)
+	}
+	if got := 1<<30 - src.N; got > 10*limit {
+		t.Errorf("%d bytes were read", got)
+	}
+	if r.Lines() != 1 || r.Offset() != 3 || len(r.Rest()) > limit {
+		t.Errorf("%d lines, offset %d, rest of %d bytes", r.Lines(), r.Offset(), len(r.Rest()))
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) {
+	clear(b)
+	return len(b), nil
 }
 
 // What Append writes, any JSON reader must read as the same four values.
@@ -263,6 +314,8 @@ func FuzzAppend(f *testing.F) {
 // Whatever a provider sends, reading ends, and every result has an id.
 func FuzzRead(f *testing.F) {
 	f.Add([]byte(`{"custom_id":"a","response":{"status_code":200,"body":{}}}` + "\n\n{\n"))
+	f.Add([]byte("\ufeff{\"custom_id\":\"a\",\"response\":{\"status_code\":200,\"body\":{\"x\":\"\t\",\"y\":-Infinity}}}"))
+	f.Add([]byte(`{"custom_id":"a","response":{"status_code":200,"body":"\$"},"error":{"message":"half`))
 	f.Add([]byte(`{"custom_id":"a","error":{"message":"{\"type\":\"T\",\"details\":{\"status\":500,\"body\":[]}}"}}` + "\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r := line.NewReader(bytes.NewReader(text), 1<<20)
@@ -275,6 +328,9 @@ func FuzzRead(f *testing.F) {
 			if err == nil && (result.ID == "" || result.Status != 0 && (result.Status < 200 || result.Status > 599)) {
 				t.Errorf("Parse(%q) = %+v", b, result)
 			}
+		}
+		if r.Offset() > int64(len(text)) || r.Offset() > 0 && r.Offset() < int64(len(text)) && text[r.Offset()-1] != '\n' {
+			t.Errorf("Offset %d of %d bytes", r.Offset(), len(text))
 		}
 		if r.Lines() > bytes.Count(text, []byte("\n"))+1 {
 			t.Errorf("%d lines in %q", r.Lines(), text)

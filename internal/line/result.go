@@ -3,6 +3,7 @@ package line
 import (
 	"bytes"
 	"errors"
+	"net/http"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -10,35 +11,54 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// A Result is one line of an output or error file. It shares no memory with
-// the line it was read from.
+// A Result is a line of an output or error file. A Result shares no memory with
+// the bytes of the line.
 type Result struct {
 	ID        string // custom_id
-	Status    int    // the line's own HTTP status; 0: the line got no HTTP answer
-	RequestID string // the provider's id of the request, where it says one
+	Status    int    // the HTTP status of the line; 0: the line has no HTTP answer
+	RequestID string // the provider's id of the request; empty: none
 	Body      []byte // the answer's body, byte for byte; nil without one
-	Text      bool   // the body was no JSON: the file carried it as a string
-	Code      string // without an HTTP answer: why, in the provider's words
+	Text      bool   // the body was not JSON: the file carried the body as a string
+	Code      string // without an HTTP answer: the provider's reason
 	Message   string
+
+	// Malformed says that the line is not strict JSON. Body holds the unchanged
+	// bytes of the line, or nothing if the end of the body is not certain.
+	Malformed bool
 }
 
 // Answered reports whether the line holds an HTTP answer that can be passed on.
-// A success without a body is none.
+// A success without a body cannot.
 func (r *Result) Answered() bool {
 	return r.Status >= 300 || r.Status > 0 && len(r.Body) > 0
 }
 
-// ErrMalformed is what Parse returns for a line that is no JSON object with a
-// custom_id. Such a line costs nobody but itself.
+// Transient reports whether the same request may get another answer: the provider
+// was overloaded or had a fault. A 429 for an exhausted quota is not transient.
+func (r *Result) Transient() bool {
+	switch r.Status {
+	case http.StatusRequestTimeout:
+		return true
+	case http.StatusTooManyRequests:
+		return !bytes.Contains(r.Body, []byte("insufficient_quota"))
+	case http.StatusNotImplemented:
+		return false
+	}
+	return r.Status >= 500
+}
+
+// ErrMalformed is the error of Parse for a line without a readable custom_id.
 var ErrMalformed = errors.New("not a result line")
 
-// Parse reads one line of an output or error file, in any of the shapes that
-// providers write: an HTTP answer under "response" (OpenAI, in either file),
-// one serialized into the text of "error.message" (Doubleword), or no answer
-// at all, with the reason under "error".
+// Parse reads a line of an output or error file, in any of the shapes that
+// providers write: an HTTP answer under "response" (OpenAI, in either file), an
+// HTTP answer serialized into the text of "error.message" (Doubleword), or no
+// answer at all, with the reason under "error". Parse reads as much as it can of a
+// line that is not strict JSON, and marks the Result as Malformed.
 func Parse(b []byte) (Result, error) {
+	b = trimBOM(b)
 	if !Valid(b) {
-		return Result{}, ErrMalformed
+		return parseLenient(b)
 	}
 	var id, response, failure gjson.Result
 	gjson.Parse(view(b)).ForEach(func(key, value gjson.Result) bool {
@@ -65,12 +85,12 @@ func Parse(b []byte) (Result, error) {
 	return r, nil
 }
 
-// view is b as a string without a copy. What is kept of it must be copied,
+// view is b as a string without a copy. The caller copies the parts to keep,
 // since b is the reader's buffer.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// readResponse reads {"status_code", "request_id", "body"}. A response without
-// a usable status is none: what went wrong stands under "error" then.
+// readResponse reads {"status_code", "request_id", "body"}. A response without a
+// usable status does not count: the member "error" holds the reason then.
 func (r *Result) readResponse(response gjson.Result) {
 	response.ForEach(func(key, value gjson.Result) bool {
 		switch key.Str {
@@ -85,19 +105,27 @@ func (r *Result) readResponse(response gjson.Result) {
 	})
 }
 
-// setBody keeps the body as it stands in the file. A provider whose model
-// answered no JSON stores the text as a JSON string; the caller gets the text.
+// setBody keeps the unchanged bytes of the body. If a model did not answer JSON,
+// the provider stores the text as a JSON string, and the caller gets the text. Some
+// providers store JSON as a JSON string, too.
 func (r *Result) setBody(body gjson.Result) {
 	switch body.Type {
 	case gjson.Null:
 	case gjson.String:
-		r.Body, r.Text = []byte(body.String()), true
+		r.Body = []byte(body.String())
+		r.Text = !isContainer(r.Body)
 	default:
 		r.Body = []byte(body.Raw)
 	}
 }
 
-// readError reads "error", whatever its shape.
+// isContainer reports whether b is a JSON object or array.
+func isContainer(b []byte) bool {
+	trimmed := bytes.TrimSpace(b)
+	return len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[') && Valid(trimmed)
+}
+
+// readError reads "error" in any shape.
 func (r *Result) readError(failure gjson.Result) {
 	if !failure.IsObject() {
 		r.Message = strings.Clone(failure.String())
@@ -108,9 +136,9 @@ func (r *Result) readError(failure gjson.Result) {
 	r.readSerialized()
 }
 
-// readSerialized reads Doubleword's error message, which is itself JSON:
-// {"type": …, "details": {"status", "body"} or {"error"}}. An HTTP status in
-// it is the line's own; anything else gives the reason a code.
+// readSerialized reads Doubleword's error message, a JSON text: {"type": …,
+// "details": {"status", "body"} or {"error"}}. An HTTP status in the message is the
+// status of the line. Otherwise the type is the code of the reason.
 func (r *Result) readSerialized() {
 	if len(r.Message) == 0 || r.Message[0] != '{' || !Valid([]byte(r.Message)) {
 		return
@@ -129,28 +157,11 @@ func (r *Result) readSerialized() {
 	r.Code, r.Message = kind.String(), details.Get("error").String()
 }
 
-// httpStatus is the final HTTP status that v holds as a number or in digits,
-// or 0.
+// httpStatus is the final HTTP status in v, a number or a string of digits, or 0.
 func httpStatus(v gjson.Result) int {
 	status, err := strconv.Atoi(v.String())
 	if err != nil || status < 200 || status > 599 {
 		return 0
 	}
 	return status
-}
-
-// OneLine returns body, valid JSON, without raw line breaks, and body itself
-// where there are none. In valid JSON they stand only between tokens, so the
-// value stays the same, token for token.
-func OneLine(body []byte) []byte {
-	if bytes.IndexByte(body, '\n') < 0 && bytes.IndexByte(body, '\r') < 0 {
-		return body
-	}
-	out := make([]byte, 0, len(body))
-	for _, c := range body {
-		if c != '\n' && c != '\r' {
-			out = append(out, c)
-		}
-	}
-	return out
 }

@@ -1,6 +1,15 @@
 //go:build unix
 
-// Package pgtest starts PostgreSQL servers for tests.
+// Package pgtest starts PostgreSQL servers for tests and benchmarks.
+//
+// A test calls Run, which also stops the server at the end of the test. A program
+// without a testing.TB, such as a TestMain, calls Start and Stop. NewDatabase
+// creates a database on the server and returns the URL. Down and Up simulate a
+// crash and the restart of the server.
+//
+// The installed PostgreSQL is used: initdb from PATH, else the last by name
+// below /usr/lib/postgresql. A root user needs the user "postgres" on the machine,
+// because PostgreSQL refuses to run as root.
 package pgtest
 
 import (
@@ -20,23 +29,25 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrNone is returned by Start where PostgreSQL is not installed.
-var ErrNone = errors.New("there is no initdb: install PostgreSQL to run this test")
+// ErrNotInstalled is the error of Start if PostgreSQL is not installed.
+var ErrNotInstalled = errors.New("initdb not found: install PostgreSQL to run this test")
 
-// A Server listens on a socket in a folder of its own, and nowhere else. It is
-// safe for concurrent use.
+// A Server is a PostgreSQL server with a temporary data directory. The server
+// listens only on a Unix socket in that directory. NewDatabase may be called
+// concurrently; the other methods must not be called concurrently.
 type Server struct {
 	bin, dir  string
 	databases atomic.Int64
 }
 
-// Run starts a server that ends with the test. Without PostgreSQL the test is
-// skipped, or fails where the environment says AUTOBATCHER_POSTGRES=required.
+// Run starts a server and stops the server at the end of the test. If PostgreSQL
+// is not installed, Run skips the test; with AUTOBATCHER_POSTGRES=required in the
+// environment, Run fails the test instead.
 func Run(t testing.TB) *Server {
 	t.Helper()
 	s, err := Start()
 	switch {
-	case errors.Is(err, ErrNone) && os.Getenv("AUTOBATCHER_POSTGRES") != "required":
+	case errors.Is(err, ErrNotInstalled) && os.Getenv("AUTOBATCHER_POSTGRES") != "required":
 		t.Skip(err)
 	case err != nil:
 		t.Fatal(err)
@@ -49,11 +60,12 @@ func Run(t testing.TB) *Server {
 	return s
 }
 
-// Start starts a server. It keeps fsync on: benchmarks measure what users get.
+// Start starts a server. fsync stays on, so that benchmarks measure the speed of a
+// durable database. The caller must call Stop.
 func Start() (*Server, error) {
-	bin := programs()
+	bin := findBinDir()
 	if bin == "" {
-		return nil, ErrNone
+		return nil, ErrNotInstalled
 	}
 	dir, err := os.MkdirTemp("", "autobatcher-postgres-")
 	if err != nil {
@@ -74,21 +86,21 @@ func (s *Server) start() error {
 	return s.Up()
 }
 
-// Up starts a server that is down.
+// Up starts the server after Down.
 func (s *Server) Up() error {
 	options := "-c listen_addresses='' -c max_connections=200 -k " + s.dir
 	return s.run("pg_ctl", "start", "--wait", "--pgdata", s.data(), "--log", filepath.Join(s.dir, "log"), "--options", options)
 }
 
-// Down ends the server at once, as a crash does. It keeps what it has.
+// Down stops the server immediately, like a crash, and keeps the data.
 func (s *Server) Down() error {
 	return s.run("pg_ctl", "stop", "--wait", "--mode", "immediate", "--pgdata", s.data())
 }
 
-// Stop ends the server and removes all it kept.
+// Stop stops the server and removes the data.
 func (s *Server) Stop() error { return errors.Join(s.Down(), os.RemoveAll(s.dir)) }
 
-// NewDatabase makes an empty database and returns its URL.
+// NewDatabase creates an empty database and returns the URL of the database.
 func (s *Server) NewDatabase(ctx context.Context) (string, error) {
 	conn, err := pgx.Connect(ctx, s.url("postgres"))
 	if err != nil {
@@ -108,14 +120,15 @@ func (s *Server) url(database string) string {
 
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
-// programs finds the folder that initdb and pg_ctl are in.
-func programs() string {
+// findBinDir returns the directory of initdb and pg_ctl, or "" if PostgreSQL is not
+// installed.
+func findBinDir() string {
 	if path, err := exec.LookPath("initdb"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil && exists(filepath.Join(filepath.Dir(path), "pg_ctl")) {
 			return filepath.Dir(path)
 		}
 	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // where Debian has it
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb") // on Debian
 	if len(found) == 0 {
 		return ""
 	}
@@ -127,13 +140,13 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// run runs one of the server's programs as the user whose the server is:
+// run runs initdb or pg_ctl. As root, run uses the user "postgres", because
 // PostgreSQL refuses to run as root.
 func (s *Server) run(program string, args ...string) error {
 	cmd := exec.Command(filepath.Join(s.bin, program), args...)
 	cmd.Dir = s.dir
 	if os.Getuid() == 0 {
-		uid, gid, err := owner()
+		uid, gid, err := postgresUser()
 		if err != nil {
 			return err
 		}
@@ -142,7 +155,8 @@ func (s *Server) run(program string, args ...string) error {
 		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
 	}
-	// Not a pipe: the server inherits it and would keep it open.
+	// The output goes to a file. The server inherits the output of pg_ctl and would
+	// keep a pipe open, so that cmd.Run would not return.
 	out, err := os.CreateTemp("", "autobatcher-postgres-out-")
 	if err != nil {
 		return err
@@ -151,13 +165,13 @@ func (s *Server) run(program string, args ...string) error {
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Run(); err != nil {
-		said, _ := os.ReadFile(out.Name())
-		return fmt.Errorf("%s: %w\n%s", program, err, said)
+		output, _ := os.ReadFile(out.Name())
+		return fmt.Errorf("%s: %w\n%s", program, err, output)
 	}
 	return nil
 }
 
-func owner() (uid, gid int, err error) {
+func postgresUser() (uid, gid int, err error) {
 	u, err := user.Lookup("postgres")
 	if err != nil {
 		return 0, 0, err

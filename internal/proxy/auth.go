@@ -5,55 +5,89 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"net/http"
+	"strconv"
 	"strings"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
 )
 
-// A keyring holds the keys that are let in, as hashes: those are of equal
-// length, so that a comparison takes the same time whatever is wrong.
+// A keyring holds the accepted client keys as hashes. All hashes have the same
+// length, so the time of a comparison depends neither on the length of a wrong
+// key nor on the position of the first wrong byte.
 type keyring []clientKey
 
 type clientKey struct {
 	key    [sha256.Size]byte // hash of the key
-	cookie [sha256.Size]byte // hash of the cookie that a browser has for it
+	cookie [sha256.Size]byte // hash of the cookie value for the key
+	caller caller.Caller     // who sends the key
 }
 
 func newKeyring(keys []string) keyring {
 	var ring keyring
-	for _, key := range keys {
-		ring = append(ring, clientKey{key: sha256.Sum256([]byte(key)), cookie: sha256.Sum256([]byte(cookieFor(key)))})
+	for i, key := range keys {
+		k := clientKey{key: sha256.Sum256([]byte(key)), cookie: sha256.Sum256([]byte(cookieValue(key)))}
+		id := hex.EncodeToString(k.key[:])
+		// The name is a number: a hash could be used to guess a weak key.
+		k.caller = caller.Caller{ID: id, Name: "key " + strconv.Itoa(i+1), Budget: id}
+		ring = append(ring, k)
 	}
 	return ring
 }
 
-// has reports whether key is one of the ring's.
-func (ring keyring) has(key string) bool {
+// contains reports whether key is an accepted client key.
+func (ring keyring) contains(key string) bool { return ring.find(key) >= 0 }
+
+// find returns the index of an accepted client key, or -1.
+func (ring keyring) find(key string) int {
 	sum := sha256.Sum256([]byte(key))
-	found := 0
+	found := -1
 	for i := range ring {
-		found |= subtle.ConstantTimeCompare(sum[:], ring[i].key[:])
+		found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], ring[i].key[:]), i, found)
 	}
-	return found == 1 && key != ""
+	if key == "" {
+		return -1
+	}
+	return found
 }
 
-// hasCookie reports whether value is the cookie for one of the ring's keys.
-func (ring keyring) hasCookie(value string) bool {
+// callerOf returns the caller for the Transport. key is the index of the caller's
+// client key, or -1. Each client key, and each forwarded credential, has a budget of
+// escalations of its own.
+func (p *Proxy) callerOf(key int, credential string) *caller.Caller {
+	if p.opts.ForwardKey {
+		p.opts.Secrets.AddCaller(credential)
+	}
+	switch {
+	case key >= 0:
+		return &p.keys[key].caller
+	case p.opts.ForwardKey:
+		sum := sha256.Sum256([]byte(credential))
+		return &caller.Caller{Budget: string(sum[:]), BatchOnly: p.opts.RefuseClientHeaders}
+	}
+	return &p.anyone
+}
+
+// findCookie returns the index of the client key that a cookie value was made of, or
+// -1.
+func (ring keyring) findCookie(value string) int {
 	sum := sha256.Sum256([]byte(value))
-	found := 0
+	found := -1
 	for i := range ring {
-		found |= subtle.ConstantTimeCompare(sum[:], ring[i].cookie[:])
+		found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], ring[i].cookie[:]), i, found)
 	}
-	return found == 1
+	return found
 }
 
-// credentialOf is the key that a request came with, or "".
+// credentialOf returns the caller's key: the bearer token, else the value of
+// the Api-Key header, else "".
 func credentialOf(h http.Header) string {
-	if token, ok := bearer(h.Get("Authorization")); ok {
+	if token, ok := bearerToken(h.Get("Authorization")); ok {
 		return token
 	}
 	return h.Get("Api-Key")
 }
 
-func bearer(value string) (token string, ok bool) {
+func bearerToken(value string) (token string, ok bool) {
 	const scheme = "Bearer "
 	if len(value) > len(scheme) && strings.EqualFold(value[:len(scheme)], scheme) {
 		return strings.TrimSpace(value[len(scheme):]), true
@@ -61,42 +95,54 @@ func bearer(value string) (token string, ok bool) {
 	return "", false
 }
 
-// cookieName is the cookie that carries a browser from the page's address, with
-// ?key=…, to what the page loads.
+// cookieName is the name of the cookie that authenticates a browser's requests
+// for the files of the page, after the browser opened the page with ?key=….
 const cookieName = "autobatcher"
 
-// guarded serves the page or the metrics to those who may see them.
-func (p *Proxy) guarded(a *answer, r *http.Request, h http.Handler) {
+// serveProtected serves the page or the metrics to authenticated clients. h may
+// be nil: then the response is 404.
+func (p *Proxy) serveProtected(rw *responseWriter, r *http.Request, h http.Handler) {
 	switch {
-	case !p.keys.admitsBrowser(a, r):
-		a.Header()["Www-Authenticate"] = []string{`Basic realm="autobatcher", charset="UTF-8"`}
-		a.refuse(failKey)
+	case !p.acceptsPage():
+		rw.writeFailure(failClosedPage)
+	case !p.pageKeys.allowsBrowser(rw, r):
+		rw.Header()["Www-Authenticate"] = []string{`Basic realm="autobatcher", charset="UTF-8"`}
+		rw.writeFailure(failInvalidPageKey)
 	case h == nil:
-		a.refuse(failNotFound)
+		rw.writeFailure(failNotFound)
 	default:
-		h.ServeHTTP(a, r)
+		h.ServeHTTP(rw, r)
 	}
 }
 
-// admitsBrowser is has for a request that a browser may have sent, which cannot
-// be told to send a header.
-func (ring keyring) admitsBrowser(a *answer, r *http.Request) bool {
-	if len(ring) == 0 || ring.has(credentialOf(r.Header)) {
-		return true
+// allowsBrowser reports whether r is authenticated, and sets the cookie if r has
+// ?key=…. In contrast to API clients, a browser cannot be configured to send a
+// key in a header, so allowsBrowser also accepts the key as the password of HTTP
+// Basic, in the query, and as the cookie.
+func (ring keyring) allowsBrowser(rw *responseWriter, r *http.Request) bool {
+	if key := r.URL.Query().Get("key"); ring.contains(key) {
+		http.SetCookie(rw, &http.Cookie{Name: cookieName, Value: cookieValue(key), Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode})
 	}
-	if _, password, ok := r.BasicAuth(); ok && ring.has(password) {
-		return true
-	}
-	if key := r.URL.Query().Get("key"); ring.has(key) {
-		http.SetCookie(a, &http.Cookie{Name: cookieName, Value: cookieFor(key), Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode})
-		return true
-	}
-	cookie, err := r.Cookie(cookieName)
-	return err == nil && ring.hasCookie(cookie.Value)
+	return len(ring) == 0 || ring.ofBrowser(r) >= 0
 }
 
-// cookieFor says that a browser knew the key, without saying the key.
-func cookieFor(key string) string {
+// ofBrowser returns the index of the key that authenticates a browser, or -1.
+func (ring keyring) ofBrowser(r *http.Request) int {
+	_, password, _ := r.BasicAuth()
+	for _, key := range []string{credentialOf(r.Header), password, r.URL.Query().Get("key")} {
+		if i := ring.find(key); i >= 0 {
+			return i
+		}
+	}
+	if cookie, err := r.Cookie(cookieName); err == nil {
+		return ring.findCookie(cookie.Value)
+	}
+	return -1
+}
+
+// cookieValue derives a cookie value from a key. The key cannot be computed from
+// the value.
+func cookieValue(key string) string {
 	sum := sha256.Sum256([]byte("cookie " + key))
 	return hex.EncodeToString(sum[:])
 }

@@ -25,17 +25,19 @@ import (
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-// serverEnv makes a process of the test binary a server to be measured: "bare",
-// "proxy" for the proxy without a Transport behind it, or the URL of the Batch API that the proxy is to use.
+// serverEnv makes a process of the test binary run a server for a measurement.
+// The value is "bare" for a bare net/http handler, "proxy" for the proxy with a
+// Transport that behaves like the bare handler, or the URL of a Batch API for the
+// proxy with an autobatcher.Transport.
 const serverEnv = "AUTOBATCHER_BENCH_SERVER"
 
 // callsEnv lists how many calls BenchmarkHeld holds: "http1:5000,http1:15000,h2c:100000".
-// Over HTTP/1.1 each call needs a file descriptor here and there: ulimit -n.
+// Over HTTP/1.1 each call needs a file descriptor in both processes: see ulimit -n.
 const callsEnv = "AUTOBATCHER_BENCH_CALLS"
 
 func TestMain(m *testing.M) {
 	if kind := os.Getenv(serverEnv); kind != "" {
-		if err := benchServer(kind); err != nil {
+		if err := runBenchServer(kind); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -44,27 +46,27 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// usage is what a server has taken so far.
+// usage is the resource usage of a server process so far.
 type usage struct {
 	Held int64
 	CPU  time.Duration
 	RSS  int64 // bytes
 }
 
-// benchServer serves until stdin ends. It first prints its address, and for
-// each line on stdin its usage; the line "release" also lets the bare server's
-// calls go.
-func benchServer(kind string) error {
+// runBenchServer serves until stdin ends. The server prints the address first, and
+// the usage for each line on stdin. The line "release" also makes the bare handler
+// respond to all calls.
+func runBenchServer(kind string) error {
 	var held atomic.Int64
 	release := make(chan struct{})
-	handler, err := bareHandler(&held, release), error(nil)
+	handler, err := newBareHandler(&held, release), error(nil)
 	count := held.Load
 	switch kind {
 	case "bare":
 	case "proxy":
-		handler, err = proxyAlone(handler)
+		handler, err = newProxyOverBare(handler)
 	default:
-		handler, count, err = ourHandler(kind)
+		handler, count, err = newFullHandler(kind)
 	}
 	if err != nil {
 		return err
@@ -80,7 +82,7 @@ func benchServer(kind string) error {
 		if lines.Text() == "release" {
 			close(release)
 		}
-		line, err := json.Marshal(measure(count()))
+		line, err := json.Marshal(currentUsage(count()))
 		if err != nil {
 			return err
 		}
@@ -89,15 +91,15 @@ func benchServer(kind string) error {
 	return nil
 }
 
-// bareHandler is the least that can hold a call: it reads the body, waits, and
-// echoes it.
-func bareHandler(held *atomic.Int64, release <-chan struct{}) http.Handler {
+// newBareHandler returns the simplest handler that holds a call: the handler reads
+// the body, waits, and sends the body back.
+func newBareHandler(held *atomic.Int64, release <-chan struct{}) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body := make([]byte, r.ContentLength)
 		if _, err := io.ReadFull(r.Body, body); err != nil {
 			panic(http.ErrAbortHandler)
 		}
-		_, _ = io.Copy(io.Discard, r.Body) // so that net/http looks out for the caller's end
+		_, _ = io.Copy(io.Discard, r.Body) // net/http detects a disconnect only after the end of the body
 		held.Add(1)
 		select {
 		case <-release:
@@ -109,8 +111,9 @@ func bareHandler(held *atomic.Int64, release <-chan struct{}) http.Handler {
 	})
 }
 
-// proxyAlone is the proxy on a Transport that does what the bare handler does.
-func proxyAlone(bare http.Handler) (http.Handler, error) {
+// newProxyOverBare returns a proxy with a Transport that behaves like the bare
+// handler.
+func newProxyOverBare(bare http.Handler) (http.Handler, error) {
 	return proxy.New(proxy.Options{
 		Upstream: &url.URL{Scheme: "http", Host: "upstream.test"}, APIKey: "k",
 		Transport: transport(func(r *http.Request) (*http.Response, error) {
@@ -130,7 +133,7 @@ func (w *bareWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func ourHandler(upstream string) (http.Handler, func() int64, error) {
+func newFullHandler(upstream string) (http.Handler, func() int64, error) {
 	tr, err := autobatcher.New(autobatcher.Options{BatchWindow: time.Minute})
 	if err != nil {
 		return nil, nil, err
@@ -143,7 +146,7 @@ func ourHandler(upstream string) (http.Handler, func() int64, error) {
 	return p, func() int64 { return int64(tr.Stats().Running) }, err
 }
 
-func measure(held int64) usage {
+func currentUsage(held int64) usage {
 	var r syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)
 	u := usage{Held: held, CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano())}
@@ -157,17 +160,17 @@ func measure(held int64) usage {
 	return u
 }
 
-// A measured server runs in a process of its own.
-type measured struct {
+// A benchProcess is a server in a separate process.
+type benchProcess struct {
 	address string
 	cmd     *exec.Cmd
 	in      io.WriteCloser
 	out     *bufio.Reader
 }
 
-func startMeasured(b *testing.B, kind string) *measured {
+func startBenchProcess(b *testing.B, kind string) *benchProcess {
 	b.Helper()
-	m := &measured{cmd: exec.Command(os.Args[0])}
+	m := &benchProcess{cmd: exec.Command(os.Args[0])}
 	m.cmd.Env = append(os.Environ(), serverEnv+"="+kind)
 	m.cmd.Stderr = os.Stderr
 	var err error
@@ -190,8 +193,8 @@ func startMeasured(b *testing.B, kind string) *measured {
 	return m
 }
 
-// ask sends a command and returns the server's usage.
-func (m *measured) ask(b *testing.B, command string) usage {
+// ask sends a command to the server and returns the usage.
+func (m *benchProcess) ask(b *testing.B, command string) usage {
 	b.Helper()
 	fmt.Fprintln(m.in, command)
 	line, err := m.out.ReadBytes('\n')
@@ -205,15 +208,16 @@ func (m *measured) ask(b *testing.B, command string) usage {
 	return u
 }
 
-func (m *measured) stop() {
+func (m *benchProcess) stop() {
 	m.in.Close()
 	_ = m.cmd.Wait()
 }
 
-// BenchmarkHeld holds calls of 2 KB and then answers them: by the proxy, through
-// batches on a Batch API in this process, and by a bare net/http server that
-// echoes them. Both servers run in processes of their own; the clients are here.
-// It prints CPU and memory for each call, and fails if one is lost or reset.
+// BenchmarkHeld holds calls of 2 KB and then answers the calls, with three servers
+// in separate processes: a bare net/http handler, the proxy alone, and the proxy
+// with an autobatcher.Transport, which uses a Batch API in this process. The
+// clients run in this process. BenchmarkHeld reports CPU and memory per call, and
+// fails if a call gets no response.
 func BenchmarkHeld(b *testing.B) {
 	cases := os.Getenv(callsEnv)
 	if cases == "" {
@@ -231,9 +235,9 @@ func BenchmarkHeld(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				bareCPU, bareMemory := benchOne(b, "bare", calls, hold)
-				proxyCPU, proxyMemory := benchOne(b, "proxy", calls, hold)
-				cpu, memory := benchOne(b, "ours", calls, hold)
+				bareCPU, bareMemory := measureServer(b, "bare", calls, hold)
+				proxyCPU, proxyMemory := measureServer(b, "proxy", calls, hold)
+				cpu, memory := measureServer(b, "full", calls, hold)
 				b.ReportMetric(bareCPU, "bare-µs/call")
 				b.ReportMetric(proxyCPU, "proxy-µs/call")
 				b.ReportMetric(proxyMemory, "proxy-KB/call")
@@ -245,18 +249,18 @@ func BenchmarkHeld(b *testing.B) {
 	}
 }
 
-// benchOne holds the calls on one server, and returns what a call costs it: CPU
-// from the first byte to the last, in µs, and memory while it is held, in KB.
-func benchOne(b *testing.B, kind string, calls int, hold holder) (cpu, memory float64) {
+// measureServer holds calls at a server, and returns the cost of one call to the
+// server: CPU until the response in µs, and memory while the call is held in KB.
+func measureServer(b *testing.B, kind string, calls int, hold holdFunc) (cpu, memory float64) {
 	upstream := batchtest.NewServer(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
 		return batchtest.Outcome{Body: l.Body, Never: true}
 	}})
 	defer upstream.Close()
 	defer http.DefaultTransport.(*http.Transport).CloseIdleConnections()
-	if kind == "ours" {
+	if kind == "full" {
 		kind = upstream.URL
 	}
-	m := startMeasured(b, kind)
+	m := startBenchProcess(b, kind)
 	defer m.stop()
 	idle := m.ask(b, "usage")
 	wait := hold(b, m.address, calls)
@@ -279,19 +283,19 @@ func benchOne(b *testing.B, kind string, calls int, hold holder) (cpu, memory fl
 	return float64((end.CPU - idle.CPU).Microseconds()) / n, float64(held.RSS-idle.RSS) / 1024 / n
 }
 
-// A holder makes calls and returns a function that waits for their answers.
-type holder func(b *testing.B, address string, calls int) (wait func())
+// A holdFunc sends calls and returns a function that waits for the responses.
+type holdFunc func(b *testing.B, address string, calls int) (wait func())
 
-// benchBody is the body of call i: a chat call of 2 KB.
+// benchBody returns the body of call i, a chat call of 2 KB.
 func benchBody(i int) []byte {
 	return fmt.Appendf(nil, `{"model":"m","messages":[{"role":"user","content":"call %08d %s"}]}`, i, strings.Repeat("lorem ", 320))
 }
 
-const benchHead = "POST /v1/chat/completions HTTP/1.1\r\nHost: proxy\r\nAuthorization: Bearer dummy\r\nContent-Type: application/json\r\n" +
+const benchHead = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dummy\r\nContent-Type: application/json\r\n" +
 	"Accept: application/json\r\nUser-Agent: OpenAI/Go 3.96.0\r\nX-Stainless-Lang: go\r\nX-Stainless-Os: Linux\r\nX-Stainless-Arch: x64\r\n" +
 	"X-Stainless-Runtime: go\r\nX-Stainless-Runtime-Version: go1.26\r\nX-Stainless-Package-Version: 3.96.0\r\nX-Stainless-Retry-Count: 0\r\n"
 
-// holdHTTP1 makes each call on a connection of its own.
+// holdHTTP1 sends each call on a separate connection.
 func holdHTTP1(b *testing.B, address string, calls int) func() {
 	conns := make([]net.Conn, calls)
 	for i := range conns {
@@ -314,14 +318,14 @@ func holdHTTP1(b *testing.B, address string, calls int) func() {
 	}
 }
 
-// holdH2C makes the calls on a connection for every ten thousand.
+// holdH2C sends ten thousand calls on each connection.
 func holdH2C(b *testing.B, address string, calls int) func() {
 	header, err := http.ReadRequest(bufio.NewReader(strings.NewReader(benchHead + "\r\n")))
 	if err != nil {
 		b.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 256) // how many are on their way at once
+	slots := make(chan struct{}, 256) // limits the calls that are being sent
 	var transports []*http.Transport
 	for i := range calls {
 		if i%10_000 == 0 {
@@ -347,13 +351,13 @@ func holdH2C(b *testing.B, address string, calls int) func() {
 	}
 }
 
-// A sentBody tells when all of it was read.
+// A sentBody calls sent when the whole body was read.
 type sentBody struct {
 	*bytes.Reader
 	sent func()
 }
 
-// Read reads on.
+// Read implements io.Reader.
 func (s *sentBody) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if n > 0 && s.Len() == 0 {
@@ -362,7 +366,7 @@ func (s *sentBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close does nothing: there is nothing to free.
+// Close implements io.Closer. Nothing needs to be released.
 func (s *sentBody) Close() error { return nil }
 
 func checkAnswer(b *testing.B, i int, res *http.Response, err error) {

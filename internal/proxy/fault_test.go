@@ -20,12 +20,12 @@ import (
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-// TestHalfRequest: a caller whose body stops coming is told so, after one minute
-// without a byte of it or at most two.
-func TestHalfRequest(t *testing.T) {
+// TestStalledRequestBody checks that a stalled request body gets 408 within two
+// minutes: the stall is detected after one to two intervals of a minute.
+func TestStalledRequestBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		conn := dialRaw(t, newProxy(t, proxy.Options{}))
+		start := time.Now()
+		conn := dial(t, newProxy(t, proxy.Options{}))
 		io.WriteString(conn, "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{\"half")
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
@@ -34,14 +34,14 @@ func TestHalfRequest(t *testing.T) {
 		if code, _ := apiError(t, res); res.StatusCode != http.StatusRequestTimeout || code != "request_body_timeout" {
 			t.Errorf("%s %s", res.Status, code)
 		}
-		if got := time.Since(begun); got > 2*time.Minute+time.Second {
+		if got := time.Since(start); got > 2*time.Minute+time.Second {
 			t.Errorf("after %v", got)
 		}
 	})
 }
 
-// TestSlowRequest: a body that keeps coming may take as long as it likes.
-func TestSlowRequest(t *testing.T) {
+// TestSlowRequestBody checks that a body without long pauses has no time limit.
+func TestSlowRequestBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		body, w := io.Pipe()
 		go func() {
@@ -52,32 +52,33 @@ func TestSlowRequest(t *testing.T) {
 			io.WriteString(w, chatCall)
 			w.Close()
 		}()
-		begun := time.Now()
-		p := newProxy(t, proxy.Options{Transport: after(time.Hour, 200, "application/json", `{}`)})
+		start := time.Now()
+		p := newProxy(t, proxy.Options{Transport: respondAfter(time.Hour, 200, "application/json", `{}`)})
 		res, err := serve(t, p).Post("http://proxy/v1/embeddings", "application/json", body)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, want := time.Since(begun), 34*time.Minute; got != want {
-			t.Errorf("committed after %v, want %v: the grace begins when the body is there", got, want)
+		if got, want := time.Since(start), 34*time.Minute; got != want {
+			t.Errorf("committed after %v, want %v: the grace begins at the end of the body", got, want)
 		}
-		if all(t, res); time.Since(begun) != 90*time.Minute {
-			t.Errorf("answered after %v", time.Since(begun))
+		if readAll(t, res); time.Since(start) != 90*time.Minute {
+			t.Errorf("answered after %v", time.Since(start))
 		}
 	})
 }
 
-// TestBrokenRequests: whatever comes in, the next caller is served.
-func TestBrokenRequests(t *testing.T) {
+// TestMalformedRequests checks that a malformed request does not affect the next
+// call.
+func TestMalformedRequests(t *testing.T) {
 	upstream := batchtest.New(batchtest.Options{})
-	p := serving(t, upstream.Transport(), upstream.URL)
+	p := startOnSocket(t, upstream.Transport(), upstream.URL)
 	for name, raw := range map[string]string{
-		"garbage":         "\x16\x03\x01\x02\x00\x01",
-		"no JSON":         "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\xff\x00{",
-		"empty":           "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
-		"bad chunk":       "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-		"headers without": "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-Long: "+strings.Repeat("x", 1000)+"\r\n", 300) + "\r\n",
-		"ended":           "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n{",
+		"garbage":      "\x16\x03\x01\x02\x00\x01",
+		"no JSON":      "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n\xff\x00{",
+		"empty":        "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+		"bad chunk":    "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+		"large header": "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-Long: "+strings.Repeat("x", 1000)+"\r\n", 300) + "\r\n",
+		"short body":   "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\n{",
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, err := net.Dial("tcp", p)
@@ -91,7 +92,7 @@ func TestBrokenRequests(t *testing.T) {
 			}()
 			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
-				return // hung up on, which is fine
+				return // a closed connection is accepted, too
 			}
 			defer res.Body.Close()
 			if res.StatusCode < 400 || res.StatusCode >= 500 {
@@ -103,13 +104,14 @@ func TestBrokenRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all(t, res); res.StatusCode != 200 {
+	if readAll(t, res); res.StatusCode != 200 {
 		t.Error(res.Status)
 	}
 }
 
-// serving is the address of a proxy on a real Transport on a real socket.
-func serving(t *testing.T, base http.RoundTripper, upstream string) string {
+// startOnSocket starts a proxy with an autobatcher.Transport on a socket, and
+// returns the address.
+func startOnSocket(t *testing.T, base http.RoundTripper, upstream string) string {
 	t.Helper()
 	tr, err := autobatcher.New(autobatcher.Options{Base: base, BatchWindow: 10 * time.Millisecond, PollInterval: 10 * time.Millisecond, AbandonAfter: time.Second})
 	if err != nil {
@@ -126,19 +128,20 @@ func serving(t *testing.T, base http.RoundTripper, upstream string) string {
 	return server.Listener.Addr().String()
 }
 
-// TestOneGigabyte: a caller who sends it is refused, and memory does not follow.
-func TestOneGigabyte(t *testing.T) {
+// TestOneGigabyteBody checks that a body of 1 GiB is refused, and that the proxy
+// does not allocate memory in proportion to the body.
+func TestOneGigabyteBody(t *testing.T) {
 	upstream := batchtest.New(batchtest.Options{})
-	address := serving(t, upstream.Transport(), upstream.URL)
+	address := startOnSocket(t, upstream.Transport(), upstream.URL)
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for _, length := range []int64{1 << 30, -1} {
-		r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/v1/chat/completions", io.LimitReader(zeros{}, 1<<30))
+		r, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+address+"/v1/chat/completions", io.LimitReader(zeroReader{}, 1<<30))
 		r.ContentLength = length
 		r.Header.Set("Expect", "100-continue")
 		res, err := (&http.Transport{ExpectContinueTimeout: time.Second}).RoundTrip(r)
 		if err != nil {
-			continue // the answer may be lost where the rest of the body was not read
+			continue // the response can be lost because the proxy does not read the rest of the body
 		}
 		if apiError(t, res); res.StatusCode != http.StatusRequestEntityTooLarge {
 			t.Errorf("length %d: %s", length, res.Status)
@@ -147,22 +150,23 @@ func TestOneGigabyte(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 20<<20 {
-		t.Errorf("%d MB are left", grown>>20)
+		t.Errorf("%d MB are still in use", grown>>20)
 	}
 	if taken := int64(after.TotalAlloc) - int64(before.TotalAlloc); taken > 2<<30 {
 		t.Errorf("%d MB were allocated", taken>>20)
 	}
 }
 
-// TestCallersVanish: a thousand at once, and nothing of them is left.
-func TestCallersVanish(t *testing.T) {
+// TestThousandClientsDisconnect checks that 1,000 simultaneous disconnects leave
+// neither calls nor goroutines.
+func TestThousandClientsDisconnect(t *testing.T) {
 	const callers = 1000
 	entered := make(chan struct{}, callers)
-	var left sync.WaitGroup
-	left.Add(callers)
+	var ended sync.WaitGroup
+	ended.Add(callers)
 	p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
-		defer left.Done()
-		if err := read(r); err != nil {
+		defer ended.Done()
+		if err := wait(r); err != nil {
 			return nil, err
 		}
 		entered <- struct{}{}
@@ -192,23 +196,23 @@ func TestCallersVanish(t *testing.T) {
 	for _, conn := range conns {
 		conn.Close()
 	}
-	left.Wait()
+	ended.Wait()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	for runtime.NumGoroutine() > before+10 || p.Usage().Waiting > 0 {
 		if ctx.Err() != nil {
 			t.Fatalf("%d goroutines, %d before; %d calls held", runtime.NumGoroutine(), before, p.Usage().Waiting)
 		}
-		time.Sleep(time.Millisecond) // real goroutines end in real time
+		time.Sleep(time.Millisecond) // polling: outside of a synctest bubble, no event marks the end of a goroutine
 	}
 }
 
-// TestUpstreamDownAtStart, and answering HTML: every caller is told, and asked
-// to try again where nothing was submitted.
+// TestUpstreamDownAtStart checks that an upstream which is unreachable or returns
+// HTML leads to 503 with Retry-After, because nothing was submitted.
 func TestUpstreamDownAtStart(t *testing.T) {
 	for name, base := range map[string]transport{
-		"down": failing(0, &net.OpError{Op: "dial", Err: io.EOF}),
-		"HTML": after(0, 502, "text/html", "<html>nginx</html>"),
+		"down": failAfter(0, &net.OpError{Op: "dial", Err: io.EOF}),
+		"HTML": respondAfter(0, 502, "text/html", "<html>nginx</html>"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -226,10 +230,11 @@ func TestUpstreamDownAtStart(t *testing.T) {
 	}
 }
 
-// TestUpstreamDiesMidBatch: the calls are held until it is back.
-func TestUpstreamDiesMidBatch(t *testing.T) {
+// TestUpstreamFailsMidBatch checks that a call is held until the upstream works
+// again.
+func TestUpstreamFailsMidBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, _, upstream := batching(t, slow, proxy.Options{})
+		client, _, upstream := newBatchingProxy(t, slowServer, proxy.Options{})
 		go func() {
 			time.Sleep(5 * time.Minute)
 			for range 10 {
@@ -237,7 +242,7 @@ func TestUpstreamDiesMidBatch(t *testing.T) {
 			}
 		}()
 		res := post(t, client, "/v1/chat/completions", `{"model":"m",`+question+`}`)
-		if body := all(t, res); !strings.Contains(body, "Why?") {
+		if body := readAll(t, res); !strings.Contains(body, "Why?") {
 			t.Errorf("%s %s", res.Status, body)
 		}
 		for key, n := range upstream.Paid() {
@@ -248,11 +253,12 @@ func TestUpstreamDiesMidBatch(t *testing.T) {
 	})
 }
 
-// TestShutdown: calls that are held end with the Transport, as calls to repeat.
+// TestShutdown checks that closing the Transport ends held calls with an error
+// that allows a retry.
 func TestShutdown(t *testing.T) {
 	for _, grace := range []time.Duration{-1, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
-			upstream := batchtest.New(slow)
+			upstream := batchtest.New(slowServer)
 			tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport(), CancelOnClose: true})
 			if err != nil {
 				t.Fatal(err)

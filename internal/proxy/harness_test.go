@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
@@ -12,17 +13,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-// transport is a RoundTripper made of a function, in place of the Transport.
+// transport is a function as an http.RoundTripper, used in place of a Transport.
 type transport func(*http.Request) (*http.Response, error)
 
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// responseTo is a response as a Transport gives it.
+// responseTo returns a response in the form that a Transport returns.
 func responseTo(r *http.Request, status int, contentType, body string) *http.Response {
 	return &http.Response{
 		StatusCode: status, Status: http.StatusText(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -31,10 +35,10 @@ func responseTo(r *http.Request, status int, contentType, body string) *http.Res
 	}
 }
 
-// after answers a call when so much time has passed, having read its body.
-func after(d time.Duration, status int, contentType, body string) transport {
+// respondAfter reads the body of a call and responds after d.
+func respondAfter(d time.Duration, status int, contentType, body string) transport {
 	return func(r *http.Request) (*http.Response, error) {
-		if err := read(r); err != nil {
+		if err := wait(r); err != nil {
 			return nil, err
 		}
 		select {
@@ -46,10 +50,10 @@ func after(d time.Duration, status int, contentType, body string) transport {
 	}
 }
 
-// failing is after for an error.
-func failing(d time.Duration, err error) transport {
+// failAfter reads the body of a call and returns err after d.
+func failAfter(d time.Duration, err error) transport {
 	return func(r *http.Request) (*http.Response, error) {
-		if err := read(r); err != nil {
+		if err := wait(r); err != nil {
 			return nil, err
 		}
 		time.Sleep(d)
@@ -57,17 +61,25 @@ func failing(d time.Duration, err error) transport {
 	}
 }
 
-func read(r *http.Request) error {
+// wait reads the body of a call and reports a call that waits for its batch, as a
+// Transport does.
+func wait(r *http.Request) error {
 	if r.Body == nil {
 		return nil
 	}
 	defer r.Body.Close()
-	_, err := io.Copy(io.Discard, r.Body)
+	body, err := io.ReadAll(r.Body)
+	if waiting := caller.Of(r.Context()).Waiting; err == nil && waiting != nil && r.Header.Get("Autobatcher-Mode") != "realtime" {
+		waiting(caller.Call{
+			Model: gjson.GetBytes(body, "model").String(), Stream: gjson.GetBytes(body, "stream").Bool(),
+			Name: func() (batchID, customID string) { return "batch_1", "custom-1" },
+		})
+	}
 	return err
 }
 
-// instant answers every call at once.
-var instant = after(0, http.StatusOK, "application/json", `{}`)
+// respondNow responds to every call without delay.
+var respondNow = respondAfter(0, http.StatusOK, "application/json", `{}`)
 
 const upstreamURL = "https://upstream.test/base/v1"
 
@@ -80,7 +92,7 @@ func parse(t testing.TB, raw string) *url.URL {
 	return u
 }
 
-// newProxy fills in what a test does not care about.
+// newProxy returns a proxy with defaults for the required options that o lacks.
 func newProxy(t testing.TB, o proxy.Options) *proxy.Proxy {
 	t.Helper()
 	if o.Upstream == nil {
@@ -90,7 +102,10 @@ func newProxy(t testing.TB, o proxy.Options) *proxy.Proxy {
 		o.APIKey = "sk-upstream"
 	}
 	if o.Transport == nil {
-		o.Transport = instant
+		o.Transport = respondNow
+	}
+	if o.AllowHosts == nil {
+		o.AllowHosts = []string{"proxy", "x"} // the names that the tests use
 	}
 	p, err := proxy.New(o)
 	if err != nil {
@@ -99,14 +114,15 @@ func newProxy(t testing.TB, o proxy.Options) *proxy.Proxy {
 	return p
 }
 
-// pipes is a net.Listener without a network, which works in a bubble.
-type pipes struct {
+// pipeListener is a net.Listener for in-process pipes. In contrast to sockets,
+// pipes work in a synctest bubble.
+type pipeListener struct {
 	conns  chan net.Conn
 	once   sync.Once
 	closed chan struct{}
 }
 
-func (p *pipes) Accept() (net.Conn, error) {
+func (p *pipeListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-p.conns:
 		return c, nil
@@ -115,14 +131,14 @@ func (p *pipes) Accept() (net.Conn, error) {
 	}
 }
 
-func (p *pipes) Close() error {
+func (p *pipeListener) Close() error {
 	p.once.Do(func() { close(p.closed) })
 	return nil
 }
 
-func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
+func (p *pipeListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 80} }
 
-func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (p *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	near, far := net.Pipe()
 	select {
 	case p.conns <- far:
@@ -134,11 +150,11 @@ func (p *pipes) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
-// serve serves h as the command does, over pipes, and returns a client for it
-// at http://proxy. Both end with the test.
+// serve starts NewServer(h) on in-process pipes, and returns a client that
+// reaches the server as http://proxy. Server and client end with the test.
 func serve(t testing.TB, h http.Handler) *http.Client {
 	t.Helper()
-	listener := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+	listener := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 	server := proxy.NewServer(h)
 	done := make(chan struct{})
 	go func() {
@@ -154,9 +170,9 @@ func serve(t testing.TB, h http.Handler) *http.Client {
 	return &http.Client{Transport: base}
 }
 
-// batching is a proxy on a real Transport on a batchtest server, for tests in a
-// bubble.
-func batching(t testing.TB, server batchtest.Options, o proxy.Options) (*http.Client, *proxy.Proxy, *batchtest.Server) {
+// newBatchingProxy starts a proxy with an autobatcher.Transport and a batchtest
+// server as the upstream, for tests in a synctest bubble.
+func newBatchingProxy(t testing.TB, server batchtest.Options, o proxy.Options) (*http.Client, *proxy.Proxy, *batchtest.Server) {
 	t.Helper()
 	upstream := batchtest.New(server)
 	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport()})
@@ -169,7 +185,7 @@ func batching(t testing.TB, server batchtest.Options, o proxy.Options) (*http.Cl
 	return serve(t, p), p, upstream
 }
 
-// post sends a call and returns its response, whose body the test closes.
+// post sends a call and returns the response. The test closes the body.
 func post(t testing.TB, client *http.Client, path, body string, header ...string) *http.Response {
 	t.Helper()
 	r, err := http.NewRequest(http.MethodPost, "http://proxy"+path, strings.NewReader(body))
@@ -187,8 +203,8 @@ func post(t testing.TB, client *http.Client, path, body string, header ...string
 	return res
 }
 
-// all reads a response to its end.
-func all(t testing.TB, res *http.Response) string {
+// readAll reads and closes the body of a response.
+func readAll(t testing.TB, res *http.Response) string {
 	t.Helper()
 	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
@@ -198,7 +214,8 @@ func all(t testing.TB, res *http.Response) string {
 	return string(b)
 }
 
-// apiError is the error in a body, which must be in OpenAI's shape.
+// apiError returns the error in the body of a response, which must have
+// OpenAI's error shape.
 func apiError(t testing.TB, res *http.Response) (code, message string) {
 	t.Helper()
 	if got := res.Header.Get("Content-Type"); got != "application/json" {
@@ -210,7 +227,7 @@ func apiError(t testing.TB, res *http.Response) (code, message string) {
 			Code          *string
 		}
 	}
-	raw := all(t, res)
+	raw := readAll(t, res)
 	if err := json.Unmarshal([]byte(raw), &body); err != nil || body.Error == nil || body.Error.Message == "" || body.Error.Type == "" {
 		t.Fatalf("not an error in OpenAI's shape (%v): %s", err, raw)
 	}
@@ -220,8 +237,9 @@ func apiError(t testing.TB, res *http.Response) (code, message string) {
 	return code, body.Error.Message
 }
 
-// dialRaw is a connection to a server of h's, for what no client would send.
-func dialRaw(t testing.TB, h http.Handler) net.Conn {
+// dial returns a raw connection to a server for h, for requests that no HTTP
+// client would send.
+func dial(t testing.TB, h http.Handler) net.Conn {
 	t.Helper()
 	client := serve(t, h)
 	conn, err := client.Transport.(*http.Transport).DialContext(t.Context(), "tcp", "proxy:80")
@@ -230,4 +248,14 @@ func dialRaw(t testing.TB, h http.Handler) net.Conn {
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// readResponse reads a response from a raw connection.
+func readResponse(t testing.TB, conn net.Conn) *http.Response {
+	t.Helper()
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res
 }

@@ -2,188 +2,247 @@ package proxy
 
 import (
 	"bufio"
-	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/gjson"
-	"github.com/tidwall/sjson"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/usage"
 )
 
-// A heldCall is a call on its way through a batch.
+// A heldCall is a call that waits for the result of its batch.
 type heldCall struct {
-	*answer
+	*responseWriter
 	p    *Proxy
-	body *callBody
+	body *requestBody
 
-	mu      sync.Mutex // guards the answer while the call is held: the timer writes to it too
-	timer   *time.Timer
-	every   time.Duration // between heartbeats
-	form    form          // set when 200 is committed
-	over    bool          // no heartbeat from now on
-	chunkID string        // of the chunks that were heartbeats, if any were
-	created int64
+	place queuePlace
+
+	passing atomic.Bool // the call is sent in real time, and counts in Proxy.passing
+
+	result io.Reader // the body of the Transport's response, without credentials
+
+	mu       sync.Mutex // guards responseWriter until stopHeartbeats returns, and the fields below
+	call     caller.Call
+	timer    *time.Timer
+	interval time.Duration // between heartbeats
+	format   heartbeatFormat
+	late     lateStream // the events that were sent before the answer
+	stopped  bool       // no further heartbeat is sent
 }
 
-// hold answers a call when the Transport does, however long that takes.
-func (p *Proxy) hold(a *answer, r *http.Request) {
-	a.tally = &tally{}
+// hold answers a call through the Transport.
+func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
+	rw.usage = &usage.Scanner{}
 	defer p.held.Add(-1)
-	switch held := p.held.Add(1); {
-	case p.opts.MaxQueued > 0 && held > int64(p.opts.MaxQueued):
-		a.refuse(failFull)
+	p.held.Add(1)
+	switch {
+	case p.queue.full(): // before the body is sent; reserveQueue decides
+		p.refusals.WithLabelValues(refusedQueue).Inc()
+		rw.writeFailure(failTooManyCalls)
 		return
 	case r.ContentLength > p.opts.MaxBody:
-		a.refuse(failTooLarge)
+		rw.writeFailure(failTooLarge)
 		return
 	}
-	c := &heldCall{answer: a, p: p}
-	c.body = newCallBody(a, p.opts.MaxBody, c.startBeating)
+	c := &heldCall{responseWriter: rw, p: p, place: queuePlace{limit: &p.queue}}
+	c.body = newRequestBody(rw, &p.memory, p.opts.MaxBody, c.reserveQueue)
+	defer c.endPassThrough()
+	defer c.place.release()
+	defer c.body.release()
 	defer c.body.Close()
-	defer c.stopBeating()
-	res, err := p.opts.Transport.RoundTrip(p.upstream.outgoing(r, c.body))
-	c.stopBeating()
-	c.received, _ = c.body.progress()
+	defer c.stopHeartbeats()
+	ctx, cancel := withCancel(c.withHeld(c.withCaller(r.Context())))
+	defer cancel(nil)
+	res, err := p.opts.Transport.RoundTrip(p.newRequest(r.WithContext(ctx), c.body))
+	c.place.release()
+	c.stopHeartbeats()
+	c.bytesIn, _ = c.body.progress()
 	if err != nil {
 		c.fail(err)
 		return
 	}
+	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
+		p.watchResponse(res) // of a call that was answered in real time
+	}
 	defer res.Body.Close()
+	c.result = c.p.cleanBody(res)
+	c.reportFailure(res)
 	c.respond(res)
 }
 
-// fail ends a call that got no response.
-func (c *heldCall) fail(err error) {
-	f := failureOf(err)
-	_, unread := c.body.progress()
-	switch {
-	case unread != nil: // net/http takes any such error for the caller's end
-		f = bodyFailure(unread)
-	case gone(c.r):
-		panic(http.ErrAbortHandler) // nobody listens
+// withCaller returns the context for the Transport, which says when the call waits.
+// Heartbeats start only then: before, the proxy does not know the heartbeat format,
+// and the client may still be sending.
+func (c *heldCall) withCaller(ctx context.Context) context.Context {
+	known := *c.caller
+	known.Waiting = func(call caller.Call) {
+		c.place.queued()
+		c.startHeartbeats(call)
 	}
-	if c.form != uncommitted {
-		c.failLate(f.object())
-	}
-	c.refuse(f)
+	return caller.With(ctx, known)
 }
 
-// respond sends the Transport's response.
+// reserveQueue runs when the whole body of a call has arrived. The error, if any,
+// ends the call.
+func (c *heldCall) reserveQueue() error {
+	if !c.place.reserve() {
+		return errQueueFull
+	}
+	return nil
+}
+
+// countBodyRefusal counts a request whose body a limit refused.
+func (p *Proxy) countBodyRefusal(err error) {
+	switch {
+	case errors.Is(err, errNoMemory):
+		p.refusals.WithLabelValues(refusedMemory).Inc()
+	case errors.Is(err, errQueueFull):
+		p.refusals.WithLabelValues(refusedQueue).Inc()
+	}
+}
+
+// fail ends a call for which RoundTrip returned an error.
+func (c *heldCall) fail(err error) {
+	f := c.p.transportFailure(err)
+	_, bodyErr := c.body.progress()
+	switch {
+	case bodyErr != nil: // checked first: net/http also cancels the context after a read error
+		f = bodyFailure(bodyErr)
+		c.p.countBodyRefusal(bodyErr)
+	case clientGone(c.r):
+		panic(http.ErrAbortHandler)
+	case c.p.opts.OnFailure != nil:
+		c.p.opts.OnFailure(Failure{Status: f.status, Code: f.code})
+	}
+	if c.committed() {
+		c.abortCommitted(f.object())
+	}
+	c.writeFailure(f)
+}
+
+// respond sends the Transport's response to the client.
 func (c *heldCall) respond(res *http.Response) {
-	if c.form != uncommitted {
-		c.respondLate(res)
+	if c.committed() {
+		c.respondCommitted(res)
 		return
 	}
 	h := c.Header()
 	for name, values := range res.Header {
 		h[name] = values
 	}
-	for _, name := range hopByHop {
+	for _, name := range hopByHopHeaders {
 		delete(h, name)
 	}
+	c.p.cleanHeader(h, res.StatusCode)
 	c.WriteHeader(res.StatusCode)
-	c.copy(res)
+	c.copyBody(res)
 }
 
-// respondLate sends it after 200 was committed, if it fits what was committed.
-func (c *heldCall) respondLate(res *http.Response) {
-	events := strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream")
+// respondCommitted sends the response after 200 was committed. A response that
+// does not match the committed status and content type becomes a failure.
+func (c *heldCall) respondCommitted(res *http.Response) {
+	isStream := strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream")
 	switch {
-	case res.StatusCode >= 300, events != (c.form != newlines), res.Header.Get("Content-Encoding") != "":
-		object := errorObject(res)
-		giveBack(res)
-		c.failLate(object)
-	case c.chunkID != "":
-		c.copyChunks(res)
+	case res.StatusCode >= 300, isStream != (c.format != formatNewline), res.Header.Get("Content-Encoding") != "":
+		object := c.p.errorObject(res, c.result)
+		markUndelivered(res)
+		c.abortCommitted(object)
+	case c.late.id != "":
+		c.copyEvents(res)
 	default:
-		c.copy(res)
+		c.copyBody(res)
+	}
+	for _, name := range lateHeaders {
+		if value := res.Header.Get(name); value != "" {
+			c.Header().Set(http.TrailerPrefix+name, c.p.opts.Secrets.Value(value, false))
+		}
 	}
 }
 
-// giveBack lets the Transport keep an answer that could not be passed on, for
-// the retry that an SDK makes of a call that broke off: a new line would be paid
-// for, and fare no better.
-func giveBack(res *http.Response) {
-	if body, ok := res.Body.(interface{ Keep() }); ok {
-		body.Keep()
+// lateHeaders are sent as trailers behind an answer whose headers were sent before
+// the batch had ended.
+var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Cost"}
+
+// An undeliveredMarker is a response body that can be marked as not delivered.
+type undeliveredMarker interface{ MarkUndelivered() }
+
+// The Transport's bodies must have the method, or paid results would be dropped.
+var _ undeliveredMarker = (*reply.Body)(nil)
+
+// markUndelivered lets the Transport keep a response that the client did not
+// receive. An SDK retries after a broken connection; the retry then gets the
+// kept response, and no second line is paid for.
+func markUndelivered(res *http.Response) {
+	if body, ok := res.Body.(undeliveredMarker); ok {
+		body.MarkUndelivered()
 	}
 }
 
-// copy sends the response's body, at once where it is a stream that is still
-// being made.
-func (c *heldCall) copy(res *http.Response) {
-	var w io.Writer = c.answer
+// copyBody sends the response's body. A body of unknown length may be a stream
+// in progress, so copyBody flushes each piece of such a body.
+func (c *heldCall) copyBody(res *http.Response) {
+	var w io.Writer = c.responseWriter
 	if res.ContentLength < 0 {
-		w = flusher{c.answer}
+		w = flushWriter{c.responseWriter}
 	}
 	buffer := bufferPool.Get().(*[bufferSize]byte)
 	defer bufferPool.Put(buffer)
-	if _, err := io.CopyBuffer(w, res.Body, buffer[:]); err != nil {
-		giveBack(res)
-		panic(http.ErrAbortHandler) // the caller must not take it for all
+	if _, err := io.CopyBuffer(w, c.result, buffer[:]); err != nil {
+		markUndelivered(res)
+		panic(http.ErrAbortHandler) // a clean end would make the partial body look complete
 	}
 }
 
-// A flusher flushes every write.
-type flusher struct{ *answer }
+// A flushWriter flushes after each write.
+type flushWriter struct{ *responseWriter }
 
-// Write writes b and flushes it.
-func (f flusher) Write(b []byte) (int, error) {
-	n, err := f.answer.Write(b)
+// Write writes b and flushes.
+func (f flushWriter) Write(b []byte) (int, error) {
+	n, err := f.responseWriter.Write(b)
 	if err == nil {
 		err = f.FlushError()
 	}
 	return n, err
 }
 
-// copyChunks sends a chat stream under the id of the chunks that were
-// heartbeats: to a reader they are all of one completion.
-func (c *heldCall) copyChunks(res *http.Response) {
-	lines := bufio.NewReaderSize(res.Body, bufferSize)
+// copyEvents sends a stream so that the stream continues the events that were sent
+// before.
+func (c *heldCall) copyEvents(res *http.Response) {
+	events := bufio.NewReaderSize(c.result, bufferSize)
 	for {
-		line, err := lines.ReadBytes('\n')
+		event, err := readEvent(events)
 		last := errors.Is(err, io.EOF)
-		if _, werr := c.Write(c.renamed(line)); werr != nil || err != nil && !last {
-			giveBack(res)
+		if _, werr := c.Write(c.late.continued(event)); werr != nil || err != nil && !last {
+			markUndelivered(res)
 			panic(http.ErrAbortHandler)
 		}
 		if last {
 			return
 		}
-		if lines.Buffered() == 0 {
+		if events.Buffered() == 0 {
 			c.Flush()
 		}
 	}
 }
 
-// renamed is a line of the stream, under the id and time of the heartbeats.
-func (c *heldCall) renamed(line []byte) []byte {
-	data, ok := bytes.CutPrefix(line, []byte("data: {"))
-	if !ok || !gjson.GetBytes(line[len("data: "):], "choices").Exists() {
-		return line
-	}
-	chunk, err := sjson.SetBytes(line[len(line)-len(data)-1:], "id", c.chunkID)
-	if err == nil {
-		chunk, err = sjson.SetBytes(chunk, "created", c.created)
-	}
-	if err != nil {
-		return line
-	}
-	return append([]byte("data: "), chunk...)
-}
-
-// maxErrorBody is how much of an error's body is read, in bytes.
+// maxErrorBody is how many bytes of an error response are read.
 const maxErrorBody = 64 << 10
 
-// errorObject is the error in a response that came too late for its status.
-func errorObject(res *http.Response) []byte {
-	body, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+// errorObject returns the error object of a response whose status cannot be
+// sent any more.
+func (p *Proxy) errorObject(res *http.Response, result io.Reader) []byte {
+	body, _ := io.ReadAll(io.LimitReader(result, maxErrorBody))
 	if object := gjson.GetBytes(body, "error"); object.IsObject() && gjson.ValidBytes(body) {
 		return []byte(object.Raw)
 	}
-	return failure{status: res.StatusCode, code: "upstream_error", message: "the upstream answered " + res.Status}.object()
+	return []byte(p.opts.Secrets.Text(string(upstreamError(res, "").object())))
 }

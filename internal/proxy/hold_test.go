@@ -18,24 +18,24 @@ import (
 )
 
 const (
-	chatCall   = `{"model":"m","messages":[]}`
-	streamCall = `{"model":"m","messages":[],"stream":true}`
-	events     = "text/event-stream; charset=utf-8"
-	oneChunk   = `data: {"id":"chatcmpl-real","object":"chat.completion.chunk","created":7,"model":"m-2026","choices":[{"index":0,"delta":{"content":"hi"}}]}` + "\n\ndata: [DONE]\n\n"
+	chatCall    = `{"model":"m","messages":[]}`
+	streamCall  = `{"model":"m","messages":[],"stream":true}`
+	events      = "text/event-stream; charset=utf-8"
+	chunkStream = `data: {"id":"chatcmpl-real","object":"chat.completion.chunk","created":7,"model":"m-2026","choices":[{"index":0,"delta":{"content":"hi"}}]}` + "\n\ndata: [DONE]\n\n"
 )
 
-// goOpenAI are the headers by which go-openai is known.
-var goOpenAI = []string{"Accept", "text/event-stream", "Cache-Control", "no-cache", "User-Agent", "Go-http-client/1.1"}
+// goOpenAIHeaders are the headers that identify go-openai.
+var goOpenAIHeaders = []string{"Accept", "text/event-stream", "Cache-Control", "no-cache", "User-Agent", "Go-http-client/1.1"}
 
-// arrivals reads a response, and notes what came when since the call was made.
-func arrivals(t *testing.T, begun time.Time, res *http.Response) (got []string, err error) {
+// readTimed reads a response, and returns each piece with the time since start.
+func readTimed(t *testing.T, start time.Time, res *http.Response) (got []string, err error) {
 	t.Helper()
 	defer res.Body.Close()
 	buffer := make([]byte, 1<<20)
 	for {
 		n, err := res.Body.Read(buffer)
 		if n > 0 {
-			got = append(got, time.Since(begun).String()+" "+string(buffer[:n]))
+			got = append(got, time.Since(start).String()+" "+string(buffer[:n]))
 		}
 		if err == io.EOF {
 			return got, nil
@@ -46,7 +46,7 @@ func arrivals(t *testing.T, begun time.Time, res *http.Response) (got []string, 
 	}
 }
 
-// TestHeartbeats: when a held call is committed, and what keeps it alive.
+// TestHeartbeats checks when 200 is committed, and which heartbeats follow.
 func TestHeartbeats(t *testing.T) {
 	const json, answer = "application/json", `{"id":"x"}`
 	for _, test := range []struct {
@@ -61,7 +61,7 @@ func TestHeartbeats(t *testing.T) {
 		want       []string
 	}{
 		{
-			name: "answered in the grace", path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
+			name: "response within the grace", path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
 			takes: 239 * time.Second, committed: 239 * time.Second, want: []string{"3m59s " + answer},
 		},
 		{
@@ -74,17 +74,17 @@ func TestHeartbeats(t *testing.T) {
 			takes: 241 * time.Second, committed: 240 * time.Second, want: []string{"4m0s \n", "4m1s " + answer},
 		},
 		{
-			name: "chat stream", path: "/v1/chat/completions", body: streamCall, kind: events, answer: oneChunk,
+			name: "chat stream", path: "/v1/chat/completions", body: streamCall, kind: events, answer: chunkStream,
 			takes: 256 * time.Second, committed: 240 * time.Second,
-			want: []string{"4m0s : waiting for the batch\n", "4m15s : waiting for the batch\n", "4m16s " + oneChunk},
+			want: []string{"4m0s : waiting for the batch\n", "4m15s : waiting for the batch\n", "4m16s " + chunkStream},
 		},
 		{
-			name: "responses stream", path: "/v1/responses", body: streamCall, kind: events, answer: "event: x\ndata: {}\n\n", header: goOpenAI,
+			name: "responses stream", path: "/v1/responses", body: streamCall, kind: events, answer: "event: x\ndata: {}\n\n", header: goOpenAIHeaders,
 			takes: 241 * time.Second, committed: 240 * time.Second,
 			want: []string{"4m0s : waiting for the batch\n", "4m1s event: x\ndata: {}\n\n"},
 		},
 		{
-			name: "never", o: proxy.Options{Grace: -1}, path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
+			name: "no grace limit", o: proxy.Options{Grace: -1}, path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
 			takes: 24 * time.Hour, committed: 24 * time.Hour, want: []string{"24h0m0s " + answer},
 		},
 		{
@@ -105,7 +105,7 @@ func TestHeartbeats(t *testing.T) {
 			takes: 241 * time.Second, committed: 240 * time.Second, want: []string{"4m0s \n", "4m1s " + answer},
 		},
 		{
-			name: "nonsense timeout", path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
+			name: "invalid timeout", path: "/v1/chat/completions", body: chatCall, kind: json, answer: answer,
 			header: []string{"X-Stainless-Timeout", "NaN", "X-Stainless-Read-Timeout", "-1"},
 			takes:  241 * time.Second, committed: 240 * time.Second, want: []string{"4m0s \n", "4m1s " + answer},
 		},
@@ -116,16 +116,16 @@ func TestHeartbeats(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				test.o.Transport = after(test.takes, 200, test.kind, test.answer)
-				begun := time.Now()
+				test.o.Transport = respondAfter(test.takes, 200, test.kind, test.answer)
+				start := time.Now()
 				res := post(t, serve(t, newProxy(t, test.o)), test.path, test.body, test.header...)
-				if got := time.Since(begun); got != test.committed {
+				if got := time.Since(start); got != test.committed {
 					t.Errorf("committed after %v, want %v", got, test.committed)
 				}
 				if res.StatusCode != 200 || res.Header.Get("Content-Type") != test.kind {
 					t.Errorf("%s %v", res.Status, res.Header)
 				}
-				got, err := arrivals(t, begun, res)
+				got, err := readTimed(t, start, res)
 				if diff := cmp.Diff(test.want, got); diff != "" || err != nil {
 					t.Error(diff, err)
 				}
@@ -134,13 +134,14 @@ func TestHeartbeats(t *testing.T) {
 	}
 }
 
-// TestChunksForGoOpenAI: its heartbeats are chunks, and all chunks have one id.
+// TestChunksForGoOpenAI checks that go-openai gets chunks as heartbeats, and that
+// heartbeats and response chunks have the same id.
 func TestChunksForGoOpenAI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		p := newProxy(t, proxy.Options{Transport: after(256*time.Second, 200, events, oneChunk)})
-		res := post(t, serve(t, p), "/v1/chat/completions", `{"model":"a \"b\"","stream":true}`, goOpenAI...)
-		got, err := arrivals(t, begun, res)
+		start := time.Now()
+		p := newProxy(t, proxy.Options{Transport: respondAfter(256*time.Second, 200, events, chunkStream)})
+		res := post(t, serve(t, p), "/v1/chat/completions", `{"model":"a \"b\"","stream":true}`, goOpenAIHeaders...)
+		got, err := readTimed(t, start, res)
 		if err != nil || len(got) != 3 || got[0][len("4m0s "):] != got[1][len("4m15s "):] {
 			t.Fatalf("%v %q", err, got)
 		}
@@ -150,7 +151,7 @@ func TestChunksForGoOpenAI(t *testing.T) {
 		created, _, _ := strings.Cut(rest, `,`)
 		want := []string{
 			`4m0s data: {"id":"` + id + `","object":"chat.completion.chunk","created":` + created + `,"model":"a \"b\"","choices":[{"index":0,"delta":{},"finish_reason":null}]}` + "\n\n",
-			"4m16s " + strings.NewReplacer("chatcmpl-real", id, `"created":7`, `"created":`+created).Replace(oneChunk),
+			"4m16s " + strings.NewReplacer("chatcmpl-real", id, `"created":7`, `"created":`+created).Replace(chunkStream),
 		}
 		if diff := cmp.Diff(want, []string{got[0], got[2]}); diff != "" || id == "" {
 			t.Error(diff)
@@ -158,44 +159,46 @@ func TestChunksForGoOpenAI(t *testing.T) {
 	})
 }
 
-// TestTwoStreamsHaveTwoIDs: the heartbeats of two calls are of two completions.
-func TestTwoStreamsHaveTwoIDs(t *testing.T) {
+// TestStreamsHaveDistinctIDs checks that the heartbeats of two calls have
+// different completion ids.
+func TestStreamsHaveDistinctIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := serve(t, newProxy(t, proxy.Options{Transport: after(250*time.Second, 200, events, oneChunk)}))
+		client := serve(t, newProxy(t, proxy.Options{Transport: respondAfter(250*time.Second, 200, events, chunkStream)}))
 		bodies := make(chan string)
 		for range 2 {
-			go func() { bodies <- all(t, post(t, client, "/v1/chat/completions", streamCall, goOpenAI...)) }()
+			go func() { bodies <- readAll(t, post(t, client, "/v1/chat/completions", streamCall, goOpenAIHeaders...)) }()
 		}
 		if one, two := <-bodies, <-bodies; one == two {
-			t.Errorf("both are %s", one)
+			t.Errorf("both streams are %s", one)
 		}
 	})
 }
 
-// TestLateFailures: a failure after 200 never ends cleanly, and never is an
-// error's body under 200.
-func TestLateFailures(t *testing.T) {
-	closed := failing(5*time.Minute, autobatcher.ErrClosed)
-	refused := after(5*time.Minute, 400, "application/json", `{"error":{"message":"no such model","type":"invalid_request_error","param":null,"code":"model_not_found"}}`)
-	const sentence = `"message":"no such model"`
+// TestFailuresAfterCommit checks that a failure after the commit breaks the
+// connection, and that an error body never arrives as a JSON response with
+// status 200.
+func TestFailuresAfterCommit(t *testing.T) {
+	closed := failAfter(5*time.Minute, autobatcher.ErrClosed)
+	refused := respondAfter(5*time.Minute, 400, "application/json", `{"error":{"message":"no such model","type":"invalid_request_error","param":null,"code":"model_not_found"}}`)
+	const message = `"message":"no such model"`
 	for _, test := range []struct {
 		name, path, body string
 		header           []string
 		transport        http.RoundTripper
-		want             []string // in what came before the end
+		want             []string // parts of the body before the broken end
 	}{
 		{"JSON", "/v1/chat/completions", chatCall, nil, refused, nil},
 		{"embeddings", "/v1/embeddings", chatCall, nil, refused, nil},
 		{"closed", "/v1/responses", chatCall, nil, closed, nil},
-		{"chat stream", "/v1/chat/completions", streamCall, nil, refused, []string{`data: {"error":{`, sentence}},
-		{"go-openai", "/v1/chat/completions", streamCall, goOpenAI, refused, []string{`"delta":{}`, `data: {"error":{`, sentence}},
-		{"responses stream", "/v1/responses", streamCall, nil, refused, []string{"event: error\n", sentence}},
+		{"chat stream", "/v1/chat/completions", streamCall, nil, refused, []string{`data: {"error":{`, message}},
+		{"go-openai", "/v1/chat/completions", streamCall, goOpenAIHeaders, refused, []string{`"delta":{}`, `data: {"error":{`, message}},
+		{"responses stream", "/v1/responses", streamCall, nil, refused, []string{"event: error\n", message}},
 		{"stream, closed", "/v1/chat/completions", streamCall, nil, closed, []string{`"code":"shutting_down"`}},
-		{"stream, HTML", "/v1/chat/completions", streamCall, nil, after(5*time.Minute, 502, "text/html", "<html>"), []string{`"code":"upstream_error"`}},
-		{"stream, JSON instead", "/v1/chat/completions", streamCall, nil, after(5*time.Minute, 200, "application/json", `{"id":"x"}`), []string{`"error"`}},
-		{"JSON, stream instead", "/v1/chat/completions", chatCall, nil, after(5*time.Minute, 200, events, oneChunk), nil},
+		{"stream, HTML", "/v1/chat/completions", streamCall, nil, respondAfter(5*time.Minute, 502, "text/html", "<html>"), []string{`"code":"upstream_error"`}},
+		{"stream, JSON instead", "/v1/chat/completions", streamCall, nil, respondAfter(5*time.Minute, 200, "application/json", `{"id":"x"}`), []string{`"error"`}},
+		{"JSON, stream instead", "/v1/chat/completions", chatCall, nil, respondAfter(5*time.Minute, 200, events, chunkStream), nil},
 		{"panic", "/v1/chat/completions", chatCall, nil, transport(func(r *http.Request) (*http.Response, error) {
-			_ = read(r)
+			_ = wait(r)
 			time.Sleep(5 * time.Minute)
 			panic("defect")
 		}), nil},
@@ -209,7 +212,7 @@ func TestLateFailures(t *testing.T) {
 				defer res.Body.Close()
 				b, err := io.ReadAll(res.Body)
 				if !errors.Is(err, io.ErrUnexpectedEOF) {
-					t.Errorf("a clean end: %v", err)
+					t.Errorf("the response ended with %v, want io.ErrUnexpectedEOF", err)
 				}
 				body := string(b)
 				for _, want := range test.want {
@@ -225,37 +228,39 @@ func TestLateFailures(t *testing.T) {
 	}
 }
 
-// TestBrokenAnswer: an answer that breaks off is passed on broken.
-func TestBrokenAnswer(t *testing.T) {
+// TestTruncatedResponse checks that a response body with a read error breaks the
+// client's connection.
+func TestTruncatedResponse(t *testing.T) {
 	for _, takes := range []time.Duration{0, 5 * time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
-				res, err := after(takes, 200, "application/json", "")(r)
+				res, err := respondAfter(takes, 200, "application/json", "")(r)
 				if err == nil {
 					res.ContentLength = -1
-					res.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"half":`), broken{}))
+					res.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"half":`), failingReader{}))
 				}
 				return res, err
 			})})
 			res := post(t, serve(t, p), "/v1/chat/completions", chatCall)
 			defer res.Body.Close()
 			if _, err := io.ReadAll(res.Body); err == nil {
-				t.Errorf("after %v: a clean end", takes)
+				t.Errorf("after %v: the response has a clean end", takes)
 			}
 		})
 	}
 }
 
-type broken struct{}
+type failingReader struct{}
 
-func (broken) Read([]byte) (int, error) { return 0, errors.New("connection reset") }
+func (failingReader) Read([]byte) (int, error) { return 0, errors.New("connection reset") }
 
-// TestStreamFlows: a held call's answer that is still being made is sent as it comes.
-func TestStreamFlows(t *testing.T) {
-	for _, header := range [][]string{nil, goOpenAI} {
+// TestStreamIsFlushed checks that each piece of a response in progress is sent
+// without delay.
+func TestStreamIsFlushed(t *testing.T) {
+	for _, header := range [][]string{nil, goOpenAIHeaders} {
 		synctest.Test(t, func(t *testing.T) {
 			p := newProxy(t, proxy.Options{Grace: time.Second, Transport: transport(func(r *http.Request) (*http.Response, error) {
-				res, err := after(2*time.Second, 200, events, "")(r)
+				res, err := respondAfter(2*time.Second, 200, events, "")(r)
 				body, w := io.Pipe()
 				res.Body, res.ContentLength = body, -1
 				go func() {
@@ -267,9 +272,9 @@ func TestStreamFlows(t *testing.T) {
 				}()
 				return res, err
 			})})
-			begun := time.Now()
+			start := time.Now()
 			res := post(t, serve(t, p), "/v1/chat/completions", streamCall, header...)
-			got, err := arrivals(t, begun, res)
+			got, err := readTimed(t, start, res)
 			want := []string{"3s data: 1\n\n", "4s data: 1\n\n", "5s data: 1\n\n"}
 			if diff := cmp.Diff(want, got[1:]); diff != "" || err != nil {
 				t.Error(diff, err)
@@ -278,20 +283,20 @@ func TestStreamFlows(t *testing.T) {
 	}
 }
 
-// TestCallerGone: the Transport learns of it at once, before and after the
-// commit, and nothing is left behind.
-func TestCallerGone(t *testing.T) {
-	for _, patience := range []time.Duration{time.Minute, time.Hour} {
+// TestClientDisconnects checks that a disconnect cancels the context of the call,
+// before and after the commit, and that the call ends.
+func TestClientDisconnects(t *testing.T) {
+	for _, timeout := range []time.Duration{time.Minute, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
-			left := make(chan time.Duration, 1)
-			begun := time.Now()
+			canceled := make(chan time.Duration, 1)
+			start := time.Now()
 			p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
-				_, err := after(24*time.Hour, 200, "", "")(r)
-				left <- time.Since(begun)
+				_, err := respondAfter(24*time.Hour, 200, "", "")(r)
+				canceled <- time.Since(start)
 				return nil, err
 			})})
 			client := serve(t, p)
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
 			defer cancel()
 			r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://proxy/v1/embeddings", strings.NewReader(chatCall))
 			res, err := client.Do(r)
@@ -302,8 +307,8 @@ func TestCallerGone(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
-			if got := <-left; got != patience {
-				t.Errorf("noticed after %v, want %v", got, patience)
+			if got := <-canceled; got != timeout {
+				t.Errorf("canceled after %v, want %v", got, timeout)
 			}
 			synctest.Wait()
 			if u := p.Usage(); u.Waiting != 0 || u.Failed != 1 {
@@ -313,48 +318,51 @@ func TestCallerGone(t *testing.T) {
 	}
 }
 
-// TestStuckCaller: a caller who takes nothing is given up in a minute.
-func TestStuckCaller(t *testing.T) {
+// TestStalledClient checks that a call is canceled when the client has read
+// nothing for a minute.
+func TestStalledClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		left := make(chan time.Duration, 1)
-		begun := time.Now()
+		canceled := make(chan time.Duration, 1)
+		start := time.Now()
 		p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
-			_ = read(r)
+			_ = wait(r)
 			<-r.Context().Done()
-			left <- time.Since(begun)
+			canceled <- time.Since(start)
 			return nil, r.Context().Err()
 		})})
-		conn := dialRaw(t, p)
+		conn := dial(t, p)
 		io.WriteString(conn, "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
-		if got, want := <-left, 240*time.Second+time.Minute; got != want {
-			t.Errorf("given up after %v, want %v", got, want)
+		if got, want := <-canceled, 240*time.Second+time.Minute; got != want {
+			t.Errorf("canceled after %v, want %v", got, want)
 		}
 	})
 }
 
-// TestHTTP10IsNeverCommitted: it cannot tell a broken end from a clean one.
-func TestHTTP10IsNeverCommitted(t *testing.T) {
+// TestHTTP10GetsNoHeartbeat checks HTTP/1.0 clients, which cannot distinguish an
+// aborted response from a complete response.
+func TestHTTP10GetsNoHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		conn := dialRaw(t, newProxy(t, proxy.Options{Transport: after(time.Hour, 400, "application/json", `{}`)}))
+		start := time.Now()
+		conn := dial(t, newProxy(t, proxy.Options{Transport: respondAfter(time.Hour, 400, "application/json", `{}`)}))
 		io.WriteString(conn, "POST /v1/embeddings HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
 		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if all(t, res); res.StatusCode != 400 || time.Since(begun) != time.Hour {
-			t.Errorf("%s after %v", res.Status, time.Since(begun))
+		if readAll(t, res); res.StatusCode != 400 || time.Since(start) != time.Hour {
+			t.Errorf("%s after %v", res.Status, time.Since(start))
 		}
 	})
 }
 
-// TestKeptConnection: no deadline of one call outlives it on its connection.
-func TestKeptConnection(t *testing.T) {
+// TestReusedConnection checks that the deadlines of a call do not affect later
+// calls on the same connection.
+func TestReusedConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := serve(t, newProxy(t, proxy.Options{Transport: after(4*time.Minute+time.Second, 200, "application/json", `{}`)}))
+		client := serve(t, newProxy(t, proxy.Options{Transport: respondAfter(4*time.Minute+time.Second, 200, "application/json", `{}`)}))
 		for _, path := range []string{"/v1/embeddings", "/v1/models", "/health", "/metrics", "/v1/embeddings", "/nothing"} {
 			res := post(t, client, path, chatCall)
-			all(t, res)
+			readAll(t, res)
 			time.Sleep(2 * time.Minute)
 		}
 	})

@@ -16,7 +16,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-// serveH2C is serve for a client that speaks HTTP/2 without TLS, on one connection.
+// serveH2C is serve for a client that uses HTTP/2 without TLS on one connection.
 func serveH2C(t *testing.T, h http.Handler) *http.Client {
 	t.Helper()
 	client := serve(t, h)
@@ -28,29 +28,29 @@ func serveH2C(t *testing.T, h http.Handler) *http.Client {
 
 func TestHeartbeatsOverHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		begun := time.Now()
-		p := newProxy(t, proxy.Options{Transport: after(330*time.Second, 200, "application/json", `{}`), Heartbeat: time.Minute})
+		start := time.Now()
+		p := newProxy(t, proxy.Options{Transport: respondAfter(330*time.Second, 200, "application/json", `{}`), Heartbeat: time.Minute})
 		res := post(t, serveH2C(t, p), "/v1/embeddings", chatCall)
-		got, err := arrivals(t, begun, res)
+		got, err := readTimed(t, start, res)
 		if diff := cmp.Diff([]string{"4m0s \n", "5m0s \n", "5m30s {}"}, got); diff != "" || err != nil || res.ProtoMajor != 2 {
 			t.Error(diff, err, res.Proto)
 		}
 	})
 }
 
-// TestLateFailureOverHTTP2 resets the stream, and leaves the connection's other
-// calls alone.
-func TestLateFailureOverHTTP2(t *testing.T) {
+// TestFailureAfterCommitOverHTTP2 checks that a failure resets the stream of the
+// call, and does not affect other calls on the connection.
+func TestFailureAfterCommitOverHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(r.URL.Path, "/embeddings") {
-				return after(10*time.Minute, 200, "application/json", `{"other":1}`)(r)
+				return respondAfter(10*time.Minute, 200, "application/json", `{"other":1}`)(r)
 			}
-			return after(5*time.Minute, 400, "application/json", `{"error":{"message":"no"}}`)(r)
+			return respondAfter(5*time.Minute, 400, "application/json", `{"error":{"message":"no"}}`)(r)
 		})})
 		client := serveH2C(t, p)
 		other := make(chan string)
-		go func() { other <- strings.TrimSpace(all(t, post(t, client, "/v1/embeddings", chatCall))) }()
+		go func() { other <- strings.TrimSpace(readAll(t, post(t, client, "/v1/embeddings", chatCall))) }()
 		res := post(t, client, "/v1/chat/completions", streamCall)
 		defer res.Body.Close()
 		b, err := io.ReadAll(res.Body)
@@ -63,12 +63,12 @@ func TestLateFailureOverHTTP2(t *testing.T) {
 	})
 }
 
-func TestCallerGoneOverHTTP2(t *testing.T) {
+func TestClientDisconnectsOverHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		left := make(chan struct{})
+		canceled := make(chan struct{})
 		p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
-			res, err := after(24*time.Hour, 200, "application/json", "")(r)
-			close(left)
+			res, err := respondAfter(24*time.Hour, 200, "application/json", "")(r)
+			close(canceled)
 			return res, err
 		})})
 		client := serveH2C(t, p)
@@ -78,19 +78,20 @@ func TestCallerGoneOverHTTP2(t *testing.T) {
 		if _, err := client.Do(r); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
-		<-left
+		<-canceled
 	})
 }
 
-// TestManyOverHTTP2: more calls than net/http allows on a connection by default.
-func TestManyOverHTTP2(t *testing.T) {
+// TestManyCallsOverHTTP2 holds more calls on a connection than net/http allows by
+// default.
+func TestManyCallsOverHTTP2(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newProxy(t, proxy.Options{Transport: after(time.Hour, 200, "application/json", strings.Repeat("x", 10_000))})
+		p := newProxy(t, proxy.Options{Transport: respondAfter(time.Hour, 200, "application/json", strings.Repeat("x", 10_000))})
 		client := serveH2C(t, p)
 		var wg sync.WaitGroup
 		for range 500 {
 			wg.Go(func() {
-				if got := all(t, post(t, client, "/v1/responses", chatCall)); len(strings.TrimSpace(got)) != 10_000 {
+				if got := readAll(t, post(t, client, "/v1/responses", chatCall)); len(strings.TrimSpace(got)) != 10_000 {
 					t.Errorf("%d bytes", len(got))
 				}
 			})

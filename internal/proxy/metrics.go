@@ -10,52 +10,57 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/usage"
 )
 
-// meters count what the proxy does. No label holds a key, a prompt or anything
-// else that a caller chooses.
-type meters struct {
-	calls  *prometheus.CounterVec
-	held   *prometheus.HistogramVec
-	events *prometheus.CounterVec
-	tokens *prometheus.CounterVec
+// metrics counts requests, events and tokens, for Prometheus and for Usage. No
+// label contains text that a client chooses, so no key and no prompt can appear
+// in a label, and the number of time series is bounded. All methods may be
+// called concurrently.
+type metrics struct {
+	calls   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	events  *prometheus.CounterVec
+	tokens  *prometheus.CounterVec
 
 	answered, failed          atomic.Int64
 	prompt, completion, total atomic.Int64
 	bytesIn, bytesOut         atomic.Int64
 }
 
-// heldBuckets are seconds: from a call that passes through to a batch that
-// takes its whole day.
-var heldBuckets = []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600}
+// durationBuckets are in seconds. The smallest buckets fit calls that pass
+// through, the largest fit a batch with a window of 24 h.
+var durationBuckets = []float64{1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600}
 
-func newMeters(registry *prometheus.Registry, stats func() autobatcher.Stats, held *atomic.Int64) (*meters, http.Handler, error) {
-	m := &meters{
+// newMetrics registers the proxy's metrics and returns the handler of /metrics.
+// held is the number of calls held now. stats may be nil.
+func newMetrics(registry *prometheus.Registry, stats func() autobatcher.Stats, held *atomic.Int64) (*metrics, http.Handler, error) {
+	m := &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "autobatcher_calls_total", Help: "Calls ended, by endpoint and status class; aborted: without a clean end.",
+			Name: "autobatcher_calls_total", Help: "Ended calls by endpoint and status class. The outcome aborted means that the response has no clean end.",
 		}, []string{"endpoint", "outcome"}),
-		held: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "autobatcher_call_seconds", Help: "How long calls took, by endpoint.", Buckets: heldBuckets,
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "autobatcher_call_seconds", Help: "Duration of model calls by endpoint.", Buckets: durationBuckets,
 		}, []string{"endpoint"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "autobatcher_events_total", Help: "Events of batches, by name.",
+			Name: "autobatcher_events_total", Help: "Lifecycle events of batches by event name.",
 		}, []string{"event"}),
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "autobatcher_tokens_total", Help: "Tokens that answers told of, by kind.",
+			Name: "autobatcher_tokens_total", Help: "Tokens in the usage objects of responses, by kind.",
 		}, []string{"kind"}),
 	}
 	collectors := []prometheus.Collector{
-		m.calls, m.held, m.events, m.tokens,
+		m.calls, m.seconds, m.events, m.tokens,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "autobatcher_calls_held", Help: "Calls held now.",
 		}, func() float64 { return float64(held.Load()) }),
-		counter("autobatcher_request_bytes_total", "Bytes of the calls' bodies.", &m.bytesIn),
-		counter("autobatcher_response_bytes_total", "Bytes of the answers' bodies.", &m.bytesOut),
+		newCounterFunc("autobatcher_request_bytes_total", "Request body bytes of held calls.", &m.bytesIn),
+		newCounterFunc("autobatcher_response_bytes_total", "Response body bytes of model calls.", &m.bytesOut),
 	}
 	if stats != nil {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "autobatcher_calls_queued", Help: "Calls held whose batch was not sent yet.",
-		}, func() float64 { return float64(stats().Queued) }))
+			Name: "autobatcher_calls_queued", Help: "Held calls in batches that are not yet submitted.",
+		}, func() float64 { return float64(stats().Queued) }), costCollector{stats})
 	}
 	for _, c := range collectors {
 		if err := registry.Register(c); err != nil {
@@ -65,48 +70,56 @@ func newMeters(registry *prometheus.Registry, stats func() autobatcher.Stats, he
 	return m, promhttp.HandlerFor(registry, promhttp.HandlerOpts{}), nil
 }
 
-func counter(name, help string, value *atomic.Int64) prometheus.Collector {
+func newCounterFunc(name, help string, value *atomic.Int64) prometheus.Collector {
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value.Load()) })
 }
 
-func (m *meters) event(name string) { m.events.WithLabelValues(name).Inc() }
+func (m *metrics) countEvent(name string) { m.events.WithLabelValues(name).Inc() }
 
-// count adds a request that has ended.
-func (m *meters) count(a *answer) {
-	if a.endpoint == "" {
+// countRequest counts a request that has ended. Requests for the proxy's own
+// pages are not counted. For requests that are not model calls, only the total
+// by outcome is counted.
+func (m *metrics) countRequest(rw *responseWriter) {
+	if rw.endpoint == "" {
 		return
 	}
-	outcome := a.outcome()
-	m.calls.WithLabelValues(a.endpoint, outcome).Inc()
-	if a.endpoint == "other" {
+	outcome := rw.outcome()
+	m.calls.WithLabelValues(rw.endpoint, outcome).Inc()
+	if rw.endpoint == endpointOther {
 		return
 	}
-	m.held.WithLabelValues(a.endpoint).Observe(time.Since(a.begun).Seconds())
+	m.seconds.WithLabelValues(rw.endpoint).Observe(time.Since(rw.started).Seconds())
 	if outcome == "2xx" || outcome == "3xx" {
 		m.answered.Add(1)
 	} else {
 		m.failed.Add(1)
 	}
-	m.bytesIn.Add(a.received)
-	m.bytesOut.Add(a.bytes)
-	if t := a.tally; t != nil && t.total > 0 {
-		m.prompt.Add(t.prompt)
-		m.completion.Add(t.completion)
-		m.total.Add(t.total)
-		m.tokens.WithLabelValues("prompt").Add(float64(t.prompt))
-		m.tokens.WithLabelValues("completion").Add(float64(t.completion))
-	}
+	m.bytesIn.Add(rw.bytesIn)
+	m.bytesOut.Add(rw.bytesOut)
+	m.countTokens(rw.usage)
 }
 
-// outcome is the class of the status, or "aborted".
-func (a *answer) outcome() string {
-	if a.broken || a.status == 0 {
+// countTokens adds the tokens of one response. u may be nil.
+func (m *metrics) countTokens(u *usage.Scanner) {
+	if u == nil || u.Total <= 0 {
+		return
+	}
+	m.prompt.Add(u.Input)
+	m.completion.Add(u.Output)
+	m.total.Add(u.Total)
+	m.tokens.WithLabelValues("prompt").Add(float64(u.Input))
+	m.tokens.WithLabelValues("completion").Add(float64(u.Output))
+}
+
+// outcome returns the class of the status, such as "2xx", or "aborted".
+func (rw *responseWriter) outcome() string {
+	if rw.aborted || rw.status == 0 {
 		return "aborted"
 	}
-	return strconv.Itoa(a.status/100) + "xx"
+	return strconv.Itoa(rw.status/100) + "xx"
 }
 
-func (m *meters) usage() Usage {
+func (m *metrics) usage() Usage {
 	return Usage{
 		PromptTokens:     m.prompt.Load(),
 		CompletionTokens: m.completion.Load(),

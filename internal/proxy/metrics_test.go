@@ -14,14 +14,14 @@ import (
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-// metrics is what /metrics says now.
+// metrics returns the body of /metrics.
 func metrics(t *testing.T, client *http.Client) string {
 	t.Helper()
 	res, err := client.Get("http://proxy/metrics")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return all(t, res)
+	return readAll(t, res)
 }
 
 func TestMetrics(t *testing.T) {
@@ -30,13 +30,13 @@ func TestMetrics(t *testing.T) {
 		calls := transport(func(r *http.Request) (*http.Response, error) {
 			switch r.Header.Get("X-Case") {
 			case "error":
-				return after(0, 429, "application/json", `{}`)(r)
+				return respondAfter(0, 429, "application/json", `{}`)(r)
 			case "down":
-				return failing(0, errors.New("down"))(r)
+				return failAfter(0, errors.New("down"))(r)
 			case "late":
-				return after(time.Hour, 400, "application/json", `{}`)(r)
+				return respondAfter(time.Hour, 400, "application/json", `{}`)(r)
 			}
-			return after(2*time.Minute, 200, "application/json", answer)(r)
+			return respondAfter(2*time.Minute, 200, "application/json", answer)(r)
 		})
 		p := newProxy(t, proxy.Options{Transport: calls, Stats: func() autobatcher.Stats { return autobatcher.Stats{Queued: 11} }})
 		client := serve(t, p)
@@ -45,7 +45,7 @@ func TestMetrics(t *testing.T) {
 		held := make(chan struct{})
 		go func() {
 			defer close(held)
-			all(t, post(t, client, "/v1/embeddings", `{"input":"prompt"}`))
+			readAll(t, post(t, client, "/v1/embeddings", `{"input":"prompt"}`))
 		}()
 		synctest.Wait()
 		if got := metrics(t, client); !strings.Contains(got, "\nautobatcher_calls_held 1\n") {
@@ -53,11 +53,11 @@ func TestMetrics(t *testing.T) {
 		}
 		<-held
 		for _, name := range []string{"error", "down"} {
-			all(t, post(t, client, "/v1/chat/completions", chatCall, "X-Case", name, "Authorization", "Bearer caller"))
+			readAll(t, post(t, client, "/v1/chat/completions", chatCall, "X-Case", name, "Authorization", "Bearer caller"))
 		}
 		post(t, client, "/v1/responses", chatCall, "X-Case", "late").Body.Close()
-		all(t, post(t, client, "/v1/files", ``))
-		all(t, post(t, client, "/secret-path", ``))
+		readAll(t, post(t, client, "/v1/files", ``))
+		readAll(t, post(t, client, "/secret-path", ``))
 		synctest.Wait()
 		got := metrics(t, client)
 		for _, want := range []string{
@@ -80,7 +80,7 @@ func TestMetrics(t *testing.T) {
 		}
 		for _, secret := range []string{"caller", "sk-upstream", "prompt\"", "secret-path"} {
 			if strings.Contains(strings.ReplaceAll(got, `kind="prompt"`, ""), secret) {
-				t.Errorf("the metrics tell %s", secret)
+				t.Errorf("the metrics contain %s", secret)
 			}
 		}
 		if u := p.Usage(); u.Answered != 1 || u.Failed != 3 || u.PromptTokens != 3 || u.CompletionTokens != 4 || u.TotalTokens != 7 {
@@ -89,13 +89,46 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsRegisteredTwice is an error, not a panic.
+// TestMetricsRegisteredTwice checks that a second registration returns an error.
 func TestMetricsRegisteredTwice(t *testing.T) {
-	o := proxy.Options{Upstream: parse(t, upstreamURL), APIKey: "k", Transport: instant, Metrics: prometheus.NewRegistry()}
+	o := proxy.Options{Upstream: parse(t, upstreamURL), APIKey: "k", Transport: respondNow, Metrics: prometheus.NewRegistry()}
 	if _, err := proxy.New(o); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := proxy.New(o); err == nil {
 		t.Error("no error")
 	}
+}
+
+// Metrics have the cost by model and client key, and never the name of a model that
+// only a client knows.
+func TestCostMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stats := autobatcher.Stats{
+			Costs: []autobatcher.CostPart{
+				{Payer: "1", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1}},
+				{Payer: "2", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1, Unpriced: 3}},
+				{Payer: "1", Model: "a prompt", Caller: "key 1", Cost: autobatcher.Cost{Unpriced: 4}},
+			},
+			Budget: autobatcher.BudgetStats{LimitUSD: 20, SpentUSD: 2, ReservedUSD: 0.5, Refused: 6},
+		}
+		p := newProxy(t, proxy.Options{Transport: respondAfter(0, 200, "", ""), Stats: func() autobatcher.Stats { return stats }})
+		got := metrics(t, serve(t, p))
+		for _, want := range []string{
+			`autobatcher_cost_usd_total{key="key 1",model="gpt-5"} 2`,
+			`autobatcher_savings_usd{key="key 1",model="gpt-5"} 4`,
+			`autobatcher_unpriced_answers_total{key="key 1"} 7`,
+			`autobatcher_budget_usd 20`,
+			`autobatcher_budget_spent_usd 2`,
+			`autobatcher_budget_reserved_usd 0.5`,
+			`autobatcher_budget_refused_total 6`,
+		} {
+			if !strings.Contains(got, "\n"+want+"\n") {
+				t.Errorf("no %s in\n%s", want, got)
+			}
+		}
+		if strings.Contains(got, "a prompt") {
+			t.Errorf("a label has text of a client:\n%s", got)
+		}
+	})
 }

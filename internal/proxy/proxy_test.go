@@ -18,23 +18,23 @@ import (
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
-func TestNewRefuses(t *testing.T) {
+func TestNewRejectsOptions(t *testing.T) {
 	upstream := parse(t, upstreamURL)
 	for _, test := range []struct {
 		name  string
 		o     proxy.Options
 		field string
 	}{
-		{"no upstream", proxy.Options{Transport: instant, APIKey: "k"}, "Upstream"},
-		{"no host", proxy.Options{Transport: instant, APIKey: "k", Upstream: parse(t, "/v1")}, "Upstream"},
-		{"scheme", proxy.Options{Transport: instant, APIKey: "k", Upstream: parse(t, "ftp://x/v1")}, "Upstream"},
+		{"no upstream", proxy.Options{Transport: respondNow, APIKey: "k"}, "Upstream"},
+		{"no host", proxy.Options{Transport: respondNow, APIKey: "k", Upstream: parse(t, "/v1")}, "Upstream"},
+		{"scheme", proxy.Options{Transport: respondNow, APIKey: "k", Upstream: parse(t, "ftp://x/v1")}, "Upstream"},
 		{"no transport", proxy.Options{Upstream: upstream, APIKey: "k"}, "Transport"},
-		{"no key", proxy.Options{Upstream: upstream, Transport: instant}, "APIKey"},
-		{"header", proxy.Options{Upstream: upstream, Transport: instant, APIKey: "k", AuthHeader: "Cookie"}, "AuthHeader"},
-		{"max body", proxy.Options{Upstream: upstream, Transport: instant, APIKey: "k", MaxBody: -1}, "MaxBody"},
-		{"max queued", proxy.Options{Upstream: upstream, Transport: instant, APIKey: "k", MaxQueued: -1}, "MaxQueued"},
-		{"heartbeat", proxy.Options{Upstream: upstream, Transport: instant, APIKey: "k", Heartbeat: -1}, "Heartbeat"},
-		{"empty client key", proxy.Options{Upstream: upstream, Transport: instant, APIKey: "k", ClientKeys: []string{""}}, "ClientKeys"},
+		{"no key", proxy.Options{Upstream: upstream, Transport: respondNow}, "APIKey"},
+		{"header", proxy.Options{Upstream: upstream, Transport: respondNow, APIKey: "k", AuthHeader: "Cookie"}, "AuthHeader"},
+		{"max body", proxy.Options{Upstream: upstream, Transport: respondNow, APIKey: "k", MaxBody: -1}, "MaxBody"},
+		{"max queued", proxy.Options{Upstream: upstream, Transport: respondNow, APIKey: "k", MaxQueued: -1}, "MaxQueued"},
+		{"heartbeat", proxy.Options{Upstream: upstream, Transport: respondNow, APIKey: "k", Heartbeat: -1}, "Heartbeat"},
+		{"empty client key", proxy.Options{Upstream: upstream, Transport: respondNow, APIKey: "k", ClientKeys: []string{""}}, "ClientKeys"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := proxy.New(test.o)
@@ -45,14 +45,13 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-func TestRefusalsKeepSecrets(t *testing.T) {
-	_, err := proxy.New(proxy.Options{Upstream: parse(t, "ftp://user:hunter2@x"), Transport: instant, APIKey: "k"})
+func TestNewErrorHidesPassword(t *testing.T) {
+	_, err := proxy.New(proxy.Options{Upstream: parse(t, "ftp://user:hunter2@x"), Transport: respondNow, APIKey: "k"})
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("error %v", err)
 	}
 }
 
-// TestHealth is the seed's test_serve health.
 func TestHealth(t *testing.T) {
 	p := newProxy(t, proxy.Options{ClientKeys: []string{"secret"}})
 	p.Drain()
@@ -61,7 +60,7 @@ func TestHealth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if body := all(t, res); res.StatusCode != http.StatusOK || body != "ok" {
+	if body := readAll(t, res); res.StatusCode != http.StatusOK || body != "ok" {
 		t.Errorf("%s %q", res.Status, body)
 	}
 	res = post(t, client, "/health", "")
@@ -70,15 +69,16 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// TestUpstreamURL maps callers' URLs onto the upstream's.
+// TestUpstreamURL checks the upstream URL for a caller's URL.
 func TestUpstreamURL(t *testing.T) {
 	for _, test := range []struct{ upstream, path, want string }{
 		{"https://u.test/v1", "/v1/chat/completions", "https://u.test/v1/chat/completions"},
 		{"https://u.test/v1/", "/v1/chat/completions", "https://u.test/v1/chat/completions"},
 		{"https://u.test/v1", "/chat/completions", "https://u.test/v1/chat/completions"},
-		{"https://u.test/v1", "/v1/chat/completions?a=b;c", "https://u.test/v1/chat/completions?a=b;c"},
+		{"https://u.test/v1", "/v1/models?a=b;c", "https://u.test/v1/models?a=b;c"},
 		{"https://u.test", "/v1/embeddings", "https://u.test/embeddings"},
-		{"https://u.test/openai/v1?api-version=1", "/v1/responses?x=2", "https://u.test/openai/v1/responses?api-version=1&x=2"},
+		{"https://u.test/openai/v1?api-version=1", "/v1/responses?x=2", "https://u.test/openai/v1/responses?api-version=1"},
+		{"https://u.test/openai/v1?api-version=1", "/v1/models?x=2", "https://u.test/openai/v1/models?api-version=1&x=2"},
 		{"https://u.test/v1", "/v1beta/x", "https://u.test/v1/v1beta/x"},
 		{"https://u.test/v1", "/v1", "https://u.test/v1"},
 		{"https://u.test/v1", "/v1/files/a%2Fb", "https://u.test/v1/files/a%2Fb"},
@@ -92,19 +92,19 @@ func TestUpstreamURL(t *testing.T) {
 				if host := r.Host; host != "" && host != "u.test" {
 					t.Errorf("Host %q", host)
 				}
-				return instant(r)
+				return respondNow(r)
 			})})
-			all(t, post(t, serve(t, p), test.path, `{}`))
+			readAll(t, post(t, serve(t, p), test.path, `{}`))
 			if got != test.want {
-				t.Errorf("asked %s, want %s", got, test.want)
+				t.Errorf("requested %s, want %s", got, test.want)
 			}
 		})
 	}
 }
 
-// TestHeadersUpstream checks what leaves with a call that is held and with one
-// that passes through.
-func TestHeadersUpstream(t *testing.T) {
+// TestHeadersSentUpstream checks the headers of a held call and of a request that
+// is passed through.
+func TestHeadersSentUpstream(t *testing.T) {
 	sent := []string{
 		"Authorization", "Bearer caller", "Api-Key", "caller-too", "X-Forwarded-For", "10.0.0.1", "Forwarded", "for=1",
 		"X-Real-Ip", "10.0.0.1", "Connection", "keep-alive, X-Hop", "X-Hop", "1", "Te", "gzip", "Keep-Alive", "3",
@@ -127,8 +127,8 @@ func TestHeadersUpstream(t *testing.T) {
 		o    proxy.Options
 		want http.Header
 	}{
-		{"bearer", proxy.Options{APIKey: "ours"}, with("Authorization", "Bearer ours")},
-		{"api-key", proxy.Options{APIKey: "ours", AuthHeader: "api-key"}, with("Api-Key", "ours")},
+		{"bearer", proxy.Options{APIKey: "proxy-key"}, with("Authorization", "Bearer proxy-key")},
+		{"api-key", proxy.Options{APIKey: "proxy-key", AuthHeader: "api-key"}, with("Api-Key", "proxy-key")},
 		{"forwarded", proxy.Options{ForwardKey: true}, forwarded},
 	} {
 		for _, path := range []string{"/v1/embeddings", "/v1/files"} {
@@ -136,9 +136,9 @@ func TestHeadersUpstream(t *testing.T) {
 				var got http.Header
 				test.o.Transport = transport(func(r *http.Request) (*http.Response, error) {
 					got = r.Header.Clone()
-					return instant(r)
+					return respondNow(r)
 				})
-				all(t, post(t, serve(t, newProxy(t, test.o)), path, `{}`, sent...))
+				readAll(t, post(t, serve(t, newProxy(t, test.o)), path, `{}`, sent...))
 				delete(got, "Content-Length")
 				if diff := cmp.Diff(test.want, got); diff != "" {
 					t.Error(diff)
@@ -155,7 +155,7 @@ func TestClientKeys(t *testing.T) {
 	for _, test := range []struct {
 		name, path string
 		header     []string
-		api, page  bool // let in
+		api, page  bool // whether the request is accepted
 	}{
 		{"none", "", nil, false, false},
 		{"bearer", "", []string{"Authorization", "Bearer one"}, true, true},
@@ -178,7 +178,7 @@ func TestClientKeys(t *testing.T) {
 			} {
 				res := post(t, client, path+test.path, `{}`, test.header...)
 				if in {
-					all(t, res)
+					readAll(t, res)
 				} else {
 					apiError(t, res)
 				}
@@ -186,32 +186,33 @@ func TestClientKeys(t *testing.T) {
 					t.Errorf("%s: %s", path, res.Status)
 				}
 				if asks := res.Header.Get("Www-Authenticate") != ""; asks != (!in && !strings.HasPrefix(path, "/v1")) {
-					t.Errorf("%s: asks a browser for a password: %v", path, asks)
+					t.Errorf("%s: WWW-Authenticate present: %v", path, asks)
 				}
 			}
 		})
 	}
 }
 
-// TestKeyInQueryOpensThePage: what the page loads has no ?key=….
+// TestKeyInQueryOpensThePage checks that ?key=… sets a cookie, because the files
+// that the page loads are requested without the query.
 func TestKeyInQueryOpensThePage(t *testing.T) {
 	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "page") })
 	client := serve(t, newProxy(t, proxy.Options{ClientKeys: []string{"one"}, Page: page}))
 	res := post(t, client, "/?key=one", "")
-	all(t, res)
+	readAll(t, res)
 	cookie := res.Cookies()[0]
 	if strings.Contains(cookie.Value, "one") || !cookie.HttpOnly || cookie.SameSite != http.SameSiteStrictMode {
 		t.Errorf("cookie %v", cookie)
 	}
 	for path, want := range map[string]int{"/autobatcher/app.js": 200, "/metrics": 200, "/v1/embeddings": 401} {
 		res := post(t, client, path, `{}`, "Cookie", cookie.Name+"="+cookie.Value)
-		if all(t, res); res.StatusCode != want {
+		if readAll(t, res); res.StatusCode != want {
 			t.Errorf("%s: %s", path, res.Status)
 		}
 	}
 }
 
-func TestForwardKeyNeedsOne(t *testing.T) {
+func TestForwardKeyRequiresKey(t *testing.T) {
 	client := serve(t, newProxy(t, proxy.Options{ForwardKey: true}))
 	for _, path := range []string{"/v1/responses", "/v1/models"} {
 		res := post(t, client, path, `{}`)
@@ -219,14 +220,15 @@ func TestForwardKeyNeedsOne(t *testing.T) {
 			t.Errorf("%s: %s %s", path, res.Status, code)
 		}
 		res = post(t, client, path, `{}`, "Api-Key", "x")
-		if all(t, res); res.StatusCode != http.StatusOK {
+		if readAll(t, res); res.StatusCode != http.StatusOK {
 			t.Errorf("%s: %s", path, res.Status)
 		}
 	}
 }
 
-// TestOtherSites: without client keys, no web page may spend the proxy's key.
-func TestOtherSites(t *testing.T) {
+// TestCrossOrigin checks that, without client keys, a web page of another origin
+// cannot send calls.
+func TestCrossOrigin(t *testing.T) {
 	open := serve(t, newProxy(t, proxy.Options{}))
 	keyed := serve(t, newProxy(t, proxy.Options{ClientKeys: []string{"k"}}))
 	for _, header := range [][]string{{"Origin", "https://evil.test"}, {"Sec-Fetch-Site", "cross-site"}} {
@@ -235,19 +237,19 @@ func TestOtherSites(t *testing.T) {
 			t.Errorf("%v: %s %s", header, res.Status, code)
 		}
 		res = post(t, keyed, "/v1/chat/completions", `{}`, append(header, "Api-Key", "k")...)
-		if all(t, res); res.StatusCode != http.StatusOK {
+		if readAll(t, res); res.StatusCode != http.StatusOK {
 			t.Errorf("%v with a key: %s", header, res.Status)
 		}
 	}
 	res := post(t, open, "/v1/chat/completions", `{}`, "Origin", "http://proxy")
-	if all(t, res); res.StatusCode != http.StatusOK {
+	if readAll(t, res); res.StatusCode != http.StatusOK {
 		t.Errorf("same origin: %s", res.Status)
 	}
 }
 
-// TestErrors lists what a caller is told of each failure, before anything was
-// committed.
-func TestErrors(t *testing.T) {
+// TestErrorsBeforeCommit checks the error response for each failure that happens
+// before 200 is committed.
+func TestErrorsBeforeCommit(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		o      proxy.Options
@@ -258,19 +260,19 @@ func TestErrors(t *testing.T) {
 	}{
 		{
 			"transport closed",
-			proxy.Options{Transport: failing(0, fmt.Errorf("%w before batch b completed", autobatcher.ErrClosed))},
+			proxy.Options{Transport: failAfter(0, fmt.Errorf("%w before batch b completed", autobatcher.ErrClosed))},
 			`{}`,
 			503, "shutting_down",
 			http.Header{"Retry-After": {"1"}},
 		},
-		{"upstream unreachable", proxy.Options{Transport: failing(0, errors.New("connection refused"))}, `{}`, 502, "upstream_unreachable", nil},
+		{"upstream unreachable", proxy.Options{Transport: failAfter(0, errors.New("connection refused"))}, `{}`, 502, "upstream_unreachable", nil},
 		{"panic", proxy.Options{Transport: transport(func(*http.Request) (*http.Response, error) { panic("defect") })}, `{}`, 500, "internal_error", http.Header{"X-Should-Retry": {"false"}}},
 		{"large body", proxy.Options{MaxBody: 10}, `{"model":"m"}`, 413, "request_too_large", nil},
-		{"line's own error", proxy.Options{Transport: after(0, 400, "application/json", `{"error":{"message":"no","type":"t","code":"c"}}`)}, `{}`, 400, "c", nil},
+		{"error of the line", proxy.Options{Transport: respondAfter(0, 400, "application/json", `{"error":{"message":"no","type":"t","code":"c"}}`)}, `{}`, 400, "c", nil},
 	} {
 		for _, path := range []string{"/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/files"} {
 			if path == "/v1/files" && test.o.MaxBody > 0 {
-				continue // uploads are streamed, whatever their size
+				continue // MaxBody does not apply to uploads
 			}
 			t.Run(test.name+path, func(t *testing.T) {
 				var log bytes.Buffer
@@ -293,10 +295,11 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestLargeBodyWithoutLength is refused as soon as it is too large.
+// TestLargeBodyWithoutLength checks that a body of unknown length is refused when
+// the limit is exceeded.
 func TestLargeBodyWithoutLength(t *testing.T) {
 	p := newProxy(t, proxy.Options{MaxBody: 1000})
-	r, err := http.NewRequest(http.MethodPost, "http://proxy/v1/embeddings", io.LimitReader(zeros{}, 5000))
+	r, err := http.NewRequest(http.MethodPost, "http://proxy/v1/embeddings", io.LimitReader(zeroReader{}, 5000))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,19 +312,19 @@ func TestLargeBodyWithoutLength(t *testing.T) {
 	}
 }
 
-type zeros struct{}
+type zeroReader struct{}
 
-func (zeros) Read(b []byte) (int, error) {
+func (zeroReader) Read(b []byte) (int, error) {
 	clear(b)
 	return len(b), nil
 }
 
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newProxy(t, proxy.Options{Transport: after(time.Minute, 200, "application/json", `{"held":1}`)})
+		p := newProxy(t, proxy.Options{Transport: respondAfter(time.Minute, 200, "application/json", `{"held":1}`)})
 		client := serve(t, p)
 		held := make(chan string)
-		go func() { held <- all(t, post(t, client, "/v1/embeddings", `{}`)) }()
+		go func() { held <- readAll(t, post(t, client, "/v1/embeddings", `{}`)) }()
 		synctest.Wait()
 		p.Drain()
 		for _, path := range []string{"/v1/embeddings", "/v1/models"} {
@@ -331,37 +334,7 @@ func TestDrain(t *testing.T) {
 			}
 		}
 		if got := <-held; got != `{"held":1}` {
-			t.Errorf("the call that was held got %s", got)
-		}
-	})
-}
-
-func TestMaxQueued(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newProxy(t, proxy.Options{MaxQueued: 2, Transport: after(time.Minute, 200, "application/json", `{}`)})
-		client := serve(t, p)
-		done := make(chan int)
-		for range 2 {
-			go func() {
-				res := post(t, client, "/v1/embeddings", `{}`)
-				all(t, res)
-				done <- res.StatusCode
-			}()
-		}
-		synctest.Wait()
-		res := post(t, client, "/v1/responses", `{}`)
-		if code, _ := apiError(t, res); res.StatusCode != 429 || code != "too_many_calls_held" || res.Header.Get("Retry-After") == "" {
-			t.Errorf("%s %s %v", res.Status, code, res.Header)
-		}
-		if got := p.Usage().Waiting; got != 2 {
-			t.Errorf("%d calls held", got)
-		}
-		if one, two := <-done, <-done; one != 200 || two != 200 {
-			t.Error(one, two)
-		}
-		res = post(t, client, "/v1/responses", `{}`)
-		if all(t, res); res.StatusCode != 200 {
-			t.Errorf("after the others: %s", res.Status)
+			t.Errorf("the held call got %s", got)
 		}
 	})
 }
@@ -373,7 +346,7 @@ func TestPage(t *testing.T) {
 		}
 		io.WriteString(w, "page "+r.URL.Path)
 	})
-	client := serve(t, newProxy(t, proxy.Options{Page: page, Transport: after(0, 200, "application/json", "upstream")}))
+	client := serve(t, newProxy(t, proxy.Options{Page: page, Transport: respondAfter(0, 200, "application/json", "upstream")}))
 	for path, want := range map[string]string{
 		"/": "page /", "/autobatcher/": "page /autobatcher/", "/autobatcher/x": "page /autobatcher/x",
 		"/autobatcher": "upstream", "/v1": "upstream", "/index.html": "upstream",
@@ -382,7 +355,7 @@ func TestPage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := all(t, res); got != want {
+		if got := readAll(t, res); got != want {
 			t.Errorf("%s: %q", path, got)
 		}
 	}

@@ -24,13 +24,14 @@ import (
 
 const question = `"messages":[{"role":"user","content":"Why? Because."}]`
 
-// TestServe holds the seed's test_serve, on a real Transport and a Batch API.
+// TestServe checks each endpoint with an autobatcher.Transport and a batchtest
+// server.
 func TestServe(t *testing.T) {
 	for _, test := range []struct {
 		name, path, body string
-		line             string // what was sent upstream
+		line             string // body of the batch line
 		kind             string
-		want             []string // in the answer, in this order
+		want             []string // parts of the response, in order
 	}{
 		{
 			name: "chat_completions", path: "/v1/chat/completions", body: `{"model":"m",` + question + `}`,
@@ -63,15 +64,14 @@ func TestServe(t *testing.T) {
 		{
 			name: "responses_stream", path: "/v1/responses", body: `{"model":"m","stream":true,"input":"Why? Because."}`,
 			line: `{"model":"m","input":"Why? Because."}`, kind: events,
-			// The seed sent [DONE] too, which this API does not have.
 			want: []string{"response.created", "response.output_text.delta", "response.completed"},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client, p, upstream := batching(t, batchtest.Options{Turnaround: time.Minute}, proxy.Options{})
+				client, p, upstream := newBatchingProxy(t, batchtest.Options{Turnaround: time.Minute}, proxy.Options{})
 				res := post(t, client, test.path, test.body)
-				rest := all(t, res)
+				rest := readAll(t, res)
 				if res.StatusCode != 200 || res.Header.Get("Content-Type") != test.kind || res.Header.Get("Autobatcher-Batch-Id") == "" {
 					t.Errorf("%s %v", res.Status, res.Header)
 				}
@@ -84,7 +84,7 @@ func TestServe(t *testing.T) {
 				}
 				upload := upstream.Uploads()[0]
 				if upload.APIKey != "sk-upstream" || len(upload.Lines) != 1 {
-					t.Errorf("%d lines as %s", len(upload.Lines), upload.APIKey)
+					t.Errorf("%d lines with the key %s", len(upload.Lines), upload.APIKey)
 				}
 				if diff := cmp.Diff(test.line, string(upload.Lines[0].Body)); diff != "" {
 					t.Error(diff)
@@ -98,11 +98,11 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// slow is a Batch API whose answers come after several heartbeats.
-var slow = batchtest.Options{Turnaround: 20 * time.Minute}
+// slowServer completes batches after several heartbeats.
+var slowServer = batchtest.Options{Turnaround: 20 * time.Minute}
 
-// openAI is an openai-go client at the proxy.
-func openAI(client *http.Client, more ...option.RequestOption) openai.Client {
+// newOpenAIClient returns an openai-go client for the proxy.
+func newOpenAIClient(client *http.Client, more ...option.RequestOption) openai.Client {
 	return openai.NewClient(append([]option.RequestOption{
 		option.WithBaseURL("http://proxy/v1"), option.WithAPIKey("dummy"), option.WithHTTPClient(client),
 	}, more...)...)
@@ -113,7 +113,8 @@ var chatParams = openai.ChatCompletionNewParams{
 	Messages: []openai.ChatCompletionMessageParamUnion{openai.UserMessage("Why? Because.")},
 }
 
-// TestOpenAIGo: the official client, through heartbeats, in all it can ask.
+// TestOpenAIGo sends each kind of call with openai-go, with heartbeats before the
+// response.
 func TestOpenAIGo(t *testing.T) {
 	for name, ask := range map[string]func(context.Context, openai.Client) (string, error){
 		"chat": func(ctx context.Context, c openai.Client) (string, error) {
@@ -132,16 +133,16 @@ func TestOpenAIGo(t *testing.T) {
 		},
 		"chat stream": func(ctx context.Context, c openai.Client) (string, error) {
 			stream := c.Chat.Completions.NewStreaming(ctx, chatParams)
-			var all openai.ChatCompletionAccumulator
+			var acc openai.ChatCompletionAccumulator
 			for stream.Next() {
-				if !all.AddChunk(stream.Current()) {
-					return "", errors.New("a chunk of another completion")
+				if !acc.AddChunk(stream.Current()) {
+					return "", errors.New("the chunk belongs to a different completion")
 				}
 			}
 			if stream.Err() != nil {
 				return "", stream.Err()
 			}
-			return all.Choices[0].Message.Content, nil
+			return acc.Choices[0].Message.Content, nil
 		},
 		"response": func(ctx context.Context, c openai.Client) (string, error) {
 			res, err := c.Responses.New(ctx, responses.ResponseNewParams{Model: "m", Input: responses.ResponseNewParamsInputUnion{OfString: openai.String("Why? Because.")}})
@@ -161,8 +162,8 @@ func TestOpenAIGo(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client, p, upstream := batching(t, slow, proxy.Options{})
-				got, err := ask(t.Context(), openAI(client))
+				client, p, upstream := newBatchingProxy(t, slowServer, proxy.Options{})
+				got, err := ask(t.Context(), newOpenAIClient(client))
 				if err != nil || !strings.Contains(got, "Why?") {
 					t.Errorf("%q, %v", got, err)
 				}
@@ -175,11 +176,12 @@ func TestOpenAIGo(t *testing.T) {
 	}
 }
 
-// TestEmbeddingsOpenAIGo needs no heartbeat to differ, but must parse after them.
+// TestEmbeddingsOpenAIGo checks that openai-go can parse an embeddings response
+// after heartbeats.
 func TestEmbeddingsOpenAIGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, _, _ := batching(t, slow, proxy.Options{})
-		ai := openAI(client)
+		client, _, _ := newBatchingProxy(t, slowServer, proxy.Options{})
+		ai := newOpenAIClient(client)
 		res, err := ai.Embeddings.New(t.Context(), openai.EmbeddingNewParams{Model: "m", Input: openai.EmbeddingNewParamsInputUnion{OfArrayOfStrings: []string{"a", "b"}}})
 		if err != nil || len(res.Data) != 2 || len(res.Data[1].Embedding) == 0 {
 			t.Errorf("%v %v", res, err)
@@ -187,13 +189,13 @@ func TestEmbeddingsOpenAIGo(t *testing.T) {
 	})
 }
 
-// TestErrorsOpenAIGo: an error in the grace is the typed error that it would
-// have been without a batch, and is asked for once.
-func TestErrorsOpenAIGo(t *testing.T) {
+// TestErrorOpenAIGo checks that an error within the grace becomes openai-go's typed
+// error, and that openai-go does not retry.
+func TestErrorOpenAIGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		answer := func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Status: 400} }
-		client, _, upstream := batching(t, batchtest.Options{Turnaround: time.Minute, Answer: answer}, proxy.Options{})
-		ai := openAI(client)
+		client, _, upstream := newBatchingProxy(t, batchtest.Options{Turnaround: time.Minute, Answer: answer}, proxy.Options{})
+		ai := newOpenAIClient(client)
 		_, err := ai.Chat.Completions.New(t.Context(), chatParams)
 		var typed *openai.Error
 		if !errors.As(err, &typed) || typed.StatusCode != 400 || typed.Message == "" {
@@ -205,19 +207,22 @@ func TestErrorsOpenAIGo(t *testing.T) {
 	})
 }
 
-// TestLateErrorsOpenAIGo: after the grace it still is an error.
-func TestLateErrorsOpenAIGo(t *testing.T) {
+// TestErrorAfterCommitOpenAIGo checks that openai-go reports an error also after
+// 200 was committed.
+func TestErrorAfterCommitOpenAIGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := slow
+		server := slowServer
 		server.Answer = func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Status: 400} }
-		client, _, _ := batching(t, server, proxy.Options{})
-		ai := openAI(client)
+		client, _, _ := newBatchingProxy(t, server, proxy.Options{})
+		ai := newOpenAIClient(client)
 		if res, err := ai.Chat.Completions.New(t.Context(), chatParams); err == nil {
-			t.Errorf("JSON: no error but %v", res)
+			t.Errorf("JSON: got %v, want an error", res)
 		}
 		stream := ai.Chat.Completions.NewStreaming(t.Context(), chatParams)
 		for stream.Next() {
-			t.Errorf("a chunk: %v", stream.Current())
+			if chunk := stream.Current(); chunk.Choices[0].FinishReason != "" || chunk.Choices[0].Delta.RawJSON() != "{}" {
+				t.Fatalf("unexpected chunk: %v", chunk.RawJSON())
+			}
 		}
 		if stream.Err() == nil {
 			t.Error("stream: no error")
@@ -225,30 +230,30 @@ func TestLateErrorsOpenAIGo(t *testing.T) {
 	})
 }
 
-// goOpenAIClient is a go-openai client at the proxy.
-func goOpenAIClient(client *http.Client) *goopenai.Client {
+// newGoOpenAIClient returns a go-openai client for the proxy.
+func newGoOpenAIClient(client *http.Client) *goopenai.Client {
 	config := goopenai.DefaultConfig("dummy")
 	config.BaseURL = "http://proxy/v1"
 	config.HTTPClient = client
 	return goopenai.NewClientWithConfig(config)
 }
 
-var goOpenAIRequest = goopenai.ChatCompletionRequest{
+var goOpenAIParams = goopenai.ChatCompletionRequest{
 	Model:    "m",
 	Messages: []goopenai.ChatCompletionMessage{{Role: "user", Content: "Why? Because."}},
 }
 
-// TestGoOpenAI counts the empty messages of a stream and gives up at 300: this
-// one is held for more than a hundred heartbeats a minute.
-func TestGoOpenAI(t *testing.T) {
+// TestGoOpenAIStream holds a stream for over 900 heartbeats, because go-openai fails
+// after 300 empty messages.
+func TestGoOpenAIStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, _, _ := batching(t, slow, proxy.Options{Heartbeat: time.Second})
-		ai := goOpenAIClient(client)
-		res, err := ai.CreateChatCompletion(t.Context(), goOpenAIRequest)
+		client, _, _ := newBatchingProxy(t, slowServer, proxy.Options{Heartbeat: time.Second})
+		ai := newGoOpenAIClient(client)
+		res, err := ai.CreateChatCompletion(t.Context(), goOpenAIParams)
 		if err != nil || !strings.Contains(res.Choices[0].Message.Content, "Why?") {
 			t.Errorf("%v %v", res, err)
 		}
-		stream, err := ai.CreateChatCompletionStream(t.Context(), goOpenAIRequest)
+		stream, err := ai.CreateChatCompletionStream(t.Context(), goOpenAIParams)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -271,15 +276,16 @@ func TestGoOpenAI(t *testing.T) {
 	})
 }
 
-// TestLateErrorsGoOpenAI: the message arrives, after chunks that were heartbeats.
-func TestLateErrorsGoOpenAI(t *testing.T) {
+// TestErrorAfterCommitGoOpenAI checks that go-openai reports the error message
+// after chunks that were heartbeats.
+func TestErrorAfterCommitGoOpenAI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		server := slow
+		server := slowServer
 		server.Answer = func(batchtest.Line) batchtest.Outcome {
 			return batchtest.Outcome{Status: 400, Body: json.RawMessage(`{"error":{"message":"no such thing","type":"t","param":null,"code":null}}`)}
 		}
-		client, _, _ := batching(t, server, proxy.Options{})
-		stream, err := goOpenAIClient(client).CreateChatCompletionStream(t.Context(), goOpenAIRequest)
+		client, _, _ := newBatchingProxy(t, server, proxy.Options{})
+		stream, err := newGoOpenAIClient(client).CreateChatCompletionStream(t.Context(), goOpenAIParams)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -294,11 +300,11 @@ func TestLateErrorsGoOpenAI(t *testing.T) {
 	})
 }
 
-// TestRetryPaysOnce: a client that gives up and asks again gets the line of its
-// first try.
-func TestRetryPaysOnce(t *testing.T) {
+// TestRetryIsPaidOnce checks that a retry after a client timeout takes over the
+// line of the first attempt.
+func TestRetryIsPaidOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, _, upstream := batching(t, slow, proxy.Options{Grace: -1})
+		client, _, upstream := newBatchingProxy(t, slowServer, proxy.Options{Grace: -1})
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 		defer cancel()
 		r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://proxy/v1/embeddings", strings.NewReader(`{"model":"m","input":"a"}`))
@@ -306,7 +312,7 @@ func TestRetryPaysOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`)
-		if all(t, res); res.StatusCode != 200 {
+		if readAll(t, res); res.StatusCode != 200 {
 			t.Error(res.Status)
 		}
 		for key, n := range upstream.Paid() {
@@ -317,11 +323,12 @@ func TestRetryPaysOnce(t *testing.T) {
 	})
 }
 
-// TestManyCallersOneBatch: concurrent calls ride together, each with its own answer.
-func TestManyCallersOneBatch(t *testing.T) {
+// TestConcurrentCallsShareBatch checks that concurrent calls share a batch, and
+// that each call gets its own result.
+func TestConcurrentCallsShareBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client, p, upstream := batching(t, slow, proxy.Options{})
-		ai := openAI(client)
+		client, p, upstream := newBatchingProxy(t, slowServer, proxy.Options{})
+		ai := newOpenAIClient(client)
 		var wg sync.WaitGroup
 		for i := range 50 {
 			wg.Go(func() {

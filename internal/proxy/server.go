@@ -5,10 +5,16 @@ import (
 	"time"
 )
 
-// NewServer returns a server for calls that take hours, over HTTP/1.1 and over
-// HTTP/2 without TLS, with which a hundred thousand calls fit into a few
-// connections. It has no WriteTimeout, which would cut such calls off; the Proxy
-// sets a deadline for each write instead. TCP keep-alive is net/http's, every 15 s.
+// maxStreams is how many requests one HTTP/2 connection may have at the same time.
+// Each request costs a goroutine before the key of the client is checked. Clients
+// open further connections for further requests.
+const maxStreams = 250
+
+// NewServer returns an http.Server for calls that take hours. The server speaks
+// HTTP/1.1, and HTTP/2 without TLS, so that a client can hold maxStreams calls on
+// one connection. The server has no WriteTimeout, because a WriteTimeout would
+// end long calls; the Proxy limits each single write instead. TCP keep-alive
+// stays at the default of net/http: a probe every 15 s.
 func NewServer(h http.Handler) *http.Server {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -20,9 +26,9 @@ func NewServer(h http.Handler) *http.Server {
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    128 << 10,
 		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: 250_000,
-			SendPingTimeout:      time.Minute, // notices callers that vanished without a word
-			WriteByteTimeout:     patience,
+			MaxConcurrentStreams: maxStreams,
+			SendPingTimeout:      time.Minute, // detects clients that disappeared without closing the connection
+			WriteByteTimeout:     stallTimeout,
 		},
 	}
 }

@@ -1,6 +1,14 @@
-// Package reply makes what a caller reads: the answer of its line as net/http
-// would have received it, as a stream of events, or a failure in OpenAI's error
+// Package reply makes the http.Response for a call: from the result of a batch
+// line, byte for byte or as a stream of events, or for a failure in OpenAI's error
 // shape.
+//
+// Answer holds the data of a response until the caller's request is at hand.
+// Body, the body of each response, reports whether the caller read the response,
+// so that an undelivered result can be kept for a retry. RequestError is for
+// requests that cannot be batched.
+//
+// Functions and methods do not modify shared state. A Body is not safe for
+// concurrent use, like most bodies of net/http.
 package reply
 
 import (
@@ -8,6 +16,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -19,36 +28,41 @@ import (
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
-// An Answer is what settles a call as an HTTP response.
+// An Answer is the data of the HTTP response that completes a call.
 type Answer struct {
-	Status    int
-	Body      []byte
-	Text      bool   // the body is no JSON
-	RequestID string // the provider's
-	Ours      bool   // a failure of ours, not the provider's answer
-	BatchID   string
-	CustomID  string
+	Status    int    // HTTP status code
+	Body      []byte // must not be modified after the Answer is in use
+	Text      bool   // the body is plain text, not JSON
+	RequestID string // the provider's request id; "": no X-Request-Id header
+	Retry     bool   // the provider may answer the same request otherwise: no X-Should-Retry header
+	Local     bool   // this process made the response: the provider did not answer the line
+	BatchID   string // "": no Autobatcher-Batch-Id header
+	CustomID  string // "": no Autobatcher-Custom-Id header
+	Cost      string // US dollars; "": no Autobatcher-Cost header
 }
 
-// Failure is an answer of ours, in OpenAI's error shape.
+// Failure returns an error made by this process, in OpenAI's error shape.
 func Failure(status int, code, message string) Answer {
-	return Answer{Status: status, Body: errorBody(status, code, "", message), Ours: true}
+	return Answer{Status: status, Body: errorBody(status, code, "", message), Local: true}
 }
 
-// errorType is what OpenAI calls an error of this status.
+// errorType returns the error type for the status. "batch_error" is our own type;
+// the other types are those of OpenAI.
 func errorType(status int) string {
 	switch {
 	case status == http.StatusTooManyRequests:
 		return "rate_limit_error"
 	case status == http.StatusFailedDependency:
 		return "batch_error"
+	case status == http.StatusPaymentRequired:
+		return "insufficient_quota"
 	case status >= 500:
 		return "server_error"
 	}
 	return "invalid_request_error"
 }
 
-// errorBody is an error in OpenAI's shape; message and type are always strings.
+// errorBody returns an error in OpenAI's shape. Empty param and code become null.
 func errorBody(status int, code, param, message string) []byte {
 	type object struct {
 		Message string  `json:"message"`
@@ -65,61 +79,97 @@ func errorBody(status int, code, param, message string) []byte {
 	}
 	body, err := json.Marshal(map[string]object{"error": o})
 	if err != nil {
-		panic(err) // four strings always marshal
+		panic(err) // cannot happen: strings always marshal
 	}
 	return body
 }
 
-// Of makes an answer of a result line that is Answered.
-func Of(r *line.Result) Answer {
-	a := Answer{Status: r.Status, Body: r.Body, Text: r.Text, RequestID: r.RequestID}
+// FromResult returns the answer for a result line with an HTTP response: Answered
+// must be true. An error body that is not in OpenAI's shape is wrapped, so that SDKs
+// can read the message.
+func FromResult(r *line.Result) Answer {
+	a := Answer{Status: r.Status, Body: r.Body, Text: r.Text, RequestID: r.RequestID, Retry: r.Transient()}
 	if r.Status >= 400 && !HasError(r.Body) {
 		message := cmp.Or(strings.TrimSpace(string(r.Body)), r.Message, http.StatusText(r.Status))
 		a.Body, a.Text = errorBody(r.Status, r.Code, "", message), false
 	}
+	if r.Status == http.StatusNoContent || r.Status == http.StatusNotModified {
+		a.replaceBodiless()
+	}
 	return a
 }
 
-// Refused passes on what the provider said of a whole batch.
-func Refused(status int, body []byte, message string) Answer {
-	a := Answer{Status: status, Body: body, Ours: true}
+// replaceBodiless replaces a status that HTTP allows no body for. A server could not
+// send the body with that status, and the connection of the client would break.
+func (a *Answer) replaceBodiless() {
+	if len(a.Body) > 0 && !HasError(a.Body) {
+		a.Status = http.StatusOK
+		return
+	}
+	if len(a.Body) == 0 {
+		a.Body, a.Text = errorBody(http.StatusFailedDependency, "batch_line_unreadable", "",
+			fmt.Sprintf("the result of the request has the status %d and no body", a.Status)), false
+	}
+	a.Status = http.StatusFailedDependency
+}
+
+// BatchRejected returns the answer for every call of a batch that the provider
+// rejected. body is the provider's error response; message is used if body is not
+// an error in OpenAI's shape.
+func BatchRejected(status int, body []byte, message string) Answer {
+	a := Answer{Status: status, Body: body, Local: true}
 	if !HasError(body) {
 		a.Body = errorBody(status, "batch_refused", "", "the provider refused the batch: "+message)
 	}
 	return a
 }
 
-// HasError reports whether body is an error in OpenAI's shape, as SDKs read it.
+// HasError reports whether body is a JSON object with an "error" object, the shape
+// of errors that SDKs can read.
 func HasError(body []byte) bool {
 	return line.Valid(body) && gjson.GetBytes(body, "error").IsObject()
 }
 
-// Reason is what an answer of ours says.
-func (a *Answer) Reason() string { return gjson.GetBytes(a.Body, "error.message").String() }
+// ErrorMessage returns the message of an error in OpenAI's shape, or "".
+func (a *Answer) ErrorMessage() string { return gjson.GetBytes(a.Body, "error.message").String() }
 
-// Response makes an http.Response as net/http would have read it. Its body is a
-// *Body.
+// Response returns an http.Response like a response that net/http received. The
+// type of the response's Body is *Body.
 func (a *Answer) Response(req *http.Request) *http.Response {
-	h := make(http.Header, 6)
-	values := make([]string, 0, 8) // one allocation for all the headers
-	set := func(name, value string) {
-		if value != "" {
-			values = append(values, value)
-			h[name] = values[len(values)-1 : len(values) : len(values)]
-		}
-	}
-	set("Content-Type", a.contentType())
-	set("Content-Length", strconv.Itoa(len(a.Body)))
-	set("X-Request-Id", a.RequestID)
-	set("Autobatcher-Batch-Id", a.BatchID)
-	set("Autobatcher-Custom-Id", a.CustomID)
+	r := newResponse(req, a.Status, a.Body)
+	r.set("Content-Type", a.contentType())
+	r.set("Content-Length", strconv.Itoa(len(a.Body)))
+	r.set("X-Request-Id", a.RequestID)
+	r.set("Autobatcher-Batch-Id", a.BatchID)
+	r.set("Autobatcher-Custom-Id", a.CustomID)
+	r.set("Autobatcher-Cost", a.Cost)
 	switch {
-	case a.Status == http.StatusServiceUnavailable && a.Ours:
-		set("Retry-After", "5") // nothing was submitted: trying again is safe
-	case a.Status >= 400:
-		set("X-Should-Retry", "false")
+	case a.Status == http.StatusServiceUnavailable && a.Local:
+		r.set("Retry-After", "5") // nothing was submitted, so a retry is safe
+	case a.Status >= 400 && !a.Retry: // a retry would be a new line, which is paid for again
+		r.set("X-Should-Retry", "false")
 	}
-	return newResponse(req, a.Status, h, a.Body)
+	return &r.Response
+}
+
+// A response has all parts of an http.Response in one allocation, but for the map of
+// the headers.
+type response struct {
+	http.Response
+	body   Body
+	values [maxHeaders]string // of the headers
+	count  int
+}
+
+const maxHeaders = 8
+
+// set sets a header unless the value is empty.
+func (r *response) set(name, value string) {
+	if value != "" {
+		r.values[r.count] = value
+		r.count++
+		r.Header[name] = r.values[r.count-1 : r.count : r.count]
+	}
 }
 
 func (a *Answer) contentType() string {
@@ -136,74 +186,99 @@ func statusLine(status int) string {
 	return strconv.Itoa(status) + " " + http.StatusText(status)
 }
 
-func newResponse(req *http.Request, status int, h http.Header, body []byte) *http.Response {
-	content := &Body{ctx: req.Context()}
-	content.r.Reset(body)
-	return &http.Response{
+func newResponse(req *http.Request, status int, body []byte) *response {
+	r := &response{body: Body{ctx: req.Context()}}
+	r.body.r.Reset(body)
+	r.Response = http.Response{
 		Status:     statusLine(status),
 		StatusCode: status,
 		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        h,
-		Body:          content,
+		Header:        make(http.Header, maxHeaders),
+		Body:          &r.body,
 		ContentLength: int64(len(body)),
 		Request:       req,
 	}
+	return r
 }
 
-// Stream makes a response that is the stream of events which the provider would
-// have sent: that of the Responses API, or that of a chat, with its usage if
-// that was asked for.
+// Stream returns a response with the stream of events that the provider would have
+// sent: of the Responses API if responses is true, else of a chat completion. usage
+// says whether the request asked for the usage chunk of a chat completion. If the
+// body cannot be streamed, the response is a 424, or the provider's error.
 func (a *Answer) Stream(req *http.Request, responses, usage bool) *http.Response {
 	var events []byte
 	var err error
 	switch {
 	case a.Text && looksLikeEvents(a.Body):
-		events = a.Body // the provider batched the stream itself
+		events = a.Body // the result already is a stream of events
 	case responses:
 		events, err = sse.AppendResponse(nil, a.Body)
 	default:
 		events, err = sse.AppendChat(nil, a.Body, usage)
 	}
-	if err != nil {
-		bad := Failure(http.StatusFailedDependency, "batch_line_unreadable",
-			"batch "+a.BatchID+" answered this request with something that cannot be streamed: "+err.Error())
-		bad.BatchID, bad.CustomID, bad.RequestID = a.BatchID, a.CustomID, a.RequestID
-		return bad.Response(req)
+	if err != nil && HasError(a.Body) {
+		failed := *a // an error with status 200
+		failed.Status = errorStatus(a.Body)
+		return failed.Response(req)
 	}
-	whole := *a
-	whole.Body = events
-	res := whole.Response(req)
+	if err != nil {
+		failure := Failure(http.StatusFailedDependency, "batch_line_unreadable",
+			"the result of this request in batch "+a.BatchID+" cannot be converted to a stream: "+err.Error())
+		failure.BatchID, failure.CustomID, failure.RequestID = a.BatchID, a.CustomID, a.RequestID
+		return failure.Response(req)
+	}
+	stream := *a
+	stream.Body = events
+	res := stream.Response(req)
 	res.Header.Set("Content-Type", "text/event-stream; charset=utf-8")
 	res.Header.Set("Cache-Control", "no-cache")
 	return res
+}
+
+// errorStatus returns the status of an error that came with status 200: the status
+// that the error names, or 424.
+func errorStatus(body []byte) int {
+	for _, path := range []string{"error.code", "error.status", "error.status_code"} {
+		if status := gjson.GetBytes(body, path).Int(); status >= 400 && status <= 599 {
+			return int(status)
+		}
+	}
+	return http.StatusFailedDependency
 }
 
 func looksLikeEvents(body []byte) bool {
 	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
 }
 
-// A Body is the body of a response, which knows whether its caller lived to
-// read it.
+// A Body is the body of a response that reports whether the caller received the
+// response. Set OnDelivered and OnUndelivered before the first Read.
+//
+// A caller received the response if the caller read to the end, or closed the Body
+// while the context of the request was not done. A caller did not receive the
+// response if the context was done and bytes were left at Close, or if
+// MarkUndelivered was called.
 type Body struct {
 	r   bytes.Reader
-	ctx context.Context // the caller's
+	ctx context.Context // the context of the caller's request
 
-	// Done, if not nil, is called once: when the end was reached, or the caller
-	// closed the body because it had enough.
-	Done func()
+	// OnDelivered is called at most once, when the caller received the response.
+	// Nil: no call.
+	OnDelivered func()
 
-	// Unread, if not nil, is called once if the caller went away in the middle.
-	Unread func()
+	// OnUndelivered is called at most once, when the caller did not receive the
+	// response. OnUndelivered may follow OnDelivered: see MarkUndelivered. Nil: no
+	// call, and Close counts as delivery.
+	OnUndelivered func()
 }
 
-// Len is how many bytes were not read yet.
+// Len returns the number of unread bytes.
 func (b *Body) Len() int { return b.r.Len() }
 
 // Read implements io.Reader.
 func (b *Body) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if b.Len() == 0 {
-		b.done()
+		b.delivered()
 	}
 	return n, err
 }
@@ -212,54 +287,64 @@ func (b *Body) Read(p []byte) (int, error) {
 func (b *Body) WriteTo(w io.Writer) (int64, error) {
 	n, err := b.r.WriteTo(w)
 	if b.Len() == 0 && err == nil {
-		b.done()
+		b.delivered()
 	}
 	return n, err
 }
 
-func (b *Body) done() {
-	if b.Done != nil {
-		b.Done()
+func (b *Body) delivered() {
+	if b.OnDelivered != nil {
+		b.OnDelivered()
 	}
-	b.Done = nil
+	b.OnDelivered = nil
 }
 
-// Close is called by whoever reads the response.
+// Close implements io.Closer. Close may be called several times.
 func (b *Body) Close() error {
 	if b.Len() > 0 && b.ctx.Err() != nil {
-		b.Keep()
+		b.MarkUndelivered()
 	}
-	b.Unread = nil
-	b.done()
+	b.OnUndelivered = nil
+	b.delivered()
 	return nil
 }
 
-// Keep says that the answer did not reach its caller although it was read, as a
-// proxy knows whose caller's connection broke.
-func (b *Body) Keep() {
-	if b.Unread != nil {
-		b.Unread()
-		b.Done = nil
+// MarkUndelivered reports a response as not delivered, even if the Body was read
+// to the end. A proxy reads the Body and then may fail to send the bytes to the
+// client. Calls after the first call and after Close have no effect.
+func (b *Body) MarkUndelivered() {
+	if b.OnUndelivered != nil {
+		b.OnUndelivered()
+		b.OnDelivered = nil
 	}
-	b.Unread = nil
+	b.OnUndelivered = nil
 }
 
-// A Refusal is what is wrong with a request, as its caller will read it.
-type Refusal struct {
-	Status               int
-	Code, Param, Message string
+// A RequestError says why a request cannot be batched. Response returns the
+// error to the caller.
+type RequestError struct {
+	Status  int    // HTTP status code
+	Code    string // OpenAI error code
+	Param   string // the member of the body that is wrong; "": the error is not about one member
+	Message string
 }
 
-func (r *Refusal) Error() string { return r.Message }
+func (e *RequestError) Error() string { return e.Message }
 
-// Response answers the request that is refused.
-func (r *Refusal) Response(req *http.Request) *http.Response {
-	a := Answer{Status: r.Status, Body: errorBody(r.Status, r.Code, r.Param, r.Message), Ours: true}
+// Answer returns the answer to the request.
+func (e *RequestError) Answer() Answer {
+	return Answer{Status: e.Status, Body: errorBody(e.Status, e.Code, e.Param, e.Message), Local: true}
+}
+
+// Response returns the response to the request.
+func (e *RequestError) Response(req *http.Request) *http.Response {
+	a := e.Answer()
 	return a.Response(req)
 }
 
-// BadBody refuses a request for what its body says; param is the member at
-// fault, "" for the whole.
-func BadBody(param, message string) error {
-	return &Refusal{Status: http.StatusBadRequest, Code: "invalid_request", Param: param, Message: message}
+// InvalidBody returns a *RequestError with status 400 for an error in the request
+// body. param is the member that is wrong, or "" if the error is not about one
+// member.
+func InvalidBody(param, message string) error {
+	return &RequestError{Status: http.StatusBadRequest, Code: "invalid_request", Param: param, Message: message}
 }

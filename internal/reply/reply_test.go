@@ -36,50 +36,74 @@ func TestResponse(t *testing.T) {
 	}{
 		{
 			"a success, byte for byte",
-			reply.Of(&line.Result{Status: 200, RequestID: "req", Body: []byte(`{"n": 1.50}`)}),
+			reply.FromResult(&line.Result{Status: 200, RequestID: "req", Body: []byte(`{"n": 1.50}`)}),
 			"200 OK", `{"n": 1.50}`,
 			map[string]string{"Content-Type": "application/json", "X-Request-Id": "req", "X-Should-Retry": ""},
 		},
 		{
 			"a success that is text",
-			reply.Of(&line.Result{Status: 200, Body: []byte("hello"), Text: true}),
+			reply.FromResult(&line.Result{Status: 200, Body: []byte("hello"), Text: true}),
 			"200 OK", "hello",
 			map[string]string{"Content-Type": "text/plain; charset=utf-8"},
 		},
 		{
-			"an error as SDKs read it",
-			reply.Of(&line.Result{Status: 429, Body: []byte(`{"error":{"message":"slow","x":1}}`)}),
+			"an error in OpenAI's shape",
+			reply.FromResult(&line.Result{Status: 429, Body: []byte(`{"error":{"message":"slow","x":1}}`)}),
 			"429 Too Many Requests", `{"error":{"message":"slow","x":1}}`,
+			map[string]string{"X-Should-Retry": "", "Retry-After": ""},
+		},
+		{
+			"an error that does not pass",
+			reply.FromResult(&line.Result{Status: 429, Body: []byte(`{"error":{"message":"pay","code":"insufficient_quota"}}`)}),
+			"429 Too Many Requests", `{"error":{"message":"pay","code":"insufficient_quota"}}`,
 			map[string]string{"X-Should-Retry": "false", "Retry-After": ""},
 		},
 		{
-			"an error in another shape is wrapped",
-			reply.Of(&line.Result{Status: 422, Body: []byte(`{"error":"no"}`)}),
+			"an error in a different shape is wrapped",
+			reply.FromResult(&line.Result{Status: 422, Body: []byte(`{"error":"no"}`)}),
 			"422 Unprocessable Entity", `{"error":{"message":"{\"error\":\"no\"}","type":"invalid_request_error","param":null,"code":null}}`,
 			map[string]string{"Content-Type": "application/json"},
 		},
 		{
-			"an error without a body says its reason",
-			reply.Of(&line.Result{Status: 500, Code: "boom", Message: "it broke"}),
+			"an error without a body has the message of the result",
+			reply.FromResult(&line.Result{Status: 500, Code: "boom", Message: "it broke"}),
 			"500 Internal Server Error", `{"error":{"message":"it broke","type":"server_error","param":null,"code":"boom"}}`,
 			nil,
 		},
 		{
-			"a failure of ours",
+			"a success whose status allows no body",
+			reply.FromResult(&line.Result{Status: 204, Body: []byte(`{"id":"x"}`)}),
+			"200 OK", `{"id":"x"}`,
+			map[string]string{"Content-Type": "application/json", "X-Should-Retry": ""},
+		},
+		{
+			"an error whose status allows no body",
+			reply.FromResult(&line.Result{Status: 304, Body: []byte(`{"error":{"message":"no"}}`)}),
+			"424 Failed Dependency", `{"error":{"message":"no"}}`,
+			map[string]string{"X-Should-Retry": "false"},
+		},
+		{
+			"a status without a body",
+			reply.FromResult(&line.Result{Status: 304}),
+			"424 Failed Dependency", `{"error":{"message":"the result of the request has the status 304 and no body","type":"batch_error","param":null,"code":"batch_line_unreadable"}}`,
+			map[string]string{"X-Should-Retry": "false"},
+		},
+		{
+			"a local failure",
 			reply.Failure(424, "batch_expired", "too late"),
 			"424 Failed Dependency", `{"error":{"message":"too late","type":"batch_error","param":null,"code":"batch_expired"}}`,
 			map[string]string{"X-Should-Retry": "false"},
 		},
 		{
-			"one after which a retry is safe",
+			"a local failure after which a retry is safe",
 			reply.Failure(503, "batch_not_submitted", "down"),
 			"503 Service Unavailable", `{"error":{"message":"down","type":"server_error","param":null,"code":"batch_not_submitted"}}`,
 			map[string]string{"Retry-After": "5", "X-Should-Retry": ""},
 		},
 		{
-			"a refusal of the provider's, in its own words",
-			reply.Refused(402, []byte("Insufficient balance"), "Insufficient balance"),
-			"402 Payment Required", `{"error":{"message":"the provider refused the batch: Insufficient balance","type":"invalid_request_error","param":null,"code":"batch_refused"}}`,
+			"a rejected batch",
+			reply.BatchRejected(402, []byte("Insufficient balance"), "Insufficient balance"),
+			"402 Payment Required", `{"error":{"message":"the provider refused the batch: Insufficient balance","type":"insufficient_quota","param":null,"code":"batch_refused"}}`,
 			nil,
 		},
 	} {
@@ -111,14 +135,14 @@ func TestStream(t *testing.T) {
 		t.Error(ct)
 	}
 
-	already := reply.Answer{Status: 200, Body: []byte("data: {}\n\n"), Text: true}
-	if got := text(t, already.Stream(request(), false, false)); got != "data: {}\n\n" {
-		t.Errorf("a stream that the provider batched became %q", got)
+	streamed := reply.Answer{Status: 200, Body: []byte("data: {}\n\n"), Text: true}
+	if got := text(t, streamed.Stream(request(), false, false)); got != "data: {}\n\n" {
+		t.Errorf("a result that is a stream became %q", got)
 	}
 
 	for _, responses := range []bool{false, true} {
-		nonsense := reply.Answer{Status: 200, BatchID: "b", Body: []byte("[]")}
-		res := nonsense.Stream(request(), responses, false)
+		invalid := reply.Answer{Status: 200, BatchID: "b", Body: []byte("[]")}
+		res := invalid.Stream(request(), responses, false)
 		var body struct {
 			Error struct{ Code, Message string }
 		}
@@ -128,32 +152,52 @@ func TestStream(t *testing.T) {
 	}
 }
 
-func TestUnread(t *testing.T) {
+// An error that came with status 200 reaches a caller that wanted a stream in the
+// provider's words.
+func TestStreamOfAnErrorWithStatus200(t *testing.T) {
+	for body, status := range map[string]int{
+		`{"error":{"message":"in their words","code":null}}`:                  424,
+		`{"error":{"message":"in their words","code":502},"choices":null}`:    502,
+		`{"error":{"message":"in their words","code":"503"}}`:                 503,
+		`{"error":{"message":"in their words","status":429},"choices":[]}`:    429,
+		`{"error":{"message":"in their words","code":7},"object":"response"}`: 424,
+	} {
+		for _, responses := range []bool{false, true} {
+			a := reply.Answer{Status: 200, Body: []byte(body), BatchID: "b"}
+			res := a.Stream(request(), responses, false)
+			if got := text(t, res); res.StatusCode != status || got != body || res.Header.Get("Content-Type") != "application/json" {
+				t.Errorf("%s became %s %s", body, res.Status, got)
+			}
+		}
+	}
+}
+
+func TestUndelivered(t *testing.T) {
 	for _, tt := range []struct {
-		name       string
-		read, gone bool
-		want       int
+		name               string
+		read, disconnected bool
+		want               int
 	}{
-		{"read to its end", true, true, 0},
-		{"left unread by a caller that is there", false, false, 0},
-		{"left unread by a caller that has gone", false, true, 1},
+		{"read to the end", true, true, 0},
+		{"closed early by a connected caller", false, false, 0},
+		{"closed early by a disconnected caller", false, true, 1},
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		a := reply.Answer{Status: 200, Body: []byte("{}")}
 		body := a.Response(request().WithContext(ctx)).Body.(*reply.Body)
-		unread := 0
-		body.Unread = func() { unread++ }
+		undelivered := 0
+		body.OnUndelivered = func() { undelivered++ }
 		if tt.read {
 			io.Copy(io.Discard, body)
 		}
-		if tt.gone {
+		if tt.disconnected {
 			cancel()
 		}
 		body.Close()
 		body.Close()
-		if unread != tt.want {
-			t.Errorf("%s: given back %d times, want %d", tt.name, unread, tt.want)
+		if undelivered != tt.want {
+			t.Errorf("%s: OnUndelivered called %d times, want %d", tt.name, undelivered, tt.want)
 		}
 	}
 }

@@ -15,37 +15,48 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// What a simulation checks, beside that it ends (a bubble in which somebody
-// hangs is a deadlock, and longest bounds every call):
+// After each schedule, and while a schedule is played, the simulation checks, in
+// addition to the end of the schedule (a bubble in which a goroutine blocks for
+// ever is a deadlock, and longest bounds each call):
 //
-//  1. A call ends with the answer of a line of its own: of its key's, with its
-//     prompt, that the provider has executed, byte for byte. Or with an error
-//     that has a cause: its line, its batch or the provider had that trouble.
-//  2. No two calls get the same line's answer. Allowed is one thing: a process
-//     that dies, or whose journal fails, after it has answered a call and
-//     before that was written down. The line then looks open, and the next
-//     equal call gets it.
-//  3. Nothing is paid for twice: of each key and prompt, no more lines were
-//     answered by the provider than calls (not tries) were made. Not counted
-//     are lines of a batch that was called off, since nobody is given them until
-//     it has ended; of one that the provider failed as a whole, since nobody is
-//     given them at all; and those whose result the provider lost or spoilt,
-//     since such a call rides again, as documented. Nor lines of batches that the
-//     journal has forgotten, long after their end. Where the journal failed to
-//     do something, the lines it was about may be paid for once more: calls go on
-//     without it, as documented. And of a process that did not reach it for
-//     longer than a lease, so that it was taken for dead, 2 is not checked.
-//  4. No paid result is thrown away: nobody is told that a line failed which
+//  1. A call ends with the answer of a line that the provider has executed for
+//     the call's key and prompt, byte for byte; or with an error whose cause the
+//     schedule shows: the line, the batch, the provider or the journal failed so.
+//  2. Two calls never get the answer of the same line.
+//  3. Nothing is paid for twice: for each key and prompt, the provider answered no
+//     more lines than clients made calls (attempts of a call count once).
+//  4. A paid result is never thrown away: no client gets an error for a line that
 //     the provider has answered.
-//  5. No batch is orphaned: the journal knows each batch the provider has, or
-//     did until it ended, and each batch it knows has ended once a last
-//     process has recovered them, or was cancelled with its input file. No line
-//     stays held with nobody waiting.
-//  6. No batch is cancelled upstream by a process while somebody waits for it,
-//     and none runs on for long when nobody does.
-//  7. The provider refuses no file and no create: each was within its rules.
-//  8. No call is left in a Transport.
-//  9. Calls go in real time only where that is wanted, and within the budget.
+//  5. An answer comes soon: within two hours of the batch's end, the last fault or
+//     the client's attempt, whichever is last.
+//  6. A process cancels a batch only if no client waits for a line of the batch,
+//     at any process, in an attempt or between two attempts within the idle time;
+//     a client for whose call there is a line elsewhere does not count. A process
+//     never cancels a batch that has ended, as far as the process saw or would
+//     have seen with one look. A batch for which nobody waits does not run on.
+//  7. Each batch at the provider is known to the journal until the batch has
+//     ended, and each batch in the journal ends. No line stays held when no client
+//     waits, and no Transport keeps a call.
+//  8. The provider refuses no file and no create for its content.
+//  9. Calls are sent in real time only where the options say so, and within the
+//     budget of each process.
+//
+// These are all the exceptions. An executed line beyond the number of calls is
+// excused
+//
+//   - if the provider lost or spoiled the result, or failed the batch as a whole;
+//   - if a process cancelled the batch rightly, by 6, or because the process was
+//     closed with CancelOnClose: the lines of the closing process's own clients
+//     do not count in 6;
+//   - if the journal failed to carry out or to answer a request about the line
+//     (excuse, excuseLines, excusePrints), or has forgotten the line long after the
+//     batch's end (KeepFor).
+//
+// An answer is handed out twice only if the process that handed it out first died,
+// or lost the journal, before the process could write the delivery down; or if a
+// process was without the journal for longer than its lease. Of a process without
+// the journal, 6 is not checked, and the lines of a take-over whose answer was lost
+// may stay held.
 
 // find looks for a line at the provider.
 func (w *world) find(id lineID) (batchtest.Batch, batchtest.BatchLine, bool) {
@@ -69,9 +80,9 @@ func answered(l batchtest.BatchLine) bool {
 	return l.Finished && o.Code == "" && o.Garbage == "" && !o.Missing && o.Status < 300
 }
 
-// weigh judges a response. It returns how the call ended, or "" if it is to be
+// checkResponse judges a response. It returns how the call ended, or "" if it is to be
 // made again.
-func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) string {
+func (w *world) checkResponse(p *replica, e *clientCall, res *http.Response, body []byte) string {
 	id := lineID{res.Header.Get("Autobatcher-Batch-Id"), res.Header.Get("Autobatcher-Custom-Id")}
 	code := gjson.GetBytes(body, "error.code").String()
 	switch {
@@ -79,6 +90,9 @@ func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) st
 		return ""
 	case code == "realtime_failed" && p.isDead(): // nobody hears of it any more
 		return ""
+	case w.isRefusal(e.key, res.StatusCode, code):
+		w.tally.add(countErrored, 1)
+		return "error " + code
 	case res.StatusCode < 300:
 		w.tally.add(countAnswered, 1)
 		w.checkAnswer(p, e, id, body)
@@ -89,57 +103,96 @@ func (w *world) weigh(p *replica, e *errand, res *http.Response, body []byte) st
 	return "error " + code
 }
 
-// weighRealtime judges the answer to a call that was sent in real time.
-func (w *world) weighRealtime(e *errand, res *http.Response, body []byte, err error) string {
+// checkRealtime judges the answer to a call that was sent in real time.
+func (w *world) checkRealtime(e *clientCall, res *http.Response, body []byte, err error) string {
 	w.tally.add(countEscalated, 1)
 	switch {
 	case w.options.Escalate == "" || w.options.Escalate == autobatcher.EscalateNever:
-		w.wrong("%v was sent in real time, though nothing ever is", e.ident)
+		w.failf("%v was sent in real time, though nothing ever is", e.ident)
 	case err != nil, res.StatusCode >= 300:
 		if !w.unreliable() {
-			w.wrong("%v, sent in real time: %d, %v", e.ident, res.StatusCode, err)
+			w.failf("%v, sent in real time: %d, %v", e.ident, res.StatusCode, err)
 		}
 	case e.prompt.stream: // the words come one by one
 	case !bytes.Contains(body, []byte("realtime/now")), e.prompt.path != "/embeddings" && !bytes.Contains(body, []byte(e.text)):
-		w.wrong("%v, sent in real time, was answered %s", e.ident, body)
+		w.failf("%v, sent in real time, was answered %s", e.ident, body)
 	}
 	return "an answer in real time"
 }
 
-// unreliable reports whether any request to the provider may fail.
-func (w *world) unreliable() bool { return w.storms || w.server.RequestsPerMinute > 0 }
+// isRefusal reports whether an error comes from a refusal of the call's key.
+func (w *world) isRefusal(key string, status int, code string) bool {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return w.wasRefused(key)
+	case code == "batch_lost", code == "batch_results_unread":
+		return w.wasRefusedLong(key)
+	}
+	return false
+}
 
-func (w *world) checkAnswer(p *replica, e *errand, id lineID, body []byte) {
+// unreliable reports whether any request to the provider may fail.
+func (w *world) unreliable() bool {
+	return len(w.faults()) > 0 || w.server.RequestsPerMinute > 0 || w.noDelete || w.noList || w.list.ignoresAfter
+}
+
+func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 	b, l, ok := w.find(id)
 	switch {
 	case !ok:
-		w.wrong("%v was answered by a line nobody knows: %v", e.ident, id)
+		w.failf("%v was answered by a line nobody knows: %v", e.ident, id)
 		return
 	case b.APIKey != e.key:
-		w.wrong("%v was answered by a line of %s", e.ident, b.APIKey)
+		w.failf("%v was answered by a line of %s", e.ident, b.APIKey)
 	case textOf(l.Body) != e.text:
-		w.wrong("%v was answered by the line of %q", e.ident, textOf(l.Body))
+		w.failf("%v was answered by the line of %q", e.ident, textOf(l.Body))
 	case !answered(l):
-		w.wrong("%v was answered by a line that has no answer: %+v", e.ident, l)
+		w.failf("%v was answered by a line that has no answer: %+v", e.ident, l)
 	case e.prompt.stream && !bytes.Contains(body, []byte(id.batch+"/"+id.custom)):
-		w.wrong("%v: the stream says something else: %s", e.ident, body)
+		w.failf("%v: the stream says something else: %s", e.ident, body)
 	case !e.prompt.stream && !bytes.Equal(body, l.Outcome.Body):
-		w.wrong("%v got %s, and its line's answer is %s", e.ident, body, l.Outcome.Body)
+		w.failf("%v got %s, and its line's answer is %s", e.ident, body, l.Outcome.Body)
 	}
 	w.record.note(func() {
 		if by := w.record.by[w.record.ids[id.batch]]; by != nil && by != p {
 			w.tally.add(countTakenOver, 1)
 		}
 	})
+	w.checkLate(e, b)
 	w.mu.Lock()
 	before := w.handed[id]
-	w.handed[id] = append(before, handing{e, p})
+	w.handed[id] = append(before, delivery{e, p})
 	w.mu.Unlock()
 	for _, h := range before {
 		if !w.mayBeForgotten(h.by, id) && !h.by.hasLapsed() && !p.hasLapsed() {
 			w.tally.add(countDuplicates, 1)
-			w.wrong("%v: the answer of %v was handed out twice, first by %s, then by %s", e.ident, id, h.by.name, p.name)
+			w.failf("%v: the answer of %v was handed out twice, first by %s, then by %s", e.ident, id, h.by.name, p.name)
 		}
+	}
+}
+
+// lateLimit is how long after the end of a batch a call may get its answer:
+// failed downloads and polls are repeated every few minutes.
+const lateLimit = 2 * time.Hour
+
+// checkLate checks that a call does not wait long for an answer that could be
+// read. Where lines never finish, the check is left out: a call may have waited a
+// day for such a line before the call was resubmitted.
+func (w *world) checkLate(e *clientCall, b batchtest.Batch) {
+	w.mu.Lock()
+	since := w.lastFault
+	visits := w.visits[e.ident]
+	for _, v := range visits {
+		if v.call == e && v.began.After(since) {
+			since = v.began
+		}
+	}
+	w.mu.Unlock()
+	if b.Ended.After(since) {
+		since = b.Ended
+	}
+	if late := time.Since(since); !w.never && !b.Ended.IsZero() && late > lateLimit {
+		w.failf("%v got its answer %v after %s had ended", e.ident, late, b.ID)
 	}
 }
 
@@ -149,18 +202,18 @@ func (w *world) mayBeForgotten(p *replica, id lineID) bool {
 	r := w.record
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return !r.toldBy(p, id) && (p.isDead() || w.trouble > 0)
+	return !r.deliveredBy(p, id) && (p.isDead() || w.record.troubles.Load() > 0)
 }
 
 // checkError checks that an error has a cause.
-func (w *world) checkError(p *replica, e *errand, id lineID, status int, code string, body []byte) {
+func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, code string, body []byte) {
 	b, l, found := w.find(id)
 	w.mu.Lock()
-	struck := w.struck[id.batch] // which may be called cancelled since
+	failedWhole := w.failedWhole[id.batch] // which may be called cancelled since
 	w.mu.Unlock()
-	if found && answered(l) && !struck && len(b.Errors) == 0 {
+	if found && answered(l) && !failedWhole && len(b.Errors) == 0 {
 		w.tally.add(countLosses, 1)
-		w.wrong("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
+		w.failf("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
 		return
 	}
 	if p.hasLapsed() {
@@ -178,7 +231,7 @@ func (w *world) checkError(p *replica, e *errand, id lineID, status int, code st
 	case "batch_line_missing":
 		cause = found && l.Finished
 	case "batch_create_unknown", "batch_lost":
-		cause = (w.storms || w.trouble > 0) && id.batch == ""
+		cause = (w.unreliable() || w.trouble > 0) && id.batch == ""
 	case "batch_overdue":
 		cause = w.never
 	case "realtime_failed":
@@ -189,7 +242,7 @@ func (w *world) checkError(p *replica, e *errand, id lineID, status int, code st
 		cause = failed || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
-		w.wrong("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
+		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
 	}
 }
 
@@ -200,19 +253,19 @@ func (w *world) watchCancel(p *replica, req *http.Request) {
 		return
 	}
 	id := path[strings.LastIndex(path, "/")+1:]
-	w.record.note(func() { w.record.abandoned[id] = true })
+	w.checkCancel(p, id)
 	for _, b := range w.known() {
 		if b.BatchID == id && b.Held > 0 {
-			w.wrong("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
+			w.failf("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
 		}
 	}
 }
 
-// checkDeserted checks, a while after the last client has left, that what
+// checkUnused checks, a while after the last client has left, that what
 // nobody waits for is not paid for to its end. A batch that was resumed is
 // left alone: its callers may have died with its first owner, and come back.
-func (w *world) checkDeserted() {
-	if w.options.AbandonAfter < 0 || w.record.troubles.Load() > 0 {
+func (w *world) checkUnused() {
+	if w.options.AbandonAfter < 0 {
 		return
 	}
 	for _, b := range w.known() {
@@ -220,17 +273,18 @@ func (w *world) checkDeserted() {
 		if b.State != journal.Running || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
 			continue
 		}
-		if !w.calledOff(b.BatchID) {
-			w.wrong("batch %s runs on, with %d lines nobody waits for", b.BatchID, b.Open)
+		if !w.cancelledByUs(b.BatchID) {
+			w.failf("batch %s runs on, with %d lines nobody waits for", b.BatchID, b.Open)
 		}
 	}
 }
 
 // known is what the journal knows.
 func (w *world) known() []journal.Batch {
+	w.setJournalClock()
 	all, err := w.store.Batches(context.Background(), journal.Filter{})
 	if err != nil {
-		w.wrong("journal: %v", err)
+		w.failf("journal: %v", err)
 	}
 	return all
 }
@@ -243,18 +297,15 @@ func (w *world) allEnded() bool {
 func (w *world) checkIdle() {
 	for _, p := range w.all {
 		if s := p.tr.Stats(); !p.isDead() && (s.Queued != 0 || s.Running != 0 || len(s.Queues) != 0) {
-			w.wrong("%s still has calls: %+v", p.name, s)
+			w.failf("%s still has calls: %+v", p.name, s)
 		}
-	}
-	if w.record.troubles.Load() > 0 {
-		return // what the journal was not told it does not know
 	}
 	for _, b := range w.known() {
 		if b.State != journal.Ended {
-			w.wrong("batch %s %q is %s for ever; owner %q", b.Ref, b.BatchID, b.State, b.Owner)
+			w.failf("batch %s %q is %s for ever; owner %q", b.Ref, b.BatchID, b.State, b.Owner)
 		}
-		if b.Held != 0 {
-			w.wrong("batch %s %q (%s): %d lines are held, and nobody waits", b.Ref, b.BatchID, b.State, b.Held)
+		if b.Held != 0 && w.record.doubtfulTakeOvers.Load() == 0 {
+			w.failf("batch %s %q (%s): %d lines are held, and nobody waits", b.Ref, b.BatchID, b.State, b.Held)
 		}
 	}
 }
@@ -269,7 +320,7 @@ func (w *world) check() {
 	for _, r := range w.srv.Requests() {
 		switch r.Status {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
-			w.wrong("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
+			w.failf("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
 		}
 	}
 }
@@ -288,11 +339,11 @@ func (w *world) checkPaid() {
 			switch {
 			case !answered(l):
 				w.tally.add(countSpoilt, 1)
-			case b.CancelRequested, w.calledOff(b.ID), len(b.Errors) > 0 && !handed:
-				w.tally.add(countCalledOff, 1)
+			case w.cancelledByUs(b.ID), len(b.Errors) > 0 && !handed:
+				w.tally.add(countCancelled, 1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++
-				w.tell("paid: %v: line %s of %s (%s, journal %s), handed out: %v", ident{b.APIKey, textOf(l.Body)},
+				w.logf("paid: %v: line %s of %s (%s, journal %s), handed out: %v", ident{b.APIKey, textOf(l.Body)},
 					l.CustomID, b.ID, b.Status, w.record.ids[b.ID], handed)
 			}
 		}
@@ -301,7 +352,7 @@ func (w *world) checkPaid() {
 	for id, n := range paid {
 		if limit := w.asked[id] + excused[id]; n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.wrong("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
 		}
 	}
 }
@@ -314,7 +365,7 @@ func (w *world) checkEscalated() {
 		told += len(p.escalated)
 		for i, at := range p.escalated {
 			if limit := w.options.EscalateLimit; limit > 0 && i >= limit && at.Sub(p.escalated[i-limit]) < time.Hour {
-				w.wrong("%s escalated more than %d calls within an hour", p.name, limit)
+				w.failf("%s escalated more than %d calls within an hour", p.name, limit)
 			}
 		}
 	}
@@ -325,17 +376,17 @@ func (w *world) checkEscalated() {
 		}
 	}
 	if sent > told {
-		w.wrong("%d calls were sent in real time, and %d times it was told", sent, told)
+		w.failf("%d calls were sent in real time, and %d times it was told", sent, told)
 	}
 }
 
-// calledOff reports whether one of ours wanted a batch cancelled, even if the
+// cancelledByUs reports whether one of ours wanted a batch cancelled, even if the
 // provider did not hear of it or came to an end first.
-func (w *world) calledOff(batchID string) bool {
+func (w *world) cancelledByUs(batchID string) bool {
 	r := w.record
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.abandoned[batchID] || r.abandoned[r.ids[batchID]]
+	return !r.abandoned[batchID].at.IsZero() || !r.abandoned[r.ids[batchID]].at.IsZero()
 }
 
 // excused is how many lines more may be paid for since the journal failed.
@@ -364,7 +415,7 @@ func (w *world) checkOrphans() {
 	blind, deleted := make(map[string]bool), make(map[string]bool) // input files
 	for _, u := range w.srv.Uploads() {
 		deleted[u.ID] = u.Deleted
-		blind[u.ID] = slices.ContainsFunc(u.Lines, func(l batchtest.Line) bool { return w.record.blind[l.CustomID] })
+		blind[u.ID] = slices.ContainsFunc(u.Lines, func(l batchtest.Line) bool { return w.record.unrecorded[l.CustomID] })
 	}
 	for _, b := range w.srv.Batches() {
 		ref := w.record.files[b.InputFileID]
@@ -372,9 +423,9 @@ func (w *world) checkOrphans() {
 		case known[b.ID], known[b.InputFileID] && w.record.ids[b.ID] == "", w.record.ended[ref], blind[b.InputFileID]:
 		case w.record.discarded[ref] != "" && deleted[b.InputFileID] && b.CancelRequested: // with its file, as Doubleword does
 		case w.record.discarded[ref] != "":
-			w.wrong("%s is forgotten: %s discarded it, though it was created", b.ID, w.record.discarded[ref])
+			w.failf("%s is forgotten: %s discarded it, though it was created", b.ID, w.record.discarded[ref])
 		default:
-			w.wrong("%s is an orphan: the journal does not know it", b.ID)
+			w.failf("%s is an orphan: the journal does not know it", b.ID)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -13,13 +14,13 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// An errand is one call of a client's, with all its tries.
-type errand struct {
+// A clientCall is one call of a client, with all attempts.
+type clientCall struct {
 	ident
 	prompt prompt
 }
 
-// runClient makes calls, one after the other or several at once.
+// runClient makes calls, one after another or several at once.
 func (w *world) runClient(i int) {
 	d := newDice(w.seed, "client", i)
 	for n := range w.callsEach {
@@ -54,29 +55,33 @@ func (w *world) flush(d dice) {
 	w.tally.add(countFlushes, 1)
 	began := time.Now()
 	err := p.tr.Flush(ctx)
-	p.tell("flushed: %v", err)
+	p.logf("flushed: %v", err)
 	if took := time.Since(began); took > time.Hour {
-		w.wrong("%s: Flush outlived its context: %v", p.name, took)
+		w.failf("%s: Flush outlived its context: %v", p.name, took)
 	}
 }
 
-// call makes one call. Equal ones are made on purpose.
+// call makes one call. Clients make equal calls on purpose.
 func (w *world) call(d dice, client int) {
-	p := w.prompts[d.IntN(len(w.prompts))]
-	e := &errand{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
+	w.callWith(d, client, w.prompts[d.IntN(len(w.prompts))])
+}
+
+// callWith makes one call with a prompt.
+func (w *world) callWith(d dice, client int, p prompt) {
+	e := &clientCall{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
 	w.tally.add(countCalls, 1)
 	w.mu.Lock()
 	w.asked[e.ident]++
 	w.mu.Unlock()
-	w.insist(d, client, e)
+	w.retryUntilAnswered(d, client, e)
 }
 
-// insist tries a call as SDKs do: the same bytes, until there is an answer, or
-// until it was tried often enough.
-func (w *world) insist(d dice, client int, e *errand) {
-	patience := forever // of a try
+// retryUntilAnswered makes a call as SDKs do: the client sends the same bytes until
+// the client has an answer, or has made enough attempts.
+func (w *world) retryUntilAnswered(d dice, client int, e *clientCall) {
+	timeout := forever // of an attempt
 	if d.chance(0.4) {
-		patience = d.between(time.Second, 2*w.server.Turnaround)
+		timeout = d.between(time.Second, 2*w.server.Turnaround)
 	}
 	deadline := time.Duration(0)
 	if d.chance(0.1) {
@@ -85,26 +90,26 @@ func (w *world) insist(d dice, client int, e *errand) {
 	tries := 1 + d.IntN(8)
 	for try := 1; try <= tries; try++ {
 		p := w.pick(d)
-		if p == nil { // nobody is there; a load balancer says so at once
+		if p == nil { // no process is up, and a load balancer says so at once
 			time.Sleep(d.between(time.Second, 5*time.Minute))
 			try--
 			continue
 		}
 		w.tally.add(countTries, 1)
-		w.tell("client %d asks %s for %v (try %d, patience %v)", client, p.name, e.ident, try, patience)
-		a := attempt{e, patience, deadline, d.chance(0.05)}
+		w.logf("client %d asks %s for %v (try %d, timeout %v)", client, p.name, e.ident, try, timeout)
+		a := attempt{e, timeout, deadline, d.chance(0.05)}
 		if end := w.try(p, a); end != "" {
-			w.tell("client %d: %s", client, end)
+			w.logf("client %d: %s", client, end)
 			return
 		}
-		w.tell("client %d got nothing from %s", client, p.name)
+		w.logf("client %d got nothing from %s", client, p.name)
 		time.Sleep(d.of(d.between(time.Millisecond, 2*time.Second), d.between(time.Second, time.Minute), d.between(time.Second, 10*time.Minute)))
 	}
 	w.tally.add(countGaveUp, 1)
-	w.tell("client %d gives up", client)
+	w.logf("client %d gives up", client)
 }
 
-// forever is a client without a timeout.
+// forever is the timeout of a client without a timeout.
 const forever = 1000 * time.Hour
 
 func (w *world) pick(d dice) *replica {
@@ -117,34 +122,36 @@ func (w *world) pick(d dice) *replica {
 	return w.up[int(choice*float64(len(w.up)))]
 }
 
-// An attempt is one try of a call.
+// An attempt is one request for a call.
 type attempt struct {
-	*errand
-	patience time.Duration
-	deadline time.Duration // that it tells us, if not 0
-	hangsUp  bool          // in the middle of its answer
+	*clientCall
+	timeout  time.Duration
+	deadline time.Duration // in the request's header, if not 0
+	hangsUp  bool          // in the middle of the answer
 }
 
-// try makes a call once. It returns how the call ended, or "" if it is to be
-// tried again.
-func (w *world) try(p *replica, e attempt) string {
-	ctx, cancel := context.WithTimeout(context.Background(), min(e.patience, w.longest()))
+// try makes a call once. It returns how the call ended, or "" if the client is to
+// retry.
+func (w *world) try(p *replica, e attempt) (end string) {
+	ctx, cancel := context.WithTimeout(context.Background(), min(e.timeout, w.longest()))
 	defer cancel()
 	defer context.AfterFunc(p.gone, cancel)()
+	v := w.enter(e.clientCall, p)
+	defer func() { w.exit(v, end != "") }()
 	began := time.Now()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+e.prompt.path, strings.NewReader(e.prompt.body))
-	req.Header.Set("Authorization", "Bearer "+e.key)
+	req.Header.Set("Authorization", "Bearer "+w.credential(e.key))
 	req.Header.Set("Content-Type", "application/json")
 	if e.deadline > 0 {
 		req.Header.Set("Autobatcher-Deadline", e.deadline.String())
 	}
 	res, err := p.tr.RoundTrip(req)
 	if took := time.Since(began); took >= w.longest() {
-		w.wrong("%v hangs: nothing after %v", e.ident, took)
+		w.failf("%v hangs: nothing after %v", e.ident, took)
 	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, autobatcher.ErrClosed) {
-			w.wrong("%v ended in the error %v", e.ident, err)
+			w.failf("%v ended in the error %v", e.ident, err)
 		}
 		return ""
 	}
@@ -152,24 +159,37 @@ func (w *world) try(p *replica, e attempt) string {
 	if e.hangsUp && res.StatusCode < 300 {
 		_, _ = io.CopyN(io.Discard, res.Body, 1)
 		cancel()
-		w.tell("%v hangs up on %s, in the middle of its answer", e.ident, p.name)
+		w.logf("%v hangs up on %s, in the middle of its answer", e.ident, p.name)
 		return ""
 	}
 	body, err := io.ReadAll(res.Body)
 	switch {
 	case res.Header.Get("Autobatcher-Mode") == "realtime":
-		return w.weighRealtime(e.errand, res, body, err)
+		return w.checkRealtime(e.clientCall, res, body, err)
 	case err != nil:
-		w.wrong("%v: body: %v", e.ident, err)
+		w.failf("%v: body: %v", e.ident, err)
 	}
-	return w.weigh(p, e.errand, res, body)
+	return w.checkResponse(p, e.clientCall, res, body)
 }
 
-// longest is how long a call may take. A batch ends by its window and a day's
-// patience at the latest, and a call may ride twice.
+// longest is how long a call may take. A batch ends a day after its completion
+// window at the latest, and a call may be resubmitted once.
 func (w *world) longest() time.Duration {
-	if w.never {
+	if w.never || slices.Contains(w.drawn, "creations") {
 		return 100 * time.Hour
 	}
 	return 30 * time.Hour
+}
+
+// runBurst makes hundreds of calls at once, each with a prompt of its own.
+func (w *world) runBurst() {
+	d := newDice(w.seed, "burst")
+	time.Sleep(d.between(0, w.length))
+	var calls sync.WaitGroup
+	for i := range w.burst {
+		own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
+		p := newPrompt(d, 100+i)
+		calls.Go(func() { w.callWith(own, w.clients, p) })
+	}
+	calls.Wait()
 }

@@ -3,6 +3,7 @@ package simulation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,89 +12,141 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A hand is one process's hand on the journal. It keeps a record of what the
-// journal was told, and of what it failed to be told.
-type hand struct {
+// A replicaStore is the journal as one process reaches the journal. A replicaStore
+// records for the checks which requests the journal carried out, and which failed.
+type replicaStore struct {
 	journal.Store
 	p *replica
 }
 
-var errJournal = errors.New("trouble with the journal")
+var errJournal = errors.New("the journal failed")
 
 // do makes a request to the journal. A request that fails may have been
-// carried out all the same.
-func (h *hand) do(kind string, f func() error) error {
-	w := h.p.w
+// carried out nevertheless.
+func (h *replicaStore) do(ctx context.Context, kind string, f func() error) error {
 	if !h.p.step(kind, before) {
 		return errDead
 	}
-	var lost, unheard bool
-	if w.trouble > 0 && !w.calm.Load() {
-		h.p.decide(kind, func(d dice) {
-			lost, unheard = d.chance(w.trouble/2) || time.Now().Before(h.p.blind), d.chance(w.trouble/2)
-		})
-	}
-	if lost || unheard {
-		w.record.troubles.Add(1)
-		h.p.tell("journal: %s fails; done: %v", kind, !lost)
-	}
+	lost, answerLost := h.fails(kind)
 	if lost {
 		return errJournal
 	}
+	if err := h.delay(ctx, kind); err != nil {
+		return err
+	}
+	h.p.w.setJournalClock()
 	err := f()
 	if !h.p.step(kind, during) || !h.p.step(kind, after) {
 		return errDead
 	}
-	if unheard {
+	if err := h.delay(ctx, kind); err != nil {
+		return err
+	}
+	if answerLost {
 		return errJournal
 	}
 	return err
 }
 
-func (h *hand) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
+// fails decides whether a request to the journal gets lost, or the answer to it.
+func (h *replicaStore) fails(kind string) (lost, answerLost bool) {
 	w := h.p.w
+	lost = h.p.isCutOff(&h.p.noJournal)
+	if w.trouble > 0 && !w.journalCalm.Load() {
+		h.p.decide(kind, func(d dice) {
+			unlucky := d.chance(w.trouble / 2)
+			lost, answerLost = lost || unlucky, d.chance(w.trouble/2)
+		})
+	}
+	if lost || answerLost {
+		w.record.troubles.Add(1)
+		h.p.logf("journal: %s fails; done: %v", kind, !lost)
+	}
+	return lost, answerLost
+}
+
+// delay takes half the time of a request to the journal, where the journal is
+// slow. The error wraps errJournal if ctx ends first.
+func (h *replicaStore) delay(ctx context.Context, kind string) error {
+	w := h.p.w
+	if w.journalDelay == 0 {
+		return nil
+	}
+	var half time.Duration
+	h.p.decide("slow "+kind, func(d dice) { half = d.between(0, w.journalDelay/2) })
+	timer := time.NewTimer(half)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-h.p.dead:
+		return errDead
+	case <-ctx.Done():
+		w.record.troubles.Add(1)
+		h.p.logf("journal: %s fails: %v", kind, ctx.Err())
+		return fmt.Errorf("%w: %w", errJournal, ctx.Err())
+	}
+}
+
+func (h *replicaStore) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
 	if h.p.isDead() {
 		return false, errDead
 	}
-	var fails, unheard bool
-	if w.trouble > 0 && lease > 0 && !w.calm.Load() {
-		h.p.decide("heartbeat", func(d dice) {
-			if h.p.beaten.IsZero() {
-				return // without the first there would be no journal at all
-			}
-			fails, unheard = d.chance(w.trouble/2), d.chance(w.trouble/2)
-			if w.cuts && d.chance(0.002) {
-				h.p.blind = time.Now().Add(d.between(time.Second, time.Minute))
-			}
-			fails = fails || time.Now().Before(h.p.blind)
-		})
-	}
+	fails, answerLost := h.heartbeatFails(lease)
 	if fails {
 		return false, errJournal
 	}
+	if err := h.delay(ctx, "heartbeat"); err != nil {
+		return false, err
+	}
 	h.p.hasLapsed()
 	h.p.mu.Lock()
-	h.p.beaten = time.Now()
+	h.p.lastBeat = time.Now()
 	h.p.mu.Unlock()
+	h.p.w.setJournalClock()
 	fresh, err = h.Store.Heartbeat(ctx, owner, lease)
-	if unheard {
+	if answerLost {
 		return false, errJournal
 	}
 	return fresh, err
+}
+
+// heartbeatFails decides what becomes of a heartbeat. The first heartbeat
+// succeeds, since without a lease there would be no journal at all.
+func (h *replicaStore) heartbeatFails(lease time.Duration) (lost, answerLost bool) {
+	w := h.p.w
+	if lease > 0 {
+		lost = h.p.isCutOff(&h.p.noJournal)
+	}
+	if w.trouble == 0 || lease <= 0 || w.journalCalm.Load() {
+		return lost, false
+	}
+	h.p.decide("heartbeat", func(d dice) {
+		if h.p.lastBeat.IsZero() {
+			return
+		}
+		unlucky := d.chance(w.trouble / 2)
+		answerLost = d.chance(w.trouble / 2)
+		if w.journalCuts && d.chance(0.002) {
+			h.p.noJournal = time.Now().Add(d.between(time.Second, time.Minute))
+		}
+		lost = lost || unlucky || time.Now().Before(h.p.noJournal)
+	})
+	return lost, answerLost
 }
 
 // hasLapsed reports whether a process was ever without a lease.
 func (p *replica) hasLapsed() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lapsed = p.lapsed || !p.isDead() && !p.ending.Load() && !p.beaten.IsZero() && time.Since(p.beaten) >= 15*time.Second
+	p.lapsed = p.lapsed || !p.isDead() && !p.ending.Load() && !p.lastBeat.IsZero() && time.Since(p.lastBeat) >= 15*time.Second
 	return p.lapsed
 }
 
-func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) error {
+func (h *replicaStore) Begin(ctx context.Context, b journal.Batch, lines []journal.Line) error {
 	r := h.p.w.record
-	err := h.do("begin", func() error { return h.Store.Begin(ctx, b, lines) })
-	h.p.tell("begins %s with %d lines, %s first: %v", b.Ref, len(lines), lines[0].CustomID, err)
+	err := h.do(ctx, "begin", func() error { return h.Store.Begin(ctx, b, lines) })
+	h.p.logf("begins %s with %d lines, %s first: %v", b.Ref, len(lines), lines[0].CustomID, err)
 	r.note(func() {
 		r.began(h.p, b.Ref, lines)
 		if errors.Is(err, errJournal) {
@@ -103,9 +156,9 @@ func (h *hand) Begin(ctx context.Context, b journal.Batch, lines []journal.Line)
 	return err
 }
 
-func (h *hand) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
+func (h *replicaStore) Advance(ctx context.Context, owner, ref string, s journal.Step) error {
 	r := h.p.w.record
-	err := h.do("advance", func() error {
+	err := h.do(ctx, "advance", func() error {
 		err := h.Store.Advance(ctx, owner, ref, s)
 		if err == nil {
 			r.note(func() { r.advanced(ref, s) })
@@ -118,9 +171,9 @@ func (h *hand) Advance(ctx context.Context, owner, ref string, s journal.Step) e
 	return err
 }
 
-func (h *hand) Discard(ctx context.Context, owner, ref string) error {
+func (h *replicaStore) Discard(ctx context.Context, owner, ref string) error {
 	r := h.p.w.record
-	return h.do("discard", func() error {
+	return h.do(ctx, "discard", func() error {
 		err := h.Store.Discard(ctx, owner, ref)
 		if err == nil {
 			r.note(func() { r.discarded[ref] = h.p.name })
@@ -129,51 +182,52 @@ func (h *hand) Discard(ctx context.Context, owner, ref string) error {
 	})
 }
 
-func (h *hand) Claim(ctx context.Context, owner, ref string) (mine bool, err error) {
-	err = h.do("claim", func() (err error) {
+func (h *replicaStore) Claim(ctx context.Context, owner, ref string) (mine bool, err error) {
+	err = h.do(ctx, "claim", func() (err error) {
 		mine, err = h.Store.Claim(ctx, owner, ref)
 		return err
 	})
 	return mine && err == nil, err
 }
 
-func (h *hand) TakeOver(ctx context.Context, owner string, payer journal.Hash, prints []journal.Hash) (taken []journal.Taken, err error) {
+func (h *replicaStore) TakeOver(ctx context.Context, owner string, payer journal.Hash, prints []journal.Hash) (taken []journal.Taken, err error) {
 	r := h.p.w.record
-	err = h.do("take over", func() (err error) {
+	err = h.do(ctx, "take over", func() (err error) {
 		taken, err = h.Store.TakeOver(ctx, owner, payer, prints)
 		return err
 	})
 	if err != nil {
 		if errors.Is(err, errJournal) {
+			r.doubtfulTakeOvers.Add(1)
 			r.note(func() { r.excusePrints(prints) })
 		}
 		return nil, err
 	}
 	for _, t := range taken {
-		h.p.tell("takes over %d lines of %s %q (%s, of %q), %v", len(t.Lines), t.Batch.Ref, t.Batch.BatchID, t.Batch.State, t.Batch.Owner, t.Lines[0].CustomID)
+		h.p.logf("takes over %d lines of %s %q (%s, of %q), %v", len(t.Lines), t.Batch.Ref, t.Batch.BatchID, t.Batch.State, t.Batch.Owner, t.Lines[0].CustomID)
 	}
 	return taken, nil
 }
 
-func (h *hand) Hold(ctx context.Context, owner, ref string, lines []int) error {
-	h.p.tell("holds lines %v of %s again", lines, ref)
-	return h.do("hold", func() error { return h.Store.Hold(ctx, owner, ref, lines) })
+func (h *replicaStore) Hold(ctx context.Context, owner, ref string, lines []int) error {
+	h.p.logf("holds lines %v of %s again", lines, ref)
+	return h.do(ctx, "hold", func() error { return h.Store.Hold(ctx, owner, ref, lines) })
 }
 
-func (h *hand) Release(ctx context.Context, owner, ref string, lines []int) error {
+func (h *replicaStore) Release(ctx context.Context, owner, ref string, lines []int) error {
 	r := h.p.w.record
-	err := h.do("release", func() error { return h.Store.Release(ctx, owner, ref, lines) })
-	h.p.tell("releases lines %v of %s: %v", lines, ref, err)
+	err := h.do(ctx, "release", func() error { return h.Store.Release(ctx, owner, ref, lines) })
+	h.p.logf("releases lines %v of %s: %v", lines, ref, err)
 	if errors.Is(err, errJournal) {
 		r.note(func() { r.excuseLines(ref, lines) })
 	}
 	return err
 }
 
-func (h *hand) Deliver(ctx context.Context, owner, ref string, lines []int) error {
+func (h *replicaStore) Deliver(ctx context.Context, owner, ref string, lines []int) error {
 	r := h.p.w.record
-	h.p.tell("delivers lines %v of %s", lines, ref)
-	return h.do("deliver", func() error {
+	h.p.logf("delivers lines %v of %s", lines, ref)
+	return h.do(ctx, "deliver", func() error {
 		err := h.Store.Deliver(ctx, owner, ref, lines)
 		if err == nil {
 			r.note(func() { r.delivered(h.p, ref, lines) })
@@ -182,27 +236,27 @@ func (h *hand) Deliver(ctx context.Context, owner, ref string, lines []int) erro
 	})
 }
 
-func (h *hand) Abandon(ctx context.Context, owner, ref string) (done bool, err error) {
-	err = h.do("abandon", func() (err error) {
+func (h *replicaStore) Abandon(ctx context.Context, owner, ref string) (done bool, err error) {
+	err = h.do(ctx, "abandon", func() (err error) {
 		if done, err = h.Store.Abandon(ctx, owner, ref); done {
 			r := h.p.w.record
-			r.note(func() { r.abandoned[ref] = true })
+			r.note(func() { r.abandoned[ref] = decision{h.p, time.Now()} })
 		}
 		return err
 	})
 	return done && err == nil, err
 }
 
-func (h *hand) Owners(ctx context.Context) (owners []journal.Owner, err error) {
-	err = h.do("owners", func() (err error) {
+func (h *replicaStore) Owners(ctx context.Context) (owners []journal.Owner, err error) {
+	err = h.do(ctx, "owners", func() (err error) {
 		owners, err = h.Store.Owners(ctx)
 		return err
 	})
 	return owners, err
 }
 
-func (h *hand) Batches(ctx context.Context, f journal.Filter) (found []journal.Batch, err error) {
-	err = h.do("batches", func() (err error) {
+func (h *replicaStore) Batches(ctx context.Context, f journal.Filter) (found []journal.Batch, err error) {
+	err = h.do(ctx, "batches", func() (err error) {
 		found, err = h.Store.Batches(ctx, f)
 		return err
 	})
@@ -212,11 +266,12 @@ func (h *hand) Batches(ctx context.Context, f journal.Filter) (found []journal.B
 	return found, nil
 }
 
-func (h *hand) Forget(ctx context.Context, ended, begun time.Duration) (int, error) {
+func (h *replicaStore) Forget(ctx context.Context, ended, begun time.Duration) (int, error) {
 	if h.p.isDead() {
 		return 0, errDead
 	}
 	before := h.p.w.known()
+	h.p.w.setJournalClock()
 	n, err := h.Store.Forget(ctx, ended, begun)
 	if n > 0 {
 		h.p.w.noteForgotten(before, ended)
@@ -224,8 +279,8 @@ func (h *hand) Forget(ctx context.Context, ended, begun time.Duration) (int, err
 	return n, err
 }
 
-// noteForgotten lets lines that the journal has forgotten be paid for again:
-// nobody came back for them in time.
+// noteForgotten lets lines be paid for again that the journal has forgotten, since
+// no client retried in time.
 func (w *world) noteForgotten(before []journal.Batch, ended time.Duration) {
 	known := make(map[string]bool)
 	for _, b := range w.known() {
@@ -236,7 +291,7 @@ func (w *world) noteForgotten(before []journal.Batch, ended time.Duration) {
 			if known[b.Ref] {
 				continue
 			}
-			w.tell("the journal forgets %s %q, with %d open lines", b.Ref, b.BatchID, b.Open)
+			w.logf("the journal forgets %s %q, with %d open lines", b.Ref, b.BatchID, b.Open)
 			if b.State != journal.Ended || time.Since(b.Ended) < ended {
 				w.forgot(b)
 				continue
@@ -246,35 +301,38 @@ func (w *world) noteForgotten(before []journal.Batch, ended time.Duration) {
 	})
 }
 
-// forgot says that a batch was forgotten too early, unless it was discarded.
+// forgot fails the schedule if the journal forgot a batch too early, unless a
+// process discarded the batch.
 func (w *world) forgot(b journal.Batch) {
 	if w.record.discarded[b.Ref] == "" {
-		w.wrong("the journal forgets %s %q too early: %s, ended %v", b.Ref, b.BatchID, b.State, b.Ended)
+		w.failf("the journal forgets %s %q too early: %s, ended %v", b.Ref, b.BatchID, b.State, b.Ended)
 	}
 }
 
-// A record is what processes told the journal, for the checks.
+// A record holds what the journal carried out, for the checks. mu guards all but
+// the counters.
 type record struct {
-	mu        sync.Mutex
-	lines     map[string][]journal.Line // by ref
-	by        map[string]*replica       // who began it, by ref
-	files     map[string]string         // refs, by input file
-	ids       map[string]string         // refs, by batch id
-	ended     map[string]bool           // refs
-	discarded map[string]string         // refs, and by whom
-	abandoned map[string]bool           // refs of batches to be cancelled, and ids of those a cancel was sent for
-	told      map[lineID][]*replica     // who said that a line was delivered, by ref and custom id
-	prints    map[string]journal.Hash   // by custom id
-	blind     map[string]bool           // custom ids of lines the journal may not know
-	excused   map[journal.Hash]int      // lines that may be paid for once more
-	troubles  atomic.Int64
+	mu                sync.Mutex
+	lines             map[string][]journal.Line // by ref
+	by                map[string]*replica       // the process that began a batch, by ref
+	files             map[string]string         // refs, by input file
+	ids               map[string]string         // refs, by batch id
+	ended             map[string]bool           // refs
+	discarded         map[string]string         // the process that discarded a batch, by ref
+	abandoned         map[string]decision       // when a process decided to cancel, by ref, or sent a cancel, by batch id
+	deliveredTo       map[lineID][]*replica     // the processes that delivered a line, by ref and custom id
+	prints            map[string]journal.Hash   // by custom id
+	unrecorded        map[string]bool           // custom ids of lines the journal may not know
+	excused           map[journal.Hash]int      // lines that may be paid for once more
+	troubles          atomic.Int64
+	doubtfulTakeOvers atomic.Int64 // take-overs that failed, and may have been carried out
 }
 
 func newRecord() *record {
 	return &record{
 		lines: make(map[string][]journal.Line), by: make(map[string]*replica), files: make(map[string]string), ids: make(map[string]string),
-		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]bool), told: make(map[lineID][]*replica),
-		prints: make(map[string]journal.Hash), blind: make(map[string]bool), excused: make(map[journal.Hash]int),
+		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), deliveredTo: make(map[lineID][]*replica),
+		prints: make(map[string]journal.Hash), unrecorded: make(map[string]bool), excused: make(map[journal.Hash]int),
 	}
 }
 
@@ -288,7 +346,7 @@ func (r *record) began(by *replica, ref string, lines []journal.Line) {
 	r.by[ref] = by
 	r.lines[ref] = slices.Clone(lines)
 	for _, l := range lines {
-		r.prints[l.CustomID] = l.Print
+		r.prints[l.CustomID] = l.Fingerprint
 	}
 }
 
@@ -306,14 +364,15 @@ func (r *record) delivered(by *replica, ref string, lines []int) {
 	for _, n := range lines {
 		if n < len(r.lines[ref]) {
 			id := lineID{ref, r.lines[ref][n].CustomID}
-			r.told[id] = append(r.told[id], by)
+			r.deliveredTo[id] = append(r.deliveredTo[id], by)
 		}
 	}
 }
 
-// toldBy reports whether a process told the journal that it handed out a line.
-func (r *record) toldBy(p *replica, id lineID) bool {
-	return slices.Contains(r.told[lineID{r.ids[id.batch], id.custom}], p)
+// deliveredBy reports whether a process wrote down that the process handed out a
+// line.
+func (r *record) deliveredBy(p *replica, id lineID) bool {
+	return slices.Contains(r.deliveredTo[lineID{r.ids[id.batch], id.custom}], p)
 }
 
 // beganBy is the process that wrote a batch down.
@@ -323,21 +382,8 @@ func (r *record) beganBy(ref string) *replica {
 	return r.by[ref]
 }
 
-// lineOf finds a line of the batch with one of these prints.
-func (r *record) lineOf(ref string, prints []journal.Hash) (journal.Line, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for n, l := range r.lines[ref] {
-		if slices.Contains(prints, l.Print) {
-			l.N = n
-			return l, true
-		}
-	}
-	return journal.Line{}, false
-}
-
-// excuse lets the lines of a batch be paid for once more: the journal may not
-// know of them, or not how far they got.
+// excuse lets the lines of a batch be paid for once more: the journal may not know
+// the lines, or not their last state.
 func (r *record) excuse(ref string) {
 	for n := range r.lines[ref] {
 		r.excuseLines(ref, []int{n})
@@ -346,7 +392,7 @@ func (r *record) excuse(ref string) {
 
 func (r *record) excuseUndelivered(ref string) {
 	for n, l := range r.lines[ref] {
-		if len(r.told[lineID{ref, l.CustomID}]) == 0 {
+		if len(r.deliveredTo[lineID{ref, l.CustomID}]) == 0 {
 			r.excuseLines(ref, []int{n})
 		}
 	}
@@ -356,8 +402,8 @@ func (r *record) excuseLines(ref string, lines []int) {
 	for _, n := range lines {
 		if n < len(r.lines[ref]) {
 			l := r.lines[ref][n]
-			r.excused[l.Print]++
-			r.blind[l.CustomID] = true
+			r.excused[l.Fingerprint]++
+			r.unrecorded[l.CustomID] = true
 		}
 	}
 }

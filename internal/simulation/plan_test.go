@@ -13,7 +13,7 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// dice decide what one actor does.
+// dice are the random numbers of one actor.
 type dice struct{ *rand.Rand }
 
 func newDice(seed uint64, actor ...any) dice {
@@ -24,41 +24,58 @@ func newDice(seed uint64, actor ...any) dice {
 
 func (d dice) chance(p float64) bool { return d.Float64() < p }
 
-// between is a duration of that order of magnitude. It is never a round one,
-// so that things happen at the same instant only where one causes the other.
+// between is a duration between two others. The duration is never a round number,
+// so that two events happen at the same instant only if one causes the other.
 func (d dice) between(low, high time.Duration) time.Duration {
 	return low + time.Duration(d.Int64N(int64(high-low)+1))
 }
 
 func (d dice) of(lengths ...time.Duration) time.Duration { return lengths[d.IntN(len(lengths))] }
 
-// A plan is what a seed decides beforehand.
+// A plan holds what a seed decides beforehand.
 type plan struct {
-	seed      uint64
-	manners   string
-	maxLines  int
-	length    time.Duration // in which calls are made and processes die
-	replicas  int
-	journal   bool
-	required  bool
-	trouble   float64 // how likely a request to the journal fails
-	cuts      bool    // a process may lose sight of the journal for longer than its lease
-	storms    bool    // the provider's troubles
-	nights    bool    // nobody is there for hours
-	recovers  bool    // a process knows all keys when it starts
-	flaws     float64 // how likely a line comes to grief
-	never     bool    // some lines never finish
-	hurry     float64 // how likely a fuse ends a process
-	latency   time.Duration
-	server    batchtest.Options
-	options   autobatcher.Options
-	clients   int
-	callsEach int
-	keys      []string
-	prompts   []prompt
+	seed           uint64
+	providerName   string
+	maxLines       int
+	length         time.Duration // in which calls are made and processes die
+	replicas       int
+	journal        bool
+	required       bool
+	trouble        float64 // how likely a request to the journal fails
+	journalCuts    bool    // a process may not reach the journal for longer than a lease
+	providerFaults bool    // requests to the provider fail, and batches end early
+	nights         bool    // no process is up for hours
+	recovers       bool    // a process knows all keys when it starts
+	flawChance     float64 // how likely a line fails
+	never          bool    // some lines never finish
+	crashChance    float64 // how likely a crashPoint ends a process
+	latency        time.Duration
+	server         batchtest.Options
+	options        autobatcher.Options
+	clients        int
+	callsEach      int
+	keys           []string
+	prompts        []prompt
+
+	// What the draws of draws_test.go decide.
+	drawn            []string // names of the draws that this schedule has
+	clockSkew        time.Duration
+	sendsDate        bool // the provider's responses have a Date header
+	list             listing
+	gatewayErrors    bool // a gateway answers 502 or 504 for what the provider carried out
+	downloadFaults   []downloadFault
+	duplicates       bool // result files repeat lines
+	longRetryAfter   bool
+	refusals         bool // the provider refuses a key for a while
+	handler          handlerFault
+	journalDelay     time.Duration // a request to the journal takes up to that long
+	burst            int           // how many calls a client makes at once
+	partitions       bool
+	rotation         bool // the credentials of keys change
+	noDelete, noList bool // the keys may not delete files, or list batches
 }
 
-// A prompt is a body that calls have in common. Its text is found in no other.
+// A prompt is a body that calls share. No other body contains the prompt's text.
 type prompt struct {
 	path, text, body string
 	stream           bool
@@ -68,19 +85,19 @@ func newPlan(seed uint64) plan {
 	d := newDice(seed, "plan")
 	p := plan{seed: seed, length: d.between(10*time.Minute, 3*time.Hour), replicas: 1 + d.IntN(3), journal: true}
 	if d.chance(0.1) {
-		p.journal, p.replicas = false, 1 // then nothing outlives the process
+		p.journal, p.replicas = false, 1 // without a journal nothing outlives the process
 	} else if d.chance(0.25) {
 		p.trouble, p.required = 0.05*d.Float64(), d.chance(0.5)
 	}
-	p.cuts = p.trouble > 0 && d.chance(0.3)
-	p.storms, p.nights, p.recovers = d.chance(0.8), d.chance(0.1), d.chance(0.5)
-	p.hurry = d.Float64()
+	p.journalCuts = p.trouble > 0 && d.chance(0.3)
+	p.providerFaults, p.nights, p.recovers = d.chance(0.8), d.chance(0.1), d.chance(0.5)
+	p.crashChance = d.Float64()
 	if d.chance(0.5) {
-		p.flaws = 0.1 * d.Float64()
+		p.flawChance = 0.1 * d.Float64()
 	}
 	p.never = d.chance(0.03)
 	p.latency = d.of(0, 10*time.Millisecond, time.Second, 4*time.Second)
-	p.manage(d)
+	p.drawOptions(d)
 	p.clients, p.callsEach = 2+d.IntN(8), 1+d.IntN(4)
 	for i := range 1 + d.IntN(3) {
 		p.keys = append(p.keys, fmt.Sprintf("key-%d", i))
@@ -88,30 +105,31 @@ func newPlan(seed uint64) plan {
 	for i := range 1 + d.IntN(6) {
 		p.prompts = append(p.prompts, newPrompt(d, i))
 	}
+	p.drawMore()
 	return p
 }
 
-// manage decides the provider's ways and the Options of all processes.
-func (p *plan) manage(d dice) {
+// drawOptions decides the provider's behavior and the Options of all processes.
+func (p *plan) drawOptions(d dice) {
 	turnaround := d.between(time.Minute, p.length/2)
 	p.server.Turnaround = turnaround
 	p.server.Validating = d.of(0, 0, time.Minute)
 	p.server.Finalizing = d.of(0, 0, time.Minute)
 	profile := provider.OpenAI()
-	switch p.manners = []string{"openai", "openai", "doubleword", "doubleword", "llm-d"}[d.IntN(5)]; p.manners {
+	switch p.providerName = []string{"openai", "openai", "doubleword", "doubleword", "llm-d"}[d.IntN(5)]; p.providerName {
 	case "openai":
-		p.server.Manners = batchtest.OpenAI()
+		p.server.Behavior = batchtest.OpenAI()
 	case "doubleword":
-		p.server.Manners, profile = batchtest.Doubleword(), provider.Doubleword()
+		p.server.Behavior, profile = batchtest.Doubleword(), provider.Doubleword()
 	case "llm-d":
-		p.server.Manners, profile = batchtest.LLMD(), provider.LLMD()
+		p.server.Behavior, profile = batchtest.LLMD(), provider.LLMD()
 	}
 	if d.chance(0.3) {
 		p.maxLines = 1 + d.IntN(4)
-		p.server.Manners.MaxLines, profile.MaxLines = int64(p.maxLines), p.maxLines
+		p.server.Behavior.MaxLines, profile.MaxLines = int64(p.maxLines), p.maxLines
 	}
 	if d.chance(0.3) {
-		p.server.Manners.VisibleAfter = d.between(0, 4*time.Second)
+		p.server.Behavior.VisibleAfter = d.between(0, 4*time.Second)
 	}
 	p.options = autobatcher.Options{
 		Provider:      &profile,
@@ -122,6 +140,7 @@ func (p *plan) manage(d dice) {
 		Files:         []autobatcher.FilePolicy{"", "", autobatcher.FilesDelete, autobatcher.FilesExpire}[d.IntN(4)],
 	}
 	p.options.JournalRequired = p.required
+	p.options.Prices, p.options.Budget = []byte(modelPrices), autobatcher.Budget{USD: 1e9}
 	if d.chance(0.15) {
 		p.options.Escalate = []autobatcher.Escalation{autobatcher.EscalateFailed, autobatcher.EscalateDeadline}[d.IntN(2)]
 		p.options.EscalateMargin = d.between(time.Second, turnaround)
@@ -166,3 +185,6 @@ func textOf(body []byte) string {
 	}
 	return gjson.GetBytes(body, "input").String()
 }
+
+// modelPrices are the prices of the models that clients name.
+const modelPrices = `{"m0": {"input_cost_per_token": 0.1, "output_cost_per_token": 0.2}, "m1": {"input_cost_per_token": 0.3, "output_cost_per_token": 0.4}}`

@@ -19,65 +19,64 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// A replica is a Transport with a way to the provider and a hand on the
-// journal. When it dies both fall silent, at once and in the middle of what
-// they do; what it thinks from then on nobody hears.
+// A replica is a process of the fleet: a Transport that reaches the provider by a
+// network, and the journal by a replicaStore. When the process dies, network and
+// replicaStore carry out nothing more, even for requests under way, so that the
+// Transport's further decisions have no effect.
 type replica struct {
-	w    *world
-	name string
-	tr   *autobatcher.Transport
-	hand *hand // on the journal; nil without one
+	w     *world
+	name  string
+	tr    *autobatcher.Transport
+	store *replicaStore // the journal as this process reaches it; nil without a journal
 
-	gone context.Context // ends shortly after its death
+	gone context.Context // ends shortly after the process dies
 	cut  context.CancelFunc
 	dead chan struct{}
 	die  sync.Once
 
-	fuse   fuse
-	lapsed bool // it could not renew its lease in time, once
-	beaten time.Time
-	blind  time.Time // until then it does not reach the journal; guarded by mu
-	ending atomic.Bool
+	crashPoint crashPoint
+	lapsed     bool // the process was without a lease, once
+	lastBeat   time.Time
+	ending     atomic.Bool
 
-	mu        sync.Mutex
-	luck      map[string]dice // decides about its requests, by kind
-	escalated []time.Time
+	mu                    sync.Mutex
+	dice                  map[string]dice // decide about the requests of a kind
+	escalated             []time.Time
+	noProvider, noJournal time.Time       // until then, no request arrives at the provider, or at the journal
+	looked, sawEnd        map[string]bool // ids of batches whose status, or whose end, the process has seen
+	ended                 map[string]bool // ids of batches whose end the process has reported
 }
 
 var (
 	errDead    = errors.New("this process is dead")
 	errGateway = errors.New("gateway timeout")
+	errNoRoute = errors.New("no route to host")
 )
 
-// start starts a process that takes calls. light, if not nil, sets its fuse.
-func (w *world) start(name string, light func(*fuse)) *replica {
+// start starts a process that takes calls. arm, if not nil, sets the crashPoint.
+func (w *world) start(name string, arm func(*crashPoint)) *replica {
 	ctx, cut := context.WithCancel(context.Background())
-	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, luck: make(map[string]dice)}
-	if light != nil {
-		light(&p.fuse)
+	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), ended: make(map[string]bool)}
+	if arm != nil {
+		arm(&p.crashPoint)
 	}
 	o := w.options
-	o.OnEvent = p.hear
-	o.Base = &way{p: p}
-	if w.base != nil {
-		o.Base = w.base(o.Base)
-	}
+	o.OnEvent = p.handleEvent
+	w.setAccount(&o)
+	o.Base = &network{p: p}
 	if w.journal {
-		p.hand = &hand{Store: w.open(), p: p}
-		o.Journal = p.hand
-		if w.mutant.store != nil {
-			o.Journal = w.mutant.store(w, o.Journal)
-		}
+		p.store = &replicaStore{Store: w.open(), p: p}
+		o.Journal = p.store
 	}
 	if *oneSeed != 0 {
-		o.Logger = slog.New(slog.NewTextHandler(teller{p}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		o.Logger = slog.New(slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	var err error
 	if p.tr, err = autobatcher.New(o); err != nil {
-		w.wrong("New: %v", err)
+		w.failf("New: %v", err)
 	}
 	w.tally.add(countStarts, 1)
-	w.tell("%s starts", name)
+	w.logf("%s starts", name)
 	if w.recovers {
 		w.recoverAll(p)
 	}
@@ -90,30 +89,70 @@ func (w *world) start(name string, light func(*fuse)) *replica {
 	return p
 }
 
-// hear notes when the process sends calls in real time.
-func (p *replica) hear(e autobatcher.Event) {
+// handleEvent notes when the process sends calls in real time.
+func (p *replica) handleEvent(e autobatcher.Event) {
+	if e.Name == autobatcher.BatchCompleted || e.Name == autobatcher.BatchTerminal {
+		p.mu.Lock()
+		p.ended[e.BatchID] = true
+		p.mu.Unlock()
+	}
 	if e.Name == autobatcher.CallEscalated {
 		p.mu.Lock()
-		defer p.mu.Unlock()
 		p.escalated = append(p.escalated, e.Time)
+		p.mu.Unlock()
 	}
+	if p.w.handler != "" {
+		p.misbehave()
+	}
+}
+
+// misbehave does what an event handler may do, and should not.
+func (p *replica) misbehave() {
+	var roll float64
+	p.decide("handler", func(d dice) { roll = d.Float64() })
+	switch {
+	case roll > 0.2:
+	case p.w.handler == handlerFlushes:
+		p.logf("an event handler flushes")
+		_ = p.tr.Flush(context.Background()) // the calls get the error, if any
+	case p.w.handler == handlerExits:
+		p.logf("an event handler exits")
+		runtime.Goexit()
+	case p.w.handler == handlerSleeps:
+		time.Sleep(time.Duration(roll / 0.2 * float64(10*time.Minute)))
+	}
+}
+
+// cutOff sets the time until which a process does not reach the provider, or the
+// journal.
+func (p *replica) cutOff(until *time.Time, d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	*until = time.Now().Add(d)
+}
+
+// isCutOff reports whether the time set by cutOff has not come yet.
+func (p *replica) isCutOff(until *time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Now().Before(*until)
 }
 
 // recoverAll lets a process resume the batches of all keys.
 func (w *world) recoverAll(p *replica) {
 	for _, key := range w.keys {
-		if err := p.tr.Recover(w.srv.URL, http.Header{"Authorization": {"Bearer " + key}}); err != nil && !p.isDead() {
-			w.wrong("Recover: %v", err)
+		if err := p.tr.Recover(w.srv.URL, http.Header{"Authorization": {"Bearer " + w.credential(key)}}); err != nil && !p.isDead() {
+			w.failf("Recover: %v", err)
 		}
 	}
 }
 
-// A teller makes a process's log part of the story.
-type teller struct{ p *replica }
+// A logWriter adds a process's log to the schedule's log.
+type logWriter struct{ p *replica }
 
-func (t teller) Write(text []byte) (int, error) {
+func (t logWriter) Write(text []byte) (int, error) {
 	_, text2, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
-	t.p.w.tell("  %s: %s", t.p.name, text2)
+	t.p.w.logf("  %s: %s", t.p.name, text2)
 	return len(text), nil
 }
 
@@ -128,37 +167,40 @@ func (p *replica) isDead() bool {
 
 func (p *replica) crash() {
 	p.die.Do(func() {
-		p.w.tell("%s CRASHES", p.name)
+		p.w.logf("%s CRASHES", p.name)
 		p.w.tally.add(countCrashes, 1)
 		p.leave()
 		close(p.dead)
-		go p.decay()
+		go p.afterCrash()
 	})
 }
 
-// decay ends what is left of a process. What was answered in the instant of
-// its death still arrives, since a client reads what is in its socket.
-func (p *replica) decay() {
-	p.letGo()
+// afterCrash ends what is left of a process. A response sent in the instant of the
+// crash still arrives, since the client's socket holds the response.
+func (p *replica) afterCrash() {
+	p.closeStore()
 	time.Sleep(time.Millisecond)
 	p.cut()
-	p.conclude(func() { p.tr.Close() })
+	p.closeOnce(func() { p.tr.Close() })
 }
 
-// conclude ends the Transport, once: a bubble cannot wait for another goroutine
-// that is inside Close, since a mutex is in the way.
-func (p *replica) conclude(f func()) {
+// closeOnce ends the Transport, once: a bubble cannot wait for a goroutine that
+// waits for the mutex of another goroutine's Close.
+func (p *replica) closeOnce(f func()) {
 	if p.ending.CompareAndSwap(false, true) {
 		f()
-		p.letGo()
+		p.closeStore()
+		if b := p.tr.Stats().Budget; b.ReservedUSD > 1e-6 && p.w.options.Escalate == "" { // an escalated call ends with its reader
+			p.w.failf("%s has ended, and the budget is %+v", p.name, b)
+		}
 	}
 }
 
-// letGo closes its hand on the journal. Of a process that dies the operating
-// system does the same.
-func (p *replica) letGo() {
-	if p.hand != nil {
-		p.hand.Close()
+// closeStore closes the process's connection to the journal, as the operating
+// system does for a process that dies.
+func (p *replica) closeStore() {
+	if p.store != nil {
+		p.store.Close()
 	}
 }
 
@@ -169,8 +211,8 @@ func (p *replica) leave() {
 	p.w.up = slices.DeleteFunc(p.w.up, func(other *replica) bool { return other == p })
 }
 
-// liveFor waits for that long, or until the process has died by itself, or
-// until all clients are done.
+// liveFor waits for d, until the process has died, or until all clients are done,
+// whichever is first.
 func (p *replica) liveFor(d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -190,31 +232,31 @@ func (p *replica) end(d dice) {
 	} else {
 		defer p.leave()
 	}
-	switch patience := d.of(0, time.Second, d.between(time.Second, w.server.Turnaround)); how {
+	switch timeout := d.of(0, time.Second, d.between(time.Second, w.server.Turnaround)); how {
 	case 0, 1:
 		p.crash()
 	case 2:
-		w.tell("%s is closed", p.name)
+		w.logf("%s is closed", p.name)
 		w.tally.add(countCloses, 1)
-		p.conclude(func() { p.tr.Close() })
+		p.closeOnce(func() { p.tr.Close() })
 	case 3:
-		w.tell("%s is shut down within %v", p.name, patience)
+		w.logf("%s is shut down within %v", p.name, timeout)
 		w.tally.add(countShutdowns, 1)
-		ctx, cancel := context.WithTimeout(p.gone, patience)
+		ctx, cancel := context.WithTimeout(p.gone, timeout)
 		defer cancel()
-		p.conclude(func() { _ = p.tr.Shutdown(ctx) }) // ctx may well have ended
+		p.closeOnce(func() { _ = p.tr.Shutdown(ctx) }) // ctx may well have ended
 	}
 }
 
-// A fuse ends a process at a certain one of its steps: requests to the provider
-// and to the journal. The zero fuse never does.
-type fuse struct {
-	kind  string // of step; "": of any kind
+// A crashPoint ends a process at one step. Steps are the requests to the provider
+// and to the journal. The zero crashPoint never ends a process.
+type crashPoint struct {
+	kind  string // the kind of steps that count; "": all kinds
 	at    moment
-	steps atomic.Int64 // until then
+	steps atomic.Int64 // how many more steps until the crash
 }
 
-// A moment is when, at a step, a process dies.
+// A moment is the point of a step at which a process dies.
 type moment int
 
 const (
@@ -223,8 +265,8 @@ const (
 	after
 )
 
-// light sets the fuse.
-func (f *fuse) light(d dice) {
+// arm sets the crashPoint.
+func (f *crashPoint) arm(d dice) {
 	kinds := []string{
 		"", "", "POST files", "POST batches", "POST batches", "GET files content", "POST batches cancel", "DELETE files",
 		"begin", "advance", "advance", "deliver", "deliver", "take over", "release", "claim", "discard", "abandon", "hold",
@@ -237,53 +279,53 @@ func (f *fuse) light(d dice) {
 	f.steps.Store(steps)
 }
 
-// step reports whether the process still lives at that moment of a step. Others
-// may go first: by chance, so that the machine's orders differ.
+// step reports whether the process still lives at a moment of a step. Other
+// goroutines may run first, by chance, so that the orders of the machine differ.
 func (p *replica) step(kind string, at moment) bool {
 	for range rand.IntN(4) {
 		runtime.Gosched()
 	}
-	f := &p.fuse
+	f := &p.crashPoint
 	if f.kind == "" || f.kind == kind {
 		if at == before {
 			f.steps.Add(-1)
 		}
 		if at == f.at && f.steps.Load() == 0 {
-			p.tell("dies at %q (%d)", kind, at)
+			p.logf("dies at %q (%d)", kind, at)
 			p.crash()
 		}
 	}
 	return !p.isDead()
 }
 
-func (p *replica) tell(format string, args ...any) {
-	p.w.tell("  "+p.name+": "+format, args...)
+func (p *replica) logf(format string, args ...any) {
+	p.w.logf("  "+p.name+": "+format, args...)
 }
 
-// decide draws from the luck that a process has with requests of a kind.
+// decide calls f with the dice of the process for requests of a kind.
 func (p *replica) decide(kind string, f func(dice)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d, ok := p.luck[kind]
+	d, ok := p.dice[kind]
 	if !ok {
 		d = newDice(p.w.seed, p.name, kind)
-		p.luck[kind] = d
+		p.dice[kind] = d
 	}
 	f(d)
 }
 
-// A way leads from a process to the provider. What was sent may arrive even
-// though its sender has died, or stopped waiting; the answer then does not.
-type way struct{ p *replica }
+// A network carries a process's requests to the provider. A request may arrive
+// although its sender has died or stopped waiting; the response then does not.
+type network struct{ p *replica }
 
-type passage struct {
+type exchange struct {
 	there, back time.Duration
-	arrives     bool          // though its sender has gone
-	late        time.Duration // a gateway gives up at once, and the request arrives so much later
+	arrives     bool          // although the sender has gone
+	late        time.Duration // if not 0: a gateway gives up at once, and the request arrives so much later
 	shuffled    uint64
 }
 
-func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
+func (v *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	var text []byte
 	if req.Body != nil {
 		var err error
@@ -298,9 +340,10 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, errDead
 	}
 	if req.Method != http.MethodGet {
-		v.p.tell("%s %s", req.Method, req.URL.Path)
+		v.p.logf("%s %s", req.Method, req.URL.Path)
 	}
 	v.p.w.watchCancel(v.p, req)
+	v.p.w.noteUpload(v.p, req, text)
 	sent := req.Clone(context.WithoutCancel(req.Context()))
 	sent.Body = io.NopCloser(bytes.NewReader(text))
 	done := make(chan *http.Response, 1)
@@ -318,6 +361,7 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 		if !v.p.step(kind, after) {
 			return nil, errDead
 		}
+		v.p.noteResponse(req, res)
 		return res, nil
 	case err := <-lost:
 		return nil, err
@@ -328,21 +372,21 @@ func (v *way) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 }
 
-// pass brings a request to the provider, and its answer back.
-func (v *way) pass(sender context.Context, req *http.Request) (*http.Response, error) {
+// pass carries a request to the provider, and the response back.
+func (v *network) pass(sender context.Context, req *http.Request) (*http.Response, error) {
 	w := v.p.w
-	var how passage
+	var how exchange
 	v.p.decide(kindOf(req), func(d dice) {
-		how = passage{there: d.between(0, w.latency), back: d.between(0, w.latency), arrives: d.chance(0.5), shuffled: d.Uint64()}
-		if w.storms && d.chance(0.03) {
+		how = exchange{there: d.between(0, w.latency), back: d.between(0, w.latency), arrives: d.chance(0.5), shuffled: d.Uint64()}
+		if w.providerFaults && d.chance(0.03) {
 			how.late = d.between(time.Second, 2*time.Minute)
 		}
 	})
 	if how.late > 0 && isCreate(req) {
-		v.p.tell("a gateway gives up, %v before the create arrives", how.late)
+		v.p.logf("a gateway gives up, %v before the create arrives", how.late)
 		go func() {
 			time.Sleep(how.late)
-			if res, err := w.srv.Transport().RoundTrip(req); err == nil {
+			if res, err := w.provider.RoundTrip(req); err == nil {
 				res.Body.Close()
 			}
 		}()
@@ -352,17 +396,28 @@ func (v *way) pass(sender context.Context, req *http.Request) (*http.Response, e
 	if (sender.Err() != nil || v.p.isDead()) && !how.arrives {
 		return nil, errDead
 	}
-	res, err := w.srv.Transport().RoundTrip(req)
+	if v.p.isCutOff(&v.p.noProvider) {
+		return nil, errNoRoute
+	}
+	res, err := w.provider.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
 	defer res.Body.Close()
 	text, torn := io.ReadAll(res.Body)
-	if !w.server.Manners.PartialResults && strings.HasSuffix(req.URL.Path, "/content") && torn == nil {
+	if v.p.isCutOff(&v.p.noProvider) {
+		return nil, errNoRoute
+	}
+	if torn == nil && res.StatusCode == http.StatusOK && strings.HasSuffix(req.URL.Path, "/content") {
+		var position uint64
+		v.p.decide("spoil", func(d dice) { position = d.Uint64() })
+		text = w.spoil(res, text, position)
+	}
+	if w.mayRearrange(res) && strings.HasSuffix(req.URL.Path, "/content") && torn == nil {
 		text = shuffle(text, how.shuffled)
 	}
 	time.Sleep(how.back)
-	res.Body = io.NopCloser(io.MultiReader(bytes.NewReader(text), failing{torn}))
+	replaceBody(res, text, torn)
 	return res, nil
 }
 
@@ -375,6 +430,10 @@ func (f failing) Read([]byte) (int, error) {
 	return 0, f.err
 }
 
+func isCreate(req *http.Request) bool {
+	return req.Method == http.MethodPost && strings.HasSuffix(req.URL.Path, "/batches")
+}
+
 func kindOf(req *http.Request) string {
 	kind := req.Method
 	for _, word := range []string{"files", "batches", "content", "cancel"} {
@@ -385,7 +444,7 @@ func kindOf(req *http.Request) string {
 	return kind
 }
 
-// shuffle puts lines into another order.
+// shuffle puts the lines of a text into another order.
 func shuffle(text []byte, seed uint64) []byte {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	if n := len(lines); n > 0 && len(lines[n-1]) == 0 {
@@ -395,8 +454,7 @@ func shuffle(text []byte, seed uint64) []byte {
 	return bytes.Join(lines, nil)
 }
 
-// runReplica starts processes, one after the other, and ends each of them in
-// one way or another but for the last.
+// runReplica starts processes, one after another, and ends each except the last.
 func (w *world) runReplica(i int) {
 	d := newDice(w.seed, "replica", i)
 	lives := 0
@@ -404,11 +462,11 @@ func (w *world) runReplica(i int) {
 		lives = d.IntN(4)
 	}
 	for life := range lives {
-		var light func(*fuse)
-		if d.chance(w.hurry) {
-			light = func(f *fuse) { f.light(d) }
+		var arm func(*crashPoint)
+		if d.chance(w.crashChance) {
+			arm = func(f *crashPoint) { f.arm(d) }
 		}
-		p := w.start(fmt.Sprintf("replica %d.%d", i, life), light)
+		p := w.start(fmt.Sprintf("replica %d.%d", i, life), arm)
 		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))
 		p.end(d)
 		pause := d.of(0, d.between(0, 10*time.Second), d.between(time.Second, 10*time.Minute), d.between(time.Second, time.Hour))

@@ -1,4 +1,4 @@
-//go:build !wasip1
+//go:build !wasip1 && !nodatabase
 
 package simulation
 
@@ -11,20 +11,25 @@ import (
 	"github.com/autobatcher/autobatcher/journal/sqlite"
 )
 
-// Without a file system the machine plays with the journal in memory.
+// The machine has no file system, so that its journals are in memory.
 func init() {
-	inFiles := flag.Bool("sqlite", false, "keep the journals in SQLite files, each process with its own hand on the file, instead of in memory")
+	inSQLite := flag.Bool("sqlite", false, "keep each schedule's journal in a SQLite file, which each process opens, instead of in memory")
+	otherwise := newJournal
 	newJournal = func(w *world) func() journal.Store {
-		if !*inFiles {
-			return inMemory(w)
+		if *inSQLite {
+			return sqliteJournal(w)
 		}
-		path := filepath.Join(w.TempDir(), "journal.db")
-		return func() journal.Store {
-			store, err := sqlite.Open(context.Background(), path)
-			if err != nil {
-				w.wrong("journal: %v", err)
-			}
-			return store
+		return otherwise(w)
+	}
+}
+
+func sqliteJournal(w *world) func() journal.Store {
+	path := filepath.Join(w.TempDir(), "journal.db")
+	return func() journal.Store {
+		store, err := sqlite.Open(context.Background(), path)
+		if err != nil {
+			w.failf("journal: %v", err)
 		}
+		return store
 	}
 }

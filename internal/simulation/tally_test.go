@@ -6,13 +6,13 @@ import (
 	"sync"
 )
 
-// A tally counts what simulations came to. The zero tally is ready for use.
+// A tally counts what happened in simulations. The zero tally is ready for use.
 type tally struct {
 	mu sync.Mutex
 	n  map[count]int64
 }
 
-// A count is one of the things a tally counts.
+// A count names a number in a tally.
 type count string
 
 const (
@@ -32,7 +32,7 @@ const (
 	countBatches    count = "batches"
 	countExecuted   count = "lines executed"
 	countTakenOver  count = "calls answered by another process's line"
-	countCalledOff  count = "lines called off"
+	countCancelled  count = "lines of cancelled batches"
 	countSpoilt     count = "lines lost by the provider"
 	countDuplicates count = "lines paid for twice"
 	countLosses     count = "paid results lost"
@@ -56,10 +56,10 @@ func (t *tally) addTo(sum *tally) {
 	}
 }
 
-// String is the tally as a JSON object, which the machine adds up.
+// String is the tally as a JSON object. The machine adds tallies up.
 func (t *tally) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	text, _ := json.Marshal(t.n) // a map of numbers can always be said
+	text, _ := json.Marshal(t.n) // a map of numbers has no unsupported value
 	return string(text)
 }

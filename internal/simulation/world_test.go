@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,58 +13,67 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A world is everything there is in one simulation. Its mutex is never held
-// while anything waits.
+// A world is the state of one simulation. The mutex is never held across the
+// network or the journal, or while a goroutine sleeps.
 type world struct {
 	plan
-	mutant
 	*testing.T
-	srv    *batchtest.Server
-	open   func() journal.Store // as another process would
-	store  journal.Store        // for the checks
-	begin  time.Time
-	over   chan struct{} // closed when the clients are done
-	calm   atomic.Bool   // the journal does not fail any more
-	tally  tally
-	story  strings.Builder
-	wrongs []string
+	srv             *batchtest.Server
+	provider        http.RoundTripper    // the server as processes reach it
+	open            func() journal.Store // opens the journal, as another process does
+	store           journal.Store        // the journal, for the checks
+	setJournalClock func()               // must be called before each use of a journal; see postgres_test.go
+	begin           time.Time
+	over            chan struct{} // closed when the clients are done
+	journalCalm     atomic.Bool   // the journal does not fail any more
+	tally           tally
+	log             strings.Builder
+	failures        []string
 
-	mu      sync.Mutex
-	up      []*replica // where clients send their calls
-	all     []*replica
-	asked   map[ident]int // calls, not tries
-	handed  map[lineID][]handing
-	planned map[string]int  // how often each prompt was executed
-	struck  map[string]bool // ids of batches that the provider failed, with all they had
-	record  *record
+	mu          sync.Mutex
+	up          []*replica // where clients send their calls
+	all         []*replica
+	asked       map[ident]int // how many calls clients made, not counting retries
+	handed      map[lineID][]delivery
+	planned     map[string]int  // how often each prompt was executed
+	failedWhole map[string]bool // ids of batches that the provider failed, without results
+	record      *record
+
+	refusalsSoFar []refusal
+	revoked       map[string][]time.Time // when each credential of a key ends, but for the newest
+	downloadFault downloadFault          // what is wrong with each download now
+	lastFault     time.Time              // when a fault that delays answers ended
+	visits        map[ident][]*visit
+	sent          map[string]sentLine // by custom id
 }
 
-// An ident is what makes calls the same: n of them are n lines.
+// An ident is what equal calls have in common. n equal calls are n lines.
 type ident struct{ key, text string }
 
-// A lineID names a line of the provider's.
+// A lineID names a line at the provider.
 type lineID struct{ batch, custom string }
 
-// A handing is an answer given to a client.
-type handing struct {
-	call *errand
+// A delivery is an answer that a process gave to a client.
+type delivery struct {
+	call *clientCall
 	by   *replica
 }
 
-func newWorld(t *testing.T, seed uint64, m mutant) *world {
+func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{
-		plan: newPlan(seed), mutant: m, T: t, begin: time.Now(), over: make(chan struct{}),
-		asked: make(map[ident]int), handed: make(map[lineID][]handing), planned: make(map[string]int),
-		struck: make(map[string]bool), record: newRecord(),
+		plan: newPlan(seed), T: t, begin: time.Now(), over: make(chan struct{}),
+		asked: make(map[ident]int), handed: make(map[lineID][]delivery), planned: make(map[string]int),
+		failedWhole: make(map[string]bool), record: newRecord(), setJournalClock: func() {}, visits: make(map[ident][]*visit), revoked: make(map[string][]time.Time), sent: make(map[string]sentLine),
 	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
+	w.provider = w.newProvider()
 	w.open = newJournal(w)
 	w.store = w.open()
 	return w
 }
 
-// newJournal makes a journal and says how to open it.
+// newJournal makes a journal, and returns how to open the journal.
 var newJournal = inMemory
 
 func inMemory(*world) func() journal.Store {
@@ -71,43 +81,74 @@ func inMemory(*world) func() journal.Store {
 	return func() journal.Store { return store }
 }
 
-// tell adds to the story that a replay shows.
-func (w *world) tell(format string, args ...any) {
+// logf adds a line to the log that the flag -seed prints.
+func (w *world) logf(format string, args ...any) {
 	if *oneSeed == 0 {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	fmt.Fprintf(&w.story, "%12v  %s\n", time.Since(w.begin).Round(time.Millisecond), fmt.Sprintf(format, args...))
+	fmt.Fprintf(&w.log, "%12v  %s\n", time.Since(w.begin).Round(time.Millisecond), fmt.Sprintf(format, args...))
 }
 
-func (w *world) wrong(format string, args ...any) {
-	w.tell("WRONG: "+format, args...)
+func (w *world) failf(format string, args ...any) {
+	w.logf("WRONG: "+format, args...)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.wrongs = append(w.wrongs, fmt.Sprintf("seed %d: "+format, append([]any{w.seed}, args...)...))
+	w.failures = append(w.failures, fmt.Sprintf("seed %d: "+format, append([]any{w.seed}, args...)...))
 }
 
-// play lets everybody act until all clients have what they want, and then
-// lets a last process see to what was left behind.
+// play runs all actors until the clients are done. Then a last process finds and
+// ends what earlier processes left behind.
 func (w *world) play() {
 	var clients, others sync.WaitGroup
 	for i := range w.replicas {
 		others.Go(func() { w.runReplica(i) })
 	}
-	if w.storms {
-		others.Go(w.runWeather)
+	for _, run := range w.faults() {
+		others.Go(run)
 	}
 	for i := range w.clients {
 		clients.Go(func() { w.runClient(i) })
 	}
+	if w.burst > 0 {
+		clients.Go(w.runBurst)
+	}
 	clients.Wait()
 	close(w.over)
 	others.Wait()
-	w.epilogue()
+	w.finishAll()
 }
 
-// sleep waits, and reports whether clients still wait for something then.
+// faults are the actors that make trouble in this schedule.
+func (w *world) faults() (all []func()) {
+	for _, f := range []struct {
+		drawn bool
+		run   func()
+	}{
+		{w.providerFaults, w.runProviderFaults},
+		{w.gatewayErrors, w.runGatewayErrors},
+		{w.longRetryAfter, w.runLongRetryAfter},
+		{len(w.downloadFaults) > 0, w.runDownloadFaults},
+		{w.refusals, w.runRefusals},
+		{w.partitions, w.runPartitions},
+		{w.rotation, w.runRotation},
+	} {
+		if f.drawn {
+			all = append(all, f.run)
+		}
+	}
+	return all
+}
+
+// faultEnds notes that a fault which may delay answers has just ended.
+func (w *world) faultEnds() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lastFault = time.Now()
+}
+
+// sleep waits for d. It returns false, at once, when all clients are done.
 func (w *world) sleep(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -119,8 +160,7 @@ func (w *world) sleep(d time.Duration) bool {
 	}
 }
 
-// answer decides what becomes of a line. What an executed line says is unlike
-// what any other says.
+// answer decides the outcome of a line. No two executed lines have the same answer.
 func (w *world) answer(l batchtest.Line) batchtest.Outcome {
 	text := textOf(l.Body)
 	w.mu.Lock()
@@ -131,7 +171,7 @@ func (w *world) answer(l batchtest.Line) batchtest.Outcome {
 		return batchtest.Outcome{Body: sign(batchtest.Echo(l).Body, text, lineID{"realtime", "now"})}
 	}
 	o := batchtest.Outcome{Displaced: d.chance(0.1)}
-	if d.chance(w.flaws) {
+	if d.chance(w.flawChance) {
 		switch d.IntN(6) {
 		case 0:
 			o.Missing = true
@@ -152,7 +192,7 @@ func (w *world) answer(l batchtest.Line) batchtest.Outcome {
 	return o
 }
 
-// sign puts the name of its line into an answer.
+// sign adds the name of a line to the line's answer.
 func sign(body []byte, text string, id lineID) []byte {
 	name := id.batch + "/" + id.custom
 	if signed := strings.ReplaceAll(string(body), text, text+" "+name); signed != string(body) {
@@ -161,13 +201,14 @@ func sign(body []byte, text string, id lineID) []byte {
 	return []byte(strings.TrimSuffix(string(body), "}") + `,"line":"` + name + `"}`)
 }
 
-// epilogue lets a last process find what was left behind, and all batches end.
-func (w *world) epilogue() {
-	// Leases run out, and so does patience with batches nobody waits for: two
-	// minutes, after two downloads that may have stalled for five each.
-	time.Sleep(15 * time.Minute)
-	w.checkDeserted()
-	w.calm.Store(true)
+// finishAll starts a last process, which finds what earlier processes left behind,
+// and ends all batches.
+func (w *world) finishAll() {
+	// Leases run out, and batches for which nobody waits are cancelled: after the
+	// idle time, and two downloads that may have stalled for five minutes each.
+	time.Sleep(15*time.Minute + w.options.AbandonAfter)
+	w.checkUnused()
+	w.journalCalm.Store(true)
 	last := w.start("the last", nil)
 	w.recoverAll(last)
 	for range 24 {
@@ -183,7 +224,7 @@ func (w *world) epilogue() {
 	w.tally.add(countSeeds, 1)
 	w.tally.add(countSeconds, int64(time.Since(w.begin)/time.Second))
 	for _, p := range w.all {
-		p.conclude(func() { p.tr.Close() })
+		p.closeOnce(func() { p.tr.Close() })
 	}
-	w.srv.Close() // ends what hangs there
+	w.srv.Close() // ends requests that hang there
 }

@@ -11,14 +11,14 @@ import (
 
 var errNotChat = errors.New("sse: body is not a chat completion: it has no choices")
 
-// AppendChat appends to dst the stream for a finished chat completion: its chat.completion.chunk events and [DONE].
-// With includeUsage (stream_options.include_usage in the request) one more chunk before [DONE] carries the usage.
+// AppendChat appends to dst the stream for a finished chat completion: the chat.completion.chunk events and [DONE].
+// With includeUsage (stream_options.include_usage in the request) the last chunk before [DONE] has the usage.
 //
-// Choices follow one another by index. The parts of a message come in a fixed order: role, vendor fields, content, refusal,
+// The choices are ordered by index. The parts of a message have a fixed order: role, vendor fields, content, refusal,
 // annotations, function call, tool calls, audio, finish reason.
 //
-// The error tells that body is no JSON object with a list of choices, or has an error instead of choices; dst is then
-// returned as it was.
+// AppendChat returns an error and an unmodified dst if body is not a JSON object with a list of choices, or has an error
+// instead of choices.
 func AppendChat(dst, body []byte, includeUsage bool) ([]byte, error) {
 	parsed, err := parse(body)
 	if err != nil {
@@ -40,16 +40,17 @@ func AppendChat(dst, body []byte, includeUsage bool) ([]byte, error) {
 // A chatStream writes the chunks of one chat completion.
 type chatStream struct {
 	dst    []byte
-	head   string // what every chunk begins with: the completion's id, model and so on
-	vendor string // other fields of the completion, for the first chunk only
-	tail   string // `,"usage":null` if usage will follow
-	index  string // of the choice being written
+	head   string // start of every chunk, with the id, the model and other fields of the completion
+	vendor string // fields that the API does not define, with a comma before each; "" after the first chunk
+	tail   string // `,"usage":null` if the last chunk has the usage
+	index  string // index of the current choice, as JSON
 }
 
 func newChatStream(dst []byte, completion object, includeUsage bool) *chatStream {
 	s := &chatStream{dst: dst, head: chatHead(completion)}
-	// Clients keep what the first chunk says of fields they do not know. An error, even null, would end the stream.
-	s.vendor = completion.rest("id", "object", "created", "model", "service_tier", "system_fingerprint",
+	// For unknown fields, clients keep the values of the first chunk. "error" is excluded, because some clients end the
+	// stream at an error field, even with the value null.
+	s.vendor = completion.otherFields("id", "object", "created", "model", "service_tier", "system_fingerprint",
 		"choices", "usage", "error")
 	if includeUsage {
 		s.tail = `,"usage":null`
@@ -57,7 +58,8 @@ func newChatStream(dst []byte, completion object, includeUsage bool) *chatStream
 	return s
 }
 
-// chatHead returns the beginning of every chunk. Some clients believe the first chunk's, some the last one's.
+// chatHead returns the start of every chunk. Every chunk repeats the fields, because some clients use the values of the
+// first chunk and some the values of the last chunk.
 func chatHead(completion object) string {
 	var b strings.Builder
 	b.WriteString(`data: {`)
@@ -73,7 +75,7 @@ func chatHead(completion object) string {
 	return b.String()
 }
 
-// event writes one chunk, given its choices and what comes after them.
+// event writes one chunk with the given choices, followed by the tail.
 func (s *chatStream) event(choices string, tail ...string) {
 	s.dst = appendAll(s.dst, s.head, s.vendor, `,"choices":`, choices)
 	s.dst = appendAll(s.dst, tail...)
@@ -81,7 +83,7 @@ func (s *chatStream) event(choices string, tail ...string) {
 	s.vendor = ""
 }
 
-// delta writes a chunk of the current choice, given the JSON between the braces of its delta.
+// delta writes a chunk of the current choice. The parts are the JSON between the braces of the delta.
 func (s *chatStream) delta(parts ...string) { s.deltaWithLogprobs("null", parts...) }
 
 func (s *chatStream) deltaWithLogprobs(logprobs string, parts ...string) {
@@ -91,7 +93,7 @@ func (s *chatStream) deltaWithLogprobs(logprobs string, parts ...string) {
 	s.vendor = ""
 }
 
-// choices writes all choices. Some clients number them by arrival, so they must come in the order of their index.
+// choices writes all choices in the order of the indexes, because some clients number the choices by arrival.
 func (s *chatStream) choices(choices []gjson.Result) {
 	if len(choices) == 0 {
 		s.event(`[]`, s.tail)
@@ -124,7 +126,7 @@ func (s *chatStream) choice(position int, choice object) {
 	s.finish(choice, logprobs)
 }
 
-// role writes the chunk that opens a message. Its content is the first piece, "", unless none will follow.
+// role writes the first chunk of a message. The content is "" if the content of the message is a string, else null.
 func (s *chatStream) role(message object) {
 	role, content := message.raw("role"), "null"
 	if role == "null" {
@@ -136,22 +138,22 @@ func (s *chatStream) role(message object) {
 	s.delta(`"role":`, role, `,"content":`, content, `,"refusal":null`)
 }
 
-// vendorFields writes all fields of a message which the API does not define, such as reasoning_content, in one chunk:
-// clients that show reasoning_content or reasoning show both when they come apart, and some let the
-// last piece of a field they do not know replace the ones before.
+// vendorFields writes all fields of a message that the API does not define, such as reasoning_content, in one chunk.
+// Some clients show both reasoning_content and reasoning if the fields arrive in separate chunks, and some clients keep
+// only the last piece of an unknown field.
 func (s *chatStream) vendorFields(message object) {
-	rest := message.rest("role", "content", "refusal", "annotations", "function_call", "tool_calls", "audio")
-	if rest != "" {
-		s.delta(rest[1:])
+	vendor := message.otherFields("role", "content", "refusal", "annotations", "function_call", "tool_calls", "audio")
+	if vendor != "" {
+		s.delta(vendor[1:])
 	}
 }
 
-// text writes the content or the refusal of a message, with the log probabilities that belong to it.
+// text writes the content or the refusal of a message, with the log probabilities of the tokens.
 func (s *chatStream) text(name string, value gjson.Result, logprobs object) {
 	if value.Type != gjson.String && value.Type != gjson.Null {
 		s.delta(`"`, name, `":`, value.Raw)
 	}
-	for piece, probs := range piecesWithLogprobs(inside(value), logprobs.get(name)) {
+	for piece, probs := range piecesWithLogprobs(stringContent(value), logprobs.get(name)) {
 		chunkProbs := textLogprobs(name, probs)
 		if piece == "" {
 			s.deltaWithLogprobs(chunkProbs)
@@ -161,7 +163,7 @@ func (s *chatStream) text(name string, value gjson.Result, logprobs object) {
 	}
 }
 
-// textLogprobs returns the logprobs of a chunk of content or refusal.
+// textLogprobs returns the logprobs object of a chunk of content or refusal.
 func textLogprobs(name, probs string) string {
 	switch {
 	case probs == "":
@@ -190,14 +192,15 @@ func (s *chatStream) functionCall(value gjson.Result) {
 	}
 }
 
-// toolCall writes a call's id, type and name once, since clients may join what comes twice, then its arguments.
-// The index is the call's position, whatever the body says. The pieces have no type: to some clients it begins a new call.
+// toolCall writes the id, the type and the name of a tool call in the first chunk only, because clients concatenate
+// repeated strings, and then the arguments. The index is the position of the call in the list; an index in the body is
+// ignored. The chunks with arguments have no type, because some clients start a new call at each type.
 func (s *chatStream) toolCall(index string, call object) {
 	kind, text := "function", "arguments"
 	if call.text("type") == "custom" {
 		kind, text = "custom", "input"
 	}
-	head := call.rest("index", kind)
+	head := call.otherFields("index", kind)
 	if call.raw("type") == "null" {
 		head += `,"type":"function"`
 	}
@@ -211,17 +214,17 @@ func (s *chatStream) toolCall(index string, call object) {
 	}
 }
 
-// withoutText returns a call with the named string emptied, because its text comes in the next chunks.
+// withoutText returns a call with an empty string for the named field. The text of the field follows in later chunks.
 func withoutText(call object, name string) string {
 	if value := call.get(name); value.Type == gjson.String || value.Type == gjson.Null {
-		return call.replacing(map[string]string{name: `""`})
+		return call.withValues(map[string]string{name: `""`})
 	}
-	return call.replacing(nil)
+	return call.withValues(nil)
 }
 
-// audio writes the id and transcript, then the data, then when it expires.
+// audio writes the id and the transcript, then the data, then the expiration time.
 func (s *chatStream) audio(audio object) {
-	head := strings.TrimPrefix(audio.rest("transcript", "data", "expires_at"), ",")
+	head := strings.TrimPrefix(audio.otherFields("transcript", "data", "expires_at"), ",")
 	separator := ","
 	if head == "" {
 		separator = ""
@@ -241,14 +244,14 @@ func (s *chatStream) audio(audio object) {
 	}
 }
 
-// finish writes a choice's last chunk: its finish reason, which older clients forget when another chunk
-// follows, and the fields the API does not define.
+// finish writes the last chunk of a choice, with the finish reason and the fields that the API does not define. The
+// finish reason must come last, because older clients drop the reason when another chunk of the choice follows.
 func (s *chatStream) finish(choice, logprobs object) {
 	probs := "null"
-	if rest := logprobs.rest("content", "refusal"); rest != "" {
-		probs = `{"content":null,"refusal":null` + rest + `}`
+	if vendor := logprobs.otherFields("content", "refusal"); vendor != "" {
+		probs = `{"content":null,"refusal":null` + vendor + `}`
 	}
-	rest := choice.rest("index", "message", "logprobs", "finish_reason")
+	vendor := choice.otherFields("index", "message", "logprobs", "finish_reason")
 	s.event(`[{"index":`+s.index+`,"delta":{},"logprobs":`+probs+
-		`,"finish_reason":`+choice.raw("finish_reason")+rest+`}]`, s.tail)
+		`,"finish_reason":`+choice.raw("finish_reason")+vendor+`}]`, s.tail)
 }

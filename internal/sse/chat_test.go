@@ -16,7 +16,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
-func TestChatStreamRebuildsTheCompletion(t *testing.T) {
+func TestChatStreamMatchesCompletion(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			want, err := decode(body)
@@ -45,23 +45,23 @@ func indexOf(value any) int64 {
 	return n
 }
 
-// streamed names the strings that arrive in pieces. All others arrive once.
+// streamed are the names of the strings that arrive in pieces. All other fields arrive once.
 var streamed = []string{"content", "refusal", "arguments", "input", "transcript", "data"}
 
-// rebuild joins chunks to a completion the way clients do: texts are joined, lists of log probabilities appended,
-// everything else may be said only once. It also checks what every chunk must hold.
+// rebuild joins chunks to a completion in the way of a client: rebuild concatenates texts, appends lists of log
+// probabilities, and reports an error if any other field arrives twice with different values.
 func rebuild(t *testing.T, chunks []event) map[string]any {
 	t.Helper()
 	completion := map[string]any{}
 	choices := []any{}
 	for _, chunk := range chunks {
 		for name, value := range chunk.data {
-			old, said := completion[name]
+			old, seen := completion[name]
 			switch {
 			case name == "choices":
 			case name == "usage" && old != nil:
 				t.Errorf("usage came twice or is not last")
-			case said && name != "usage" && !cmp.Equal(old, value):
+			case seen && name != "usage" && !cmp.Equal(old, value):
 				t.Errorf("%s was %v and is %v", name, old, value)
 			default:
 				completion[name] = value
@@ -101,7 +101,7 @@ func rebuildChoice(t *testing.T, choices []any, chunk map[string]any) []any {
 	return choices
 }
 
-// join adds a delta to what came before.
+// join adds a delta to the fields of the earlier deltas.
 func join(t *testing.T, whole, delta map[string]any) {
 	t.Helper()
 	for name, value := range delta {
@@ -151,7 +151,7 @@ func joinCalls(t *testing.T, calls, deltas []any) []any {
 	return calls
 }
 
-// pruned removes what a stream does not say: nulls, and lists and objects that are empty.
+// pruned removes values that a stream omits: nulls, empty lists and empty objects.
 func pruned(value any) any {
 	switch value := value.(type) {
 	case map[string]any:
@@ -179,7 +179,7 @@ func pruned(value any) any {
 	}
 }
 
-func TestChatUsageOnlyIfAskedFor(t *testing.T) {
+func TestChatUsageOnlyIfRequested(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			without, _ := mustParseEvents(t, appendChat(t, body, false))
@@ -205,7 +205,7 @@ func TestChatUsageOnlyIfAskedFor(t *testing.T) {
 	}
 }
 
-func TestChatChunksRepeatWhoseTheyAre(t *testing.T) {
+func TestChatChunksRepeatCompletionFields(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			events, _ := mustParseEvents(t, appendChat(t, body, true))
@@ -224,8 +224,8 @@ func TestChatChunksRepeatWhoseTheyAre(t *testing.T) {
 	}
 }
 
-// Some clients' decoders die of a tool_calls list without a call.
-func TestChatNeverSendsAnEmptyListOfCalls(t *testing.T) {
+// TestChatToolCallsAreNotEmpty checks each tool_calls list, because some clients fail on an empty list.
+func TestChatToolCallsAreNotEmpty(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			events, _ := mustParseEvents(t, appendChat(t, body, true))
@@ -239,7 +239,8 @@ func TestChatNeverSendsAnEmptyListOfCalls(t *testing.T) {
 	}
 }
 
-// Vendor fields that show the same reasoning are shown twice when they come in two chunks.
+// TestChatVendorFieldsShareAChunk checks that fields with the same reasoning arrive in one chunk. Clients show the
+// reasoning twice if the fields arrive in two chunks.
 func TestChatVendorFieldsShareAChunk(t *testing.T) {
 	events, _ := mustParseEvents(t, appendChat(t, fixtures(t, "chat")["vllm"], false))
 	want := `{"reasoning":"Six times seven.","reasoning_content":"Six times seven."}`
@@ -248,7 +249,7 @@ func TestChatVendorFieldsShareAChunk(t *testing.T) {
 	}
 }
 
-func TestChatVendorFieldsOfTheCompletionComeFirstAndOnce(t *testing.T) {
+func TestChatVendorFieldsAreInFirstChunk(t *testing.T) {
 	for _, choices := range []string{`[]`, `[{"index":0,"message":{"content":"x"}}]`} {
 		body := `{"choices":` + choices + `,"provider":"Acme","usage":{"total_tokens":1}}`
 		events, _ := mustParseEvents(t, appendChat(t, []byte(body), true))
@@ -264,8 +265,9 @@ func TestChatVendorFieldsOfTheCompletionComeFirstAndOnce(t *testing.T) {
 	}
 }
 
-// openai-go ends a stream at an event with a field "error", whatever its value.
-func TestNoEventOfASuccessHasAnError(t *testing.T) {
+// TestSuccessHasNoErrorField checks that no event of a success has a field "error", because openai-go ends a stream at an
+// error field with any value.
+func TestSuccessHasNoErrorField(t *testing.T) {
 	streams := map[string][]byte{}
 	for name, body := range chatBodies(t) {
 		streams["chat/"+name] = appendChat(t, body, true)
@@ -287,7 +289,8 @@ func TestNoEventOfASuccessHasAnError(t *testing.T) {
 	}
 }
 
-// A bufio.Scanner with its default buffer, which some clients read with, fails at lines of 64 KiB.
+// TestChatLinesAreShort checks the length of lines. Some clients use a bufio.Scanner with the default buffer, which fails
+// at lines of 64 KiB.
 func TestChatLinesAreShort(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		t.Run(name, func(t *testing.T) {
@@ -304,7 +307,7 @@ func TestChatLinesAreShort(t *testing.T) {
 	}
 }
 
-func TestChatLogprobsComeWithTheirText(t *testing.T) {
+func TestChatLogprobsMatchText(t *testing.T) {
 	events, _ := mustParseEvents(t, appendChat(t, chatBodies(t)["large logprobs"], false))
 	for _, chunk := range events {
 		var tokens strings.Builder
@@ -317,7 +320,7 @@ func TestChatLogprobsComeWithTheirText(t *testing.T) {
 	}
 }
 
-func TestRefusesOtherBodies(t *testing.T) {
+func TestRejectsOtherBodies(t *testing.T) {
 	type appendFunc func(dst, body []byte) ([]byte, error)
 	chat := func(dst, body []byte) ([]byte, error) { return sse.AppendChat(dst, body, true) }
 	tests := []struct {
@@ -342,21 +345,21 @@ func TestRefusesOtherBodies(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := test.appendTo([]byte("before"), []byte(test.body))
 			if err == nil || string(got) != "before" {
-				t.Errorf("got %q, %v, want only what was there before and an error", got, err)
+				t.Errorf("got %q, %v, want an unmodified dst and an error", got, err)
 			}
 		})
 	}
 }
 
-func TestAppendsAndLeavesTheBodyAlone(t *testing.T) {
+func TestAppendModifiesOnlyDst(t *testing.T) {
 	body := fixtures(t, "chat")["pretty"]
 	before := bytes.Clone(body)
-	alone := appendChat(t, body, true)
+	stream := appendChat(t, body, true)
 	after, err := sse.AppendChat([]byte(": waiting\n"), body, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := ": waiting\n" + string(alone); string(after) != want {
+	if want := ": waiting\n" + string(stream); string(after) != want {
 		t.Errorf("got %q, want %q", after, want)
 	}
 	if !bytes.Equal(body, before) {
@@ -364,22 +367,22 @@ func TestAppendsAndLeavesTheBodyAlone(t *testing.T) {
 	}
 }
 
-func TestChatOddBodies(t *testing.T) {
+func TestChatUnusualBodies(t *testing.T) {
 	tests := []struct {
 		name, body string
-		want       []string // the choices of each chunk
+		want       []string // choices of each chunk
 	}{
 		{"no message", `{"choices":[{}]}`, []string{
 			`[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{},"logprobs":null,"finish_reason":null}]`,
 		}},
-		{"arguments that are no string", `{"choices":[{"index":0,"message":{"content":null,"tool_calls":[` +
+		{"arguments are not a string", `{"choices":[{"index":0,"message":{"content":null,"tool_calls":[` +
 			`{"index":7,"id":"c","function":{"name":"f","arguments":{"a":1.0}}}]},"finish_reason":"stop"}]}`, []string{
 			`[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":{"a":1.0}}}]},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`,
 		}},
-		{"field twice: the last counts", `{"choices":[{"finish_reason":"length","finish_reason":"stop"}]}`, []string{
+		{"repeated field: the last counts", `{"choices":[{"finish_reason":"length","finish_reason":"stop"}]}`, []string{
 			`[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":null}]`,
 			`[{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]`,
 		}},

@@ -17,7 +17,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the streams in testdata")
 
-// fixtures returns the bodies in a folder of testdata by name.
+// fixtures returns the bodies in a folder of testdata. The keys are the file names without .json.
 func fixtures(t testing.TB, folder string) map[string][]byte {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("testdata", folder, "*.json"))
@@ -35,7 +35,7 @@ func fixtures(t testing.TB, folder string) map[string][]byte {
 	return bodies
 }
 
-// chatBodies returns the chat fixtures and some bodies too large to keep in a file.
+// chatBodies returns the chat fixtures, and generated bodies that are too large for a file.
 func chatBodies(t testing.TB) map[string][]byte {
 	t.Helper()
 	bodies := fixtures(t, "chat")
@@ -52,19 +52,19 @@ func chatBodies(t testing.TB) map[string][]byte {
 	return bodies
 }
 
-// chatBody returns a completion of one choice.
+// chatBody returns a completion with one choice.
 func chatBody(message, logprobs string) []byte {
 	return []byte(`{"id":"chatcmpl-0","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant",` +
 		message + `},"logprobs":` + logprobs + `,"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}`)
 }
 
-// logprobs returns n elements for the token.
+// logprobs returns n log probabilities for the token, as the elements of a JSON array.
 func logprobs(token string, n int) string {
 	element := fmt.Sprintf(`{"token":%q,"logprob":-0.5,"bytes":null,"top_logprobs":[{"token":%q,"logprob":-0.5,"bytes":null}]}`, token, token)
 	return strings.TrimSuffix(strings.Repeat(element+",", n), ",")
 }
 
-// responseBodies returns the Responses fixtures and a body too large to keep in a file.
+// responseBodies returns the Responses fixtures, and a generated body that is too large for a file.
 func responseBodies(t testing.TB) map[string][]byte {
 	t.Helper()
 	bodies := fixtures(t, "responses")
@@ -119,18 +119,19 @@ func compareGolden(t *testing.T, file string, got []byte) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("%s (-want +got; -update rewrites it):\n%s", file, diff)
+		t.Errorf("%s (-want +got; run with -update to rewrite the file):\n%s", file, diff)
 	}
 }
 
-// An event is one server-sent event, its data decoded.
+// An event is one server-sent event with decoded data.
 type event struct {
-	name string // of the event: line
+	name string // value of the event line
 	line string // the data
 	data map[string]any
 }
 
-// parseEvents reads a stream strictly: an optional event line, one data line holding a JSON object, a blank line. It reports [DONE] apart.
+// parseEvents parses a stream strictly: each event has an optional event line, one data line with a JSON object, and a
+// blank line. done reports whether the stream ends with [DONE].
 func parseEvents(stream []byte) (events []event, done bool, err error) {
 	blocks := strings.SplitAfter(string(stream), "\n\n")
 	if last := blocks[len(blocks)-1]; last != "" {
@@ -168,7 +169,7 @@ func parseEvent(block string) (e event, err error) {
 	return e, err
 }
 
-// decode reads a JSON object without rounding its numbers.
+// decode decodes a JSON object without rounding numbers.
 func decode(data []byte) (map[string]any, error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.UseNumber()
@@ -179,7 +180,7 @@ func decode(data []byte) (map[string]any, error) {
 	return object, nil
 }
 
-// mustParseEvents is parseEvents for streams that must be good.
+// mustParseEvents is parseEvents for streams that must be valid.
 func mustParseEvents(t testing.TB, stream []byte) (events []event, done bool) {
 	t.Helper()
 	events, done, err := parseEvents(stream)

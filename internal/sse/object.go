@@ -13,9 +13,9 @@ var errNotObject = errors.New("sse: body is not a JSON object")
 
 var lineBreaks = strings.NewReplacer("\n", "", "\r", "")
 
-// parse checks that body is a JSON object and returns it without the line breaks between its tokens.
-// (Valid JSON has none inside its strings.) It leaves validation to encoding/json, which refuses bodies nested so
-// deeply that gjson, checking them, would overflow the stack and end the process.
+// parse checks that body is a JSON object, and returns the object without the line breaks between tokens.
+// (Valid JSON has no line breaks inside strings.) encoding/json validates the body, because gjson's validation overflows
+// the stack, which ends the process, if the nesting is very deep; encoding/json limits the depth.
 func parse(body []byte) (gjson.Result, error) {
 	if !json.Valid(body) {
 		return gjson.Result{}, errNotObject
@@ -28,16 +28,18 @@ func parse(body []byte) (gjson.Result, error) {
 	return parsed, nil
 }
 
-// An object is a JSON object read once: its fields in the order they were written, with their values still raw.
+// An object is a parsed JSON object: the fields in the order of the body, with raw values. All methods accept a nil
+// object, which has no fields.
 type object []field
 
 type field struct {
-	name  string // decoded
-	raw   string // as written, with its quotes
+	name  string // decoded name
+	raw   string // name as JSON
 	value gjson.Result
 }
 
-// fields reads an object. Of anything else it makes an empty one, so that a missing object needs no special case.
+// fields returns the fields of a JSON object. If value is not an object, fields returns nil, so that callers need no
+// special case for a missing object.
 func fields(value gjson.Result) object {
 	if !value.IsObject() {
 		return nil
@@ -50,8 +52,8 @@ func fields(value gjson.Result) object {
 	return o
 }
 
-// get returns the value of the named field, or a Result that does not exist. Of a repeated field the last one counts,
-// as it does for nearly every JSON decoder.
+// get returns the value of the named field. If the field is absent, the method Exists of the result returns false. If a
+// name is repeated, the last field counts, as in nearly every JSON decoder.
 func (o object) get(name string) gjson.Result {
 	for _, f := range slices.Backward(o) {
 		if f.name == name {
@@ -61,7 +63,7 @@ func (o object) get(name string) gjson.Result {
 	return gjson.Result{}
 }
 
-// raw returns the named field's JSON, "null" if there is none.
+// raw returns the value of the named field as JSON, or "null" if the field is absent.
 func (o object) raw(name string) string {
 	if value := o.get(name); value.Exists() {
 		return value.Raw
@@ -69,11 +71,11 @@ func (o object) raw(name string) string {
 	return "null"
 }
 
-// text returns what stands between the quotes of the named string, escapes and all; "" if it is no string.
-func (o object) text(name string) string { return inside(o.get(name)) }
+// text returns the bytes between the quotes of the named string, with escapes; "" if the field is not a string.
+func (o object) text(name string) string { return stringContent(o.get(name)) }
 
-// rest returns the fields that are neither null nor among the named ones, as JSON with a comma before each.
-func (o object) rest(except ...string) string {
+// otherFields returns all fields except the named fields and nulls, as JSON with a comma before each field.
+func (o object) otherFields(except ...string) string {
 	var b strings.Builder
 	for _, f := range o {
 		if f.value.Type == gjson.Null || slices.Contains(except, f.name) {
@@ -87,8 +89,9 @@ func (o object) rest(except ...string) string {
 	return b.String()
 }
 
-// replacing returns the object as JSON with other values for some of its fields. Fields it does not have are not added.
-func (o object) replacing(values map[string]string) string {
+// withValues returns the object as JSON, with the given values for the fields that the object has. Absent fields are not
+// added.
+func (o object) withValues(values map[string]string) string {
 	var b strings.Builder
 	b.WriteString("{")
 	for i, f := range o {

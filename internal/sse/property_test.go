@@ -13,8 +13,8 @@ import (
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
-// jsonText draws the JSON of a string as any encoder might write it: runes as they are or escaped, short
-// escapes, surrogate pairs, lone surrogates. It is often long enough to be cut.
+// jsonText generates JSON strings as different encoders write strings: plain or escaped runes, short escapes, surrogate
+// pairs, lone surrogates. Many of the strings are long enough to be split.
 func jsonText() *rapid.Generator[string] {
 	return rapid.Custom(func(t *rapid.T) string {
 		units := rapid.SliceOfN(rapid.OneOf(
@@ -28,7 +28,7 @@ func jsonText() *rapid.Generator[string] {
 	})
 }
 
-// plainJSON returns the inside of s as JSON, with as few escapes as Go's encoder can.
+// plainJSON returns the content of s as JSON, with as few escapes as Go's encoder allows.
 func plainJSON(s string) string {
 	var b strings.Builder
 	encoder := json.NewEncoder(&b)
@@ -55,7 +55,7 @@ func checkedEvents(t *rapid.T, stream []byte) []event {
 	return events
 }
 
-func TestAnyChatTextArrivesWhole(t *testing.T) {
+func TestAnyChatTextIsComplete(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		texts := map[string]string{}
 		for _, path := range []string{"content", "refusal", "tool_calls.0.function.arguments", "audio.transcript"} {
@@ -93,7 +93,7 @@ func TestAnyChatTextArrivesWhole(t *testing.T) {
 	})
 }
 
-func TestAnyResponseTextArrivesWhole(t *testing.T) {
+func TestAnyResponseTextIsComplete(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		texts := map[string]string{}
 		for _, event := range []string{

@@ -20,7 +20,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
-// A server answers every request with its bytes.
+// A server is a RoundTripper that responds to every request with the same bytes.
 type server []byte
 
 func (s server) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -44,7 +44,7 @@ func (s server) goopenai() *goopenai.Client {
 	return goopenai.NewClientWithConfig(config)
 }
 
-// ignoring leaves fields of structs out of a comparison by name.
+// ignoring excludes struct fields with the given names from a comparison.
 func ignoring(names ...string) cmp.Option {
 	return cmp.FilterPath(func(path cmp.Path) bool {
 		field, ok := path.Last().(cmp.StructField)
@@ -52,7 +52,7 @@ func ignoring(names ...string) cmp.Option {
 	}, cmp.Ignore())
 }
 
-// sourceJSON is the field in which openai-go's types keep the JSON they came from.
+// sourceJSON is the name of the field that holds the source JSON in openai-go's types.
 const sourceJSON = "JSON"
 
 func TestOpenAIGoAccumulatesTheCompletion(t *testing.T) {
@@ -72,7 +72,7 @@ func TestOpenAIGoAccumulatesTheCompletion(t *testing.T) {
 			if err := stream.Err(); err != nil {
 				t.Fatal(err)
 			}
-			// The accumulator collects the other fields from no stream.
+			// openai-go's accumulator does not support the ignored fields.
 			options := ignoring(sourceJSON, "Annotations", "Audio", "FunctionCall", "Custom")
 			slices.SortFunc(want.Choices, func(a, b openai.ChatCompletionChoice) int { return int(a.Index - b.Index) })
 			if diff := cmp.Diff(want, acc.ChatCompletion, options, cmpopts.EquateEmpty()); diff != "" {
@@ -85,7 +85,7 @@ func TestOpenAIGoAccumulatesTheCompletion(t *testing.T) {
 func TestGoOpenAIJoinsTheCompletion(t *testing.T) {
 	for name, body := range chatBodies(t) {
 		if name == "content_parts" {
-			continue // its stream type has no list of parts
+			continue // go-openai's stream type has no list of parts
 		}
 		t.Run(name, func(t *testing.T) {
 			var want goopenai.ChatCompletionResponse
@@ -107,7 +107,7 @@ func TestGoOpenAIJoinsTheCompletion(t *testing.T) {
 				}
 				joinGoOpenAI(&got, chunk)
 			}
-			// The library's chunks cannot express the fields left out, or have another type for them.
+			// go-openai's chunk type lacks the ignored fields, or has a different type for the fields.
 			options := ignoring("httpHeader", "ServiceTier", "ContentFilterResults", "Bytes")
 			slices.SortFunc(want.Choices, func(a, b goopenai.ChatCompletionChoice) int { return a.Index - b.Index })
 			if diff := cmp.Diff(want, got, options, cmpopts.EquateEmpty()); diff != "" {
@@ -117,7 +117,7 @@ func TestGoOpenAIJoinsTheCompletion(t *testing.T) {
 	}
 }
 
-// joinGoOpenAI adds a chunk to a completion as the library's users do; it has no accumulator.
+// joinGoOpenAI adds a chunk to a completion. go-openai has no accumulator, so programs contain code like joinGoOpenAI.
 func joinGoOpenAI(whole *goopenai.ChatCompletionResponse, chunk goopenai.ChatCompletionStreamResponse) {
 	whole.ID, whole.Created, whole.Model, whole.SystemFingerprint = chunk.ID, chunk.Created, chunk.Model, chunk.SystemFingerprint
 	if chunk.Usage != nil {
@@ -241,7 +241,7 @@ func TestGoOpenAIReadsTheResponse(t *testing.T) {
 	}
 }
 
-// jsonValue returns a value as its JSON decodes, to compare types with unexported fields.
+// jsonValue encodes and decodes a value, to compare types with unexported fields.
 func jsonValue(t *testing.T, value any) any {
 	t.Helper()
 	data, err := json.Marshal(value)
@@ -255,7 +255,7 @@ func jsonValue(t *testing.T, value any) any {
 	return object
 }
 
-func TestClientsRaiseLateErrors(t *testing.T) {
+func TestClientsReportErrorEvents(t *testing.T) {
 	object := []byte("{\n  \"message\": \"the batch expired\",\n  \"type\": \"server_error\", \"param\": null, \"code\": \"batch_expired\"}")
 	chat := server(sse.AppendChatError([]byte(": waiting\n"), object))
 	response := server(sse.AppendResponseError([]byte(": waiting\n"), object))
@@ -275,7 +275,8 @@ func TestClientsRaiseLateErrors(t *testing.T) {
 			return stream.Err()
 		},
 		"go-openai chat": func() error {
-			// Its decoder mixes comments before an error into it, so a proxy sends it no comments.
+			// No comments before the error: go-openai's decoder mixes comments into the error, and the proxy sends no comments
+			// to go-openai.
 			stream, err := server(sse.AppendChatError(nil, object)).goopenai().CreateChatCompletionStream(t.Context(), goopenai.ChatCompletionRequest{Model: "m"})
 			if err != nil {
 				return err
@@ -298,7 +299,7 @@ func TestClientsRaiseLateErrors(t *testing.T) {
 	for name, read := range tests {
 		t.Run(name, func(t *testing.T) {
 			if err := read(); err == nil || !strings.Contains(err.Error(), "the batch expired") {
-				t.Errorf("got error %v, want the one sent", err)
+				t.Errorf("got error %v, want the error of the event", err)
 			}
 		})
 	}

@@ -10,11 +10,11 @@ import (
 var errNotResponse = errors.New("sse: body is not a response: it has no output")
 
 // AppendResponse appends to dst the stream for a finished object of the Responses API: response.created and
-// response.in_progress with the response as it was before any output, the events of each output item, and
-// response.completed, response.incomplete or response.failed with the response as it is.
-// Events are numbered from 0 without a gap. There is no [DONE]: this API has none.
+// response.in_progress with the initial response, the events of each output item, and response.completed,
+// response.incomplete or response.failed with the finished response. The events are numbered from 0 without gaps. The
+// stream has no [DONE], because the Responses API does not define [DONE].
 //
-// The error tells that body is no JSON object with a list of output items; dst is then returned as it was.
+// AppendResponse returns an error and an unmodified dst if body is not a JSON object with a list of output items.
 func AppendResponse(dst, body []byte) ([]byte, error) {
 	parsed, err := parse(body)
 	if err != nil {
@@ -26,12 +26,12 @@ func AppendResponse(dst, body []byte) ([]byte, error) {
 		return dst, errNotResponse
 	}
 	s := &responseStream{dst: slices.Grow(dst, 5*len(body))}
-	begun := response.replacing(map[string]string{
+	initial := response.withValues(map[string]string{
 		"status": `"in_progress"`, "output": `[]`, "output_text": `""`, "completed_at": "null",
 		"usage": "null", "error": "null", "incomplete_details": "null",
 	})
-	s.event("response.created", `,"response":`, begun)
-	s.event("response.in_progress", `,"response":`, begun)
+	s.event("response.created", `,"response":`, initial)
+	s.event("response.in_progress", `,"response":`, initial)
 	for i, item := range list(output) {
 		s.item(number(i), item)
 	}
@@ -39,7 +39,8 @@ func AppendResponse(dst, body []byte) ([]byte, error) {
 	return s.dst, nil
 }
 
-// lastEvent names the event that ends the stream. A cancelled response has none of its own.
+// lastEvent returns the name of the last event. The API defines no event for a cancelled response; response.failed is
+// used.
 func lastEvent(response object) string {
 	switch response.text("status") {
 	case "completed", "":
@@ -55,10 +56,10 @@ func lastEvent(response object) string {
 type responseStream struct {
 	dst      []byte
 	sequence int
-	place    string // item_id and output_index of the item being written
+	location string // item_id and output_index of the current item, as JSON
 }
 
-// event writes one event, given its name and its other fields with a comma before each.
+// event writes one event. rest are the fields after sequence_number, with a comma before each field.
 func (s *responseStream) event(name string, rest ...string) {
 	s.dst = appendAll(s.dst, "event: ", name, "\ndata: {\"type\":\"", name, `","sequence_number":`, number(s.sequence))
 	s.dst = appendAll(s.dst, rest...)
@@ -66,19 +67,19 @@ func (s *responseStream) event(name string, rest ...string) {
 	s.sequence++
 }
 
-// itemEvent is event for one about the current item.
+// itemEvent writes one event about the current item.
 func (s *responseStream) itemEvent(name string, rest ...string) {
-	s.event(name, append([]string{s.place}, rest...)...)
+	s.event(name, append([]string{s.location}, rest...)...)
 }
 
 func (s *responseStream) item(index string, value gjson.Result) {
 	item := fields(value)
 	id := item.raw("id")
 	if id == "null" {
-		id = `""` // clients insist on a string
+		id = `""` // clients require a string
 	}
-	s.place = `,"item_id":` + id + `,"output_index":` + index
-	s.event("response.output_item.added", `,"output_index":`, index, `,"item":`, itemBegun(item, value))
+	s.location = `,"item_id":` + id + `,"output_index":` + index
+	s.event("response.output_item.added", `,"output_index":`, index, `,"item":`, initialItem(item, value))
 	switch item.text("type") {
 	case "message":
 		s.parts(item.get("content"))
@@ -91,25 +92,25 @@ func (s *responseStream) item(index string, value gjson.Result) {
 	s.event("response.output_item.done", `,"output_index":`, index, `,"item":`, value.Raw)
 }
 
-// itemBegun returns an item as it was before any of its content came.
-func itemBegun(item object, value gjson.Result) string {
+// initialItem returns an item as JSON, with the state before the first delta.
+func initialItem(item object, value gjson.Result) string {
 	if item == nil {
 		return value.Raw
 	}
-	blanks := map[string]string{}
+	initial := map[string]string{}
 	if item.raw("status") != "null" {
-		blanks["status"] = `"in_progress"`
+		initial["status"] = `"in_progress"`
 	}
-	for name, blank := range blankFields[item.text("type")] {
+	for name, value := range initialFields[item.text("type")] {
 		if item.raw(name) != "null" {
-			blanks[name] = blank
+			initial[name] = value
 		}
 	}
-	return item.replacing(blanks)
+	return item.withValues(initial)
 }
 
-// blankFields tells what the fields which an item receives little by little hold at first, by item type.
-var blankFields = map[string]map[string]string{
+// initialFields has, by item type, the initial values of the fields that are streamed or that are known only at the end.
+var initialFields = map[string]map[string]string{
 	"message":               {"content": `[]`},
 	"reasoning":             {"summary": `[]`, "content": `[]`, "encrypted_content": `null`},
 	"function_call":         {"arguments": `""`},
@@ -121,17 +122,18 @@ var blankFields = map[string]map[string]string{
 	"image_generation_call": {"result": `null`},
 }
 
-// A callStream tells which events stream a tool call.
+// A callStream describes the events of a tool call.
 type callStream struct {
-	before []string // its states before the text
-	text   string   // the field whose text is streamed, if any
-	event  string   // the text's events, without .delta and .done
-	name   bool     // whether the text's last event names the function
-	after  []string // its states after the text
-	failed string   // the last state of a call that failed, if there is an event for it
+	before []string // names of the state events before the text
+	text   string   // the field whose text is streamed; "": no text is streamed
+	event  string   // prefix of the text events, before .delta and .done
+	name   bool     // whether the .done event has the name of the function
+	after  []string // names of the state events after the text
+	failed string   // replaces "completed" in after if the call failed; "": no event
 }
 
-// callStreams has the tool calls with events of their own. Their states' events are named after the item type.
+// callStreams has, by item type, the tool calls with specific events. The name of a state event is "response.", the item
+// type, "." and the state.
 var callStreams = map[string]callStream{
 	"function_call":    {text: "arguments", event: "response.function_call_arguments", name: true},
 	"custom_tool_call": {text: "input", event: "response.custom_tool_call_input"},
@@ -149,7 +151,8 @@ var callStreams = map[string]callStream{
 	"image_generation_call": {before: []string{"in_progress", "generating"}, after: []string{"completed"}},
 }
 
-// call writes the events between the added and the done event of a tool call; none for a type without any.
+// call writes the events between response.output_item.added and response.output_item.done of a tool call. An unknown type
+// has no such events.
 func (s *responseStream) call(item object) {
 	kind := item.text("type")
 	stream := callStreams[kind]
@@ -176,7 +179,7 @@ func (s *responseStream) callText(stream callStream, item object) {
 	if value.Type != gjson.String {
 		return
 	}
-	for piece := range pieces(inside(value)) {
+	for piece := range pieces(stringContent(value)) {
 		s.itemEvent(stream.event+".delta", `,"delta":`, quote(piece))
 	}
 	done := `,"` + stream.text + `":` + value.Raw
@@ -186,68 +189,68 @@ func (s *responseStream) callText(stream callStream, item object) {
 	s.itemEvent(stream.event+".done", done)
 }
 
-// parts writes the content of a message or of a reasoning item.
+// parts writes the content parts of a message or of a reasoning item.
 func (s *responseStream) parts(content gjson.Result) {
 	for i, value := range list(content) {
-		part, place := fields(value), `,"content_index":`+number(i)
-		s.itemEvent("response.content_part.added", place, `,"part":`, partBegun(part, value))
+		part, location := fields(value), `,"content_index":`+number(i)
+		s.itemEvent("response.content_part.added", location, `,"part":`, initialPart(part, value))
 		switch part.text("type") {
 		case "output_text":
-			s.outputText(place, part)
+			s.outputText(location, part)
 		case "refusal":
-			s.text("response.refusal", place, "refusal", part)
+			s.text("response.refusal", location, "refusal", part)
 		case "reasoning_text":
-			s.text("response.reasoning_text", place, "text", part)
+			s.text("response.reasoning_text", location, "text", part)
 		}
-		s.itemEvent("response.content_part.done", place, `,"part":`, value.Raw)
+		s.itemEvent("response.content_part.done", location, `,"part":`, value.Raw)
 	}
 }
 
-// partBegun returns a part as it was before its text came.
-func partBegun(part object, value gjson.Result) string {
+// initialPart returns a part as JSON, with the state before the first delta.
+func initialPart(part object, value gjson.Result) string {
 	switch part.text("type") {
 	case "output_text":
-		return part.replacing(map[string]string{"text": `""`, "annotations": `[]`, "logprobs": `[]`})
+		return part.withValues(map[string]string{"text": `""`, "annotations": `[]`, "logprobs": `[]`})
 	case "refusal":
-		return part.replacing(map[string]string{"refusal": `""`})
+		return part.withValues(map[string]string{"refusal": `""`})
 	case "reasoning_text", "summary_text":
-		return part.replacing(map[string]string{"text": `""`})
+		return part.withValues(map[string]string{"text": `""`})
 	default:
 		return value.Raw
 	}
 }
 
-func (s *responseStream) outputText(place string, part object) {
+func (s *responseStream) outputText(location string, part object) {
 	logprobs := part.get("logprobs")
 	for piece, probs := range piecesWithLogprobs(part.text("text"), logprobs) {
-		s.itemEvent("response.output_text.delta", place, `,"delta":`, quote(piece), `,"logprobs":[`, probs, `]`)
+		s.itemEvent("response.output_text.delta", location, `,"delta":`, quote(piece), `,"logprobs":[`, probs, `]`)
 	}
 	for i, annotation := range list(part.get("annotations")) {
-		s.itemEvent("response.output_text.annotation.added", place,
+		s.itemEvent("response.output_text.annotation.added", location,
 			`,"annotation_index":`, number(i), `,"annotation":`, annotation.Raw)
 	}
-	all := `[]` // clients insist on a list
+	all := `[]` // clients require a list
 	if logprobs.IsArray() {
 		all = logprobs.Raw
 	}
-	s.itemEvent("response.output_text.done", place, `,"text":`, quote(part.text("text")), `,"logprobs":`, all)
+	s.itemEvent("response.output_text.done", location, `,"text":`, quote(part.text("text")), `,"logprobs":`, all)
 }
 
-// text writes the delta events for the named string of a part, and their done event.
-func (s *responseStream) text(event, place, name string, part object) {
+// text writes the delta events and the done event for the named string of a part.
+func (s *responseStream) text(event, location, name string, part object) {
 	text := part.text(name)
 	for piece := range pieces(text) {
-		s.itemEvent(event+".delta", place, `,"delta":`, quote(piece))
+		s.itemEvent(event+".delta", location, `,"delta":`, quote(piece))
 	}
-	s.itemEvent(event+".done", place, `,"`, name, `":`, quote(text))
+	s.itemEvent(event+".done", location, `,"`, name, `":`, quote(text))
 }
 
 // summary writes the summary of a reasoning item.
 func (s *responseStream) summary(summary gjson.Result) {
 	for i, value := range list(summary) {
-		part, place := fields(value), `,"summary_index":`+number(i)
-		s.itemEvent("response.reasoning_summary_part.added", place, `,"part":`, partBegun(part, value))
-		s.text("response.reasoning_summary_text", place, "text", part)
-		s.itemEvent("response.reasoning_summary_part.done", place, `,"part":`, value.Raw)
+		part, location := fields(value), `,"summary_index":`+number(i)
+		s.itemEvent("response.reasoning_summary_part.added", location, `,"part":`, initialPart(part, value))
+		s.text("response.reasoning_summary_text", location, "text", part)
+		s.itemEvent("response.reasoning_summary_part.done", location, `,"part":`, value.Raw)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-func TestResponseStreamRebuildsTheOutput(t *testing.T) {
+func TestResponseStreamMatchesOutput(t *testing.T) {
 	for name, body := range responseBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			want, err := decode(body)
@@ -41,16 +41,17 @@ func TestResponseStreamRebuildsTheOutput(t *testing.T) {
 	}
 }
 
-// A rebuilder joins events to output items the way clients' helpers do. At an item's done event it
-// checks what it has joined against the finished item.
+// A rebuilder joins events to output items in the way of a client. At the done event of an item, the rebuilder compares
+// the joined item with the finished item.
 type rebuilder struct {
 	t      *testing.T
 	output []any
-	item   map[string]any // the item now being streamed
+	item   map[string]any // the current item
 }
 
-// fills tells which field of which list of the item the deltas of an event type belong to.
-var fills = map[string]struct{ list, index, field string }{
+// targets has, by event type, the field of the item that the event extends or completes. list is "" for a field of the
+// item, and else the list whose element has the field.
+var targets = map[string]struct{ list, index, field string }{
 	"response.output_text.delta":                {"content", "content_index", "text"},
 	"response.refusal.delta":                    {"content", "content_index", "refusal"},
 	"response.reasoning_text.delta":             {"content", "content_index", "text"},
@@ -93,25 +94,25 @@ func (r *rebuilder) fill(e event, kind string) {
 	if e.data["item_id"] != id {
 		r.t.Errorf("%s of item %v during %v", kind, e.data["item_id"], id)
 	}
-	place, ok := fills[kind]
+	target, ok := targets[kind]
 	if !ok {
-		return // a change of state
+		return // the event reports only a new state
 	}
 	into := r.item
-	if place.list != "" {
-		list, _ := r.item[place.list].([]any)
+	if target.list != "" {
+		list, _ := r.item[target.list].([]any)
 		if strings.HasSuffix(kind, "part.added") {
-			r.checkIndex(e, place.index, len(list))
+			r.checkIndex(e, target.index, len(list))
 			list = append(list, e.data["part"])
-			r.item[place.list] = list
+			r.item[target.list] = list
 		}
-		r.checkIndex(e, place.index, len(list)-1)
+		r.checkIndex(e, target.index, len(list)-1)
 		into = list[len(list)-1].(map[string]any)
 	}
-	r.put(e, kind, place.field, into)
+	r.put(e, kind, target.field, into)
 }
 
-// put adds a delta or an annotation, or compares what a done event repeats.
+// put adds a delta or an annotation, or compares the repeated value in a done event.
 func (r *rebuilder) put(e event, kind, field string, into map[string]any) {
 	switch {
 	case strings.HasSuffix(kind, ".delta"):
@@ -128,11 +129,12 @@ func (r *rebuilder) put(e event, kind, field string, into map[string]any) {
 			r.t.Errorf("%s (-sent +joined):\n%s", kind, diff)
 		}
 	case strings.HasSuffix(kind, ".done") && e.data[field] != into[field]:
-		r.t.Errorf("%s says %.100q, the deltas %.100q", kind, e.data[field], into[field])
+		r.t.Errorf("%s has %.100q, the deltas have %.100q", kind, e.data[field], into[field])
 	}
 }
 
-// finish checks the joined item against the done event's. What no delta carries is taken from the event.
+// finish compares the joined item with the item of the done event. Fields that have no deltas are copied from the event
+// before.
 func (r *rebuilder) finish(e event) {
 	r.checkIndex(e, "output_index", len(r.output))
 	item := e.data["item"].(map[string]any)
@@ -155,7 +157,7 @@ func (r *rebuilder) checkIndex(e event, field string, want int) {
 	}
 }
 
-func TestResponseBeginsUnfinished(t *testing.T) {
+func TestResponseStartsInProgress(t *testing.T) {
 	for name, body := range responseBodies(t) {
 		t.Run(name, func(t *testing.T) {
 			events, _ := mustParseEvents(t, appendResponse(t, body))
@@ -182,7 +184,7 @@ func TestResponseBeginsUnfinished(t *testing.T) {
 	}
 }
 
-func TestResponseEndsByItsStatus(t *testing.T) {
+func TestResponseLastEvent(t *testing.T) {
 	tests := map[string]string{
 		`"status":"completed",`:  "response.completed",
 		``:                       "response.completed",
@@ -203,7 +205,7 @@ func TestResponseEndsByItsStatus(t *testing.T) {
 	}
 }
 
-func TestResponseKeepsBytesWhateverTheLayout(t *testing.T) {
+func TestResponseKeepsBytes(t *testing.T) {
 	bodies := fixtures(t, "responses")
 	events, _ := mustParseEvents(t, appendResponse(t, bodies["pretty"]))
 	oneLine := bytes.ReplaceAll(bodies["pretty"], []byte("\n"), nil)

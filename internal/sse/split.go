@@ -8,24 +8,25 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// pieceSize is the most bytes of a string's JSON, and of a list of log probabilities, that go into one event.
-// It leaves a line ample room below 64 KiB. Being a multiple of four, it also leaves base64 decodable piece by piece.
+// pieceSize is the maximum size, in bytes, of the part of a JSON string or of a list of log probabilities in one event.
+// With pieceSize, a line stays well below 64 KiB. pieceSize is a multiple of four, so that each piece of base64 text can
+// be decoded separately.
 const pieceSize = 8 << 10
 
-// inside returns what stands between the quotes of a JSON string, escapes and all; "" if value is no string.
-func inside(value gjson.Result) string {
+// stringContent returns the bytes between the quotes of a JSON string, with escapes; "" if value is not a string.
+func stringContent(value gjson.Result) string {
 	if value.Type != gjson.String {
 		return ""
 	}
 	return value.Raw[1 : len(value.Raw)-1]
 }
 
-// pieces cuts the inside of a JSON string into pieces of at most pieceSize. Joined, they are the text again.
-// An empty text has none.
+// pieces splits the content of a JSON string into pieces of at most pieceSize bytes. The concatenation of the pieces is
+// the text. An empty text has no pieces.
 func pieces(text string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		for text != "" {
-			end := cut(text, pieceSize)
+			end := prefixSize(text, pieceSize)
 			if !yield(text[:end]) {
 				return
 			}
@@ -34,13 +35,13 @@ func pieces(text string) iter.Seq[string] {
 	}
 }
 
-// piecesWithLogprobs is pieces with the log probabilities of each piece's tokens beside it, as the inside of a JSON array.
-// Which text belongs to which token is told from the tokens' lengths; where a token is not written
-// like the text it stands for (half a character, say), a piece may be off by some characters or empty.
+// piecesWithLogprobs is pieces with the log probabilities of the tokens in each piece, as the elements of a JSON array.
+// The lengths of the tokens determine the piece of text for each token. If a token is written differently from the text
+// (a token can be half a character), the boundaries of a piece can be wrong by some characters, or the piece is empty.
 func piecesWithLogprobs(text string, logprobs gjson.Result) iter.Seq2[string, string] {
 	return func(yield func(text, logprobs string) bool) {
 		for group := range logprobGroups(logprobs) {
-			end := cut(text, min(group.textSize, pieceSize))
+			end := prefixSize(text, min(group.textSize, pieceSize))
 			if !yield(text[:end], group.raw) {
 				return
 			}
@@ -54,13 +55,14 @@ func piecesWithLogprobs(text string, logprobs gjson.Result) iter.Seq2[string, st
 	}
 }
 
-// A logprobGroup is some consecutive log probabilities.
+// A logprobGroup is a sequence of consecutive log probabilities.
 type logprobGroup struct {
 	raw      string // JSON array elements, without the brackets
-	textSize int    // how long their tokens are, as JSON
+	textSize int    // total length of the tokens, as JSON
 }
 
-// logprobGroups cuts a list of log probabilities into groups of about pieceSize. What is no list has none.
+// logprobGroups splits a list of log probabilities into groups of about pieceSize bytes. There are no groups if
+// logprobs is not a list.
 func logprobGroups(logprobs gjson.Result) iter.Seq[logprobGroup] {
 	return func(yield func(logprobGroup) bool) {
 		var elements []string
@@ -76,13 +78,13 @@ func logprobGroups(logprobs gjson.Result) iter.Seq[logprobGroup] {
 			}
 			elements = append(elements, element.Raw)
 			rawSize += len(element.Raw) + 1
-			textSize += len(inside(element.Get("token")))
+			textSize += len(stringContent(element.Get("token")))
 		}
 		flush()
 	}
 }
 
-// list returns the elements of an array, none for any other value.
+// list returns the elements of an array, or nil if value is not an array.
 func list(value gjson.Result) []gjson.Result {
 	if !value.IsArray() {
 		return nil
@@ -90,9 +92,9 @@ func list(value gjson.Result) []gjson.Result {
 	return value.Array()
 }
 
-// cut returns the length of the longest beginning of text, the inside of a JSON string, that is at most limit bytes
+// prefixSize returns the length of the longest prefix of text, the content of a JSON string, that has at most limit bytes
 // and does not end inside a character.
-func cut(text string, limit int) int {
+func prefixSize(text string, limit int) int {
 	if len(text) <= limit {
 		return len(text)
 	}
@@ -106,8 +108,7 @@ func cut(text string, limit int) int {
 	}
 }
 
-// characterSize returns the length of the first character of text: a rune, an escape, or the two
-// escapes of a surrogate pair.
+// characterSize returns the length of the first character of text: a rune, an escape, or a surrogate pair of two escapes.
 func characterSize(text string) int {
 	switch {
 	case text[0] != '\\':
@@ -122,8 +123,9 @@ func characterSize(text string) int {
 	}
 }
 
-// isSurrogate reports whether text begins with the escape of a surrogate whose third-last digit is among kinds.
-func isSurrogate(text, kinds string) bool {
+// isSurrogate reports whether text begins with the escape of a surrogate. digits are the possible second digits of the
+// escape: 89ab for a high surrogate, cdef for a low surrogate.
+func isSurrogate(text, digits string) bool {
 	return len(text) >= len(`\uD83D`) && text[0] == '\\' && text[1] == 'u' &&
-		(text[2] == 'd' || text[2] == 'D') && strings.IndexByte(kinds, text[3]) >= 0
+		(text[2] == 'd' || text[2] == 'D') && strings.IndexByte(digits, text[3]) >= 0
 }

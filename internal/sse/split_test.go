@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestCutEndsBetweenCharacters(t *testing.T) {
+func TestPrefixSize(t *testing.T) {
 	tests := []struct {
 		name, text string
 		limit      int
@@ -23,7 +23,7 @@ func TestCutEndsBetweenCharacters(t *testing.T) {
 		{"unicode escape", `ab\u00e9cd`, 7, `ab`},
 		{"surrogate pair", `a\uD83D\ude00b`, 12, `a`},
 		{"whole surrogate pair", `a\uD83D\ude00b`, 13, `a\uD83D\ude00`},
-		{"lone high surrogate", `\ud83dabcdef`, 7, `\ud83da`},
+		{"unpaired high surrogate", `\ud83dabcdef`, 7, `\ud83da`},
 		{"two high surrogates", `\ud83d\ud83d\ude00`, 8, `\ud83d`},
 		{"low before high", `\ude00\ud83dxx`, 6, `\ude00`},
 		{"first character too long", `😀😀`, 3, ``},
@@ -32,14 +32,14 @@ func TestCutEndsBetweenCharacters(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			if got := test.text[:cut(test.text, test.limit)]; got != test.want {
-				t.Errorf("cut(%q, %d) leaves %q, want %q", test.text, test.limit, got, test.want)
+			if got := test.text[:prefixSize(test.text, test.limit)]; got != test.want {
+				t.Errorf("prefixSize(%q, %d) is %q, want %q", test.text, test.limit, got, test.want)
 			}
 		})
 	}
 }
 
-func TestPiecesAreShortAndDecodeAlone(t *testing.T) {
+func TestPiecesAreShortAndDecodable(t *testing.T) {
 	unit := `a\"\\é\u00e9\ud83d\ude00😀/`
 	text := strings.Repeat(unit, 3*pieceSize/len(unit))
 	var want, got string

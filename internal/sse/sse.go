@@ -1,27 +1,30 @@
-// Package sse turns a finished answer into the stream of server-sent events its provider would have sent.
+// Package sse turns a finished response body into the stream of server-sent events that the provider would have sent.
 //
-// A caller who asked for "stream": true waits for an event stream, but a batch answers with one finished body.
-// [AppendChat] and [AppendResponse] write the whole stream for such a body; [AppendChatError] and
-// [AppendResponseError] write the event for a failure that comes too late for a status code.
+// A caller with "stream": true expects an event stream, but a batch returns one finished body.
+// [AppendChat] and [AppendResponse] convert such a body to the complete stream. [AppendChatError] and
+// [AppendResponseError] write the event for a failure after the status code was sent.
 //
-// # What is kept
+// The files: sse.go holds the error events, chat.go the chat completions, response.go the Responses API,
+// object.go reads JSON objects, split.go splits long strings.
 //
-// Values are cut out of the body as they were written: numbers, escapes and fields this package has never heard of
-// are not decoded and encoded again. Only line breaks between tokens are removed, since an event's data is one line,
-// and only long strings are cut, into pieces of about 8 KiB which end between two characters.
-// A null means the same as an absent field in a stream, so nulls are left out where the API does not ask for them.
+// # Preserved bytes
+//
+// Values are copied from the body byte for byte: numbers, escapes and unknown fields are not decoded and encoded again.
+// There are two exceptions. Line breaks between tokens are removed, because the data of an event is one line.
+// Long strings are split into pieces of about 8 KiB that end between two characters.
+// In a stream, null and an absent field have the same meaning, so nulls are omitted where the API does not require a null.
 //
 // # Line length
 //
-// Some clients cannot read a line of 64 KiB or more. Chat streams stay below that as long as every value that may not be
-// cut does: model reasoning and other vendor fields, annotations, and tool calls whose arguments are not a string.
-// (Clients overwrite such a field with the latest piece, or have no way to join two.)
+// Some clients cannot read a line of 64 KiB or more. Lines of a chat stream are shorter, unless one of these values is
+// longer, which cannot be split: model reasoning and other vendor fields, annotations, and tool calls whose arguments
+// are not a string. (For such a field clients keep only the latest piece, or cannot join two pieces.)
 // In a Responses stream only the delta events are short: the API repeats whole texts, items and the response
-// in the events that end them.
+// in the final events.
 //
 // # Concurrency
 //
-// All functions are pure and safe for concurrent use. They never modify body, and dst only by appending to it.
+// All functions are pure and safe for concurrent use. No function modifies body. dst is modified only by appending.
 package sse
 
 import (
@@ -30,23 +33,23 @@ import (
 	"github.com/tidwall/gjson"
 )
 
-// AppendChatError appends to dst the event that tells the reader of a chat stream about a failure after the
-// stream's headers were sent. The object is the error itself, with its message, type, param and code; anything
-// but a JSON object becomes the message of one.
+// AppendChatError appends to dst the error event of a chat stream, for a failure after the headers were sent.
+// object is the error object with message, type, param and code. If object is not a JSON object, AppendChatError
+// makes an error object with the bytes as the message.
 //
-// Some clients take a stream that ends normally for a success even after this event, so the connection
-// should be aborted next.
+// The caller should break the connection afterwards, because some clients take a clean end for a success even after
+// the error event.
 func AppendChatError(dst, object []byte) []byte {
 	dst = append(dst, `data: {"error":`...)
 	dst = appendErrorObject(dst, object)
 	return append(dst, "}\n\n"...)
 }
 
-// AppendResponseError is [AppendChatError] for the Responses API. It is numbered 0, as the first event of a stream
-// which has so far held only comments.
+// AppendResponseError is [AppendChatError] for the Responses API. The event has the number 0, so only comments may
+// come before the event.
 //
-// The error is nested, unlike in the API's reference: clients raise on the nested form and
-// hand the flat one over as an ordinary event.
+// The error is nested, in contrast to the API's reference: clients report a nested error as a failure, but pass a flat
+// error on as an ordinary event.
 func AppendResponseError(dst, object []byte) []byte {
 	dst = append(dst, "event: error\ndata: {\"type\":\"error\",\"sequence_number\":0,\"error\":"...)
 	dst = appendErrorObject(dst, object)
@@ -62,7 +65,7 @@ func appendErrorObject(dst, object []byte) []byte {
 	return append(dst, `,"type":"server_error","param":null,"code":null}`...)
 }
 
-// appendAll appends the parts to dst, in order.
+// appendAll appends the parts to dst in order.
 func appendAll(dst []byte, parts ...string) []byte {
 	for _, part := range parts {
 		dst = append(dst, part...)
@@ -70,8 +73,8 @@ func appendAll(dst []byte, parts ...string) []byte {
 	return dst
 }
 
-// quote puts back the quotes around the inside of a JSON string.
-func quote(inside string) string { return `"` + inside + `"` }
+// quote returns the JSON string with the given content, which must be escaped already.
+func quote(content string) string { return `"` + content + `"` }
 
-// number is the JSON for n.
+// number returns n as JSON.
 func number(n int) string { return strconv.Itoa(n) }

@@ -8,11 +8,11 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// benchLines is how many lines a batch has in the benchmarks.
+// benchLines is the number of lines of a batch in the benchmarks.
 const benchLines = 50_000
 
-// Bench measures a backend with batches of 50,000 lines. What it reports as
-// ns/line is what one call pays.
+// Bench measures a backend with batches of 50,000 lines. The metric ns/line is the
+// time for a single call.
 func Bench(b *testing.B, fresh func(b *testing.B) journal.Store) {
 	for _, bench := range []struct {
 		name string
@@ -33,7 +33,7 @@ func Bench(b *testing.B, fresh func(b *testing.B) journal.Store) {
 	}
 }
 
-// A bench is one benchmark's journal, with one owner.
+// A bench is the journal of a benchmark, with a single owner.
 type bench struct {
 	*testing.B
 	journal.Store
@@ -57,31 +57,31 @@ func (s *bench) must(err error) {
 	}
 }
 
-// lines makes the lines of the next batch. No two have the same print.
+// lines makes the lines of the next batch, with different fingerprints.
 func (s *bench) lines() []journal.Line {
 	s.begun++
 	all := make([]journal.Line, benchLines)
 	for n := range all {
 		all[n] = journal.Line{CustomID: customID(n)}
-		binary.LittleEndian.PutUint64(all[n].Print[:], uint64(s.begun*benchLines+n)*0x9e3779b97f4a7c15)
+		binary.LittleEndian.PutUint64(all[n].Fingerprint[:], uint64(s.begun*benchLines+n)*0x9e3779b97f4a7c15)
 	}
 	return all
 }
 
 func (s *bench) ref() string { return fmt.Sprint("batch", s.begun) }
 
-func prints(lines []journal.Line) []journal.Hash {
+func fingerprints(lines []journal.Line) []journal.Hash {
 	all := make([]journal.Hash, len(lines))
 	for n, l := range lines {
-		all[n] = l.Print
+		all[n] = l.Fingerprint
 	}
 	return all
 }
 
-// take takes lines over, and checks how many they were.
+// take takes lines over, and checks their number.
 func (s *bench) take(lines []journal.Line, want int) {
 	s.Helper()
-	taken, err := s.TakeOver(s.Context(), "a", payer, prints(lines))
+	taken, err := s.TakeOver(s.Context(), "a", account, fingerprints(lines))
 	s.must(err)
 	got := 0
 	for _, t := range taken {
@@ -104,7 +104,7 @@ func (s *bench) deliver() {
 	s.must(s.Deliver(s.Context(), "a", s.ref(), s.numbers))
 }
 
-// aside does what is not to be measured.
+// aside runs f while the timer is stopped.
 func (s *bench) aside(f func()) {
 	s.StopTimer()
 	f()
@@ -152,7 +152,7 @@ func benchDeliver(b *testing.B, s *bench) {
 	}
 }
 
-// benchLife is all that the journal does for a batch whose callers stay: its
+// benchLife is the work of the journal for a batch whose callers stay connected. The
 // results come in groups of a thousand.
 func benchLife(b *testing.B, s *bench) {
 	ctx := b.Context()

@@ -33,17 +33,17 @@ var holdTests = []test{
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
 		s.same("taken", s.take("a", "p"), "one/0")
 	}},
-	{"what is taken comes whole", func(s *suite) {
+	{"taken lines come with their batch", func(s *suite) {
 		s.alive("a", "b")
 		s.begin("a", "one", "p", "q")
 		s.advance("a", "one", journal.Step{State: journal.Uploaded, InputFileID: "file-1"})
 		s.advance("a", "one", journal.Step{State: journal.Running, BatchID: "batch-1"})
 		s.ok(s.Release(s.Context(), "a", "one", []int{1}))
-		taken, err := s.TakeOver(s.Context(), "b", payer, hashes("q"))
+		taken, err := s.TakeOver(s.Context(), "b", account, hashes("q"))
 		s.ok(err)
 		want := batch("a", "one")
 		want.State, want.InputFileID, want.BatchID = journal.Running, "file-1", "batch-1"
-		all := []journal.Taken{{Batch: want, Lines: []journal.Line{{N: 1, CustomID: customID(1), Print: hash("q")}}}}
+		all := []journal.Taken{{Batch: want, Lines: []journal.Line{{N: 1, CustomID: customID(1), Fingerprint: hash("q")}}}}
 		if diff := cmp.Diff(all, taken, ignoreTimes); diff != "" {
 			s.Errorf("(-want +got)\n%s", diff)
 		}
@@ -51,7 +51,7 @@ var holdTests = []test{
 			s.Error("without its times")
 		}
 	}},
-	{"equal prints take a line each, the oldest first", func(s *suite) {
+	{"equal fingerprints take a line each, the oldest first", func(s *suite) {
 		s.alive("a", "b", "c")
 		s.running("a", "one", "p", "q", "p")
 		s.running("a", "two", "p", "p")
@@ -61,15 +61,15 @@ var holdTests = []test{
 		s.same("more than there are", s.take("c", "p", "p", "p", "p"), "two/0", "two/1")
 		s.same("the rest", s.take("c", "p", "q"), "one/1")
 	}},
-	{"a payer's lines are that payer's alone", func(s *suite) {
+	{"lines of another account are not taken", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
-		taken, err := s.TakeOver(s.Context(), "b", hash("another payer"), hashes("p"))
+		taken, err := s.TakeOver(s.Context(), "b", hash("another account"), hashes("p"))
 		s.ok(err)
 		s.same("taken", names(taken))
 	}},
-	{"lines of batches in every state are taken, but of the cancelled", func(s *suite) {
+	{"lines are taken in every state except Cancelling", func(s *suite) {
 		s.alive("a", "b")
 		for _, state := range []journal.State{
 			journal.Uploading, journal.Uploaded, journal.Creating, journal.Running, journal.Cancelling, journal.Ended,
@@ -81,7 +81,7 @@ var holdTests = []test{
 		s.same("taken", s.take("b", "p", "p", "p", "p", "p", "p"),
 			"uploading/0", "uploaded/0", "creating/0", "running/0", "ended/0")
 	}},
-	{"no prints take nothing", func(s *suite) {
+	{"no fingerprints take nothing", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
@@ -105,7 +105,7 @@ var holdTests = []test{
 			s.counts("one", 1, 1, 0)
 		}
 	}},
-	{"an open line may be delivered, another's may not", func(s *suite) {
+	{"an open line may be delivered, a line of another owner may not", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p", "q")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0, 1}))
@@ -117,7 +117,7 @@ var holdTests = []test{
 		s.ok(s.Deliver(s.Context(), "b", "one", []int{1}))
 		s.counts("one", 2, 0, 0)
 	}},
-	{"lines that are not there", func(s *suite) {
+	{"missing lines", func(s *suite) {
 		s.alive("a")
 		s.running("a", "one", "p")
 		for _, lines := range [][]int{nil, {}, {7}, {-1}} {
@@ -129,7 +129,7 @@ var holdTests = []test{
 		s.ok(s.Deliver(s.Context(), "no such", "one", []int{0}))
 		s.counts("one", 0, 1, 0)
 	}},
-	{"a batch that somebody waits for is not abandoned", func(s *suite) {
+	{"a batch with a held line is not abandoned", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p", "q")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0, 1}))
@@ -137,12 +137,12 @@ var holdTests = []test{
 		s.abandons(false)
 		s.ok(s.Release(s.Context(), "b", "one", []int{1}))
 		s.abandons(true)
-		s.abandons(false) // it was already
+		s.abandons(false) // abandoned already
 		if got := s.batch("one").State; got != journal.Cancelling {
 			s.Errorf("state is %q", got)
 		}
 	}},
-	{"an abandoned batch is not joined, until it has ended", func(s *suite) {
+	{"lines of an abandoned batch are taken only after its end", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
@@ -151,7 +151,7 @@ var holdTests = []test{
 		s.advance("a", "one", journal.Step{State: journal.Ended, Status: "cancelled"})
 		s.same("after", s.take("b", "p"), "one/0")
 	}},
-	{"only what runs is abandoned", func(s *suite) {
+	{"only a running batch is abandoned", func(s *suite) {
 		s.alive("a", "b")
 		s.begin("a", "one", "p")
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
@@ -166,14 +166,14 @@ var holdTests = []test{
 	{"many lines at once", func(s *suite) {
 		const n = 5000
 		s.alive("a", "b")
-		prints, numbers := make([]string, n), make([]int, n)
+		fingerprints, numbers := make([]string, n), make([]int, n)
 		for i := range n {
-			prints[i], numbers[i] = fmt.Sprint("p", i), i
+			fingerprints[i], numbers[i] = fmt.Sprint("p", i), i
 		}
-		s.running("a", "one", prints...)
+		s.running("a", "one", fingerprints...)
 		s.ok(s.Release(s.Context(), "a", "one", numbers[n/2:]))
 		s.counts("one", 0, n/2, n/2)
-		if got := len(s.take("b", prints...)); got != n/2 {
+		if got := len(s.take("b", fingerprints...)); got != n/2 {
 			s.Errorf("took %d, want %d", got, n/2)
 		}
 		slices.Reverse(numbers)
@@ -184,7 +184,7 @@ var holdTests = []test{
 	}},
 }
 
-// abandons checks what Abandon says of batch "one", to its owner a.
+// abandons checks the result of Abandon of batch "one" by owner a.
 func (s *suite) abandons(want bool) {
 	s.Helper()
 	got, err := s.Abandon(s.Context(), "a", "one")

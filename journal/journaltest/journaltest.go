@@ -8,7 +8,7 @@
 //		})
 //	}
 //
-// and what is special to it.
+// and the tests of the backend's own features.
 package journaltest
 
 import (
@@ -21,12 +21,12 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A Fresh makes a new, empty journal for a test. The function it returns opens
-// that journal, each time as another process would; it need not close it, and
-// calls t.Fatal where it cannot open it.
+// A Fresh makes a new, empty journal for a test. The returned function opens the
+// journal in the same way as a further process, and calls t.Fatal after an error. The
+// test closes the journal.
 type Fresh func(t *testing.T) (open func() journal.Store)
 
-// Run checks that a backend does what journal.Store says.
+// Run checks a backend against the documentation of journal.Store.
 func Run(t *testing.T, fresh Fresh) {
 	for _, group := range []struct {
 		name  string
@@ -35,6 +35,8 @@ func Run(t *testing.T, fresh Fresh) {
 		{"life", lifeTests},
 		{"hold", holdTests},
 		{"lease", leaseTests},
+		{"owner", ownerTests},
+		{"large", largeTests},
 		{"race", raceTests},
 		{"model", modelTests},
 	} {
@@ -49,7 +51,7 @@ type test struct {
 	run  func(s *suite)
 }
 
-// A suite is one test and the journal it is about.
+// A suite is a test and its journal.
 type suite struct {
 	*testing.T
 	open func() journal.Store
@@ -62,7 +64,7 @@ func newSuite(t *testing.T, open func() journal.Store) *suite {
 	return s
 }
 
-// another opens the journal once more.
+// another opens the journal again.
 func (s *suite) another() journal.Store {
 	s.Helper()
 	store := s.open()
@@ -70,7 +72,7 @@ func (s *suite) another() journal.Store {
 	return store
 }
 
-// ok ends the test if something failed that must not.
+// ok ends the test after an error.
 func (s *suite) ok(err error) {
 	s.Helper()
 	if err != nil {
@@ -78,10 +80,10 @@ func (s *suite) ok(err error) {
 	}
 }
 
-// long is a lease that does not run out during a test.
+// long is a lease longer than a test.
 const long = time.Hour
 
-// alive gives each of the owners a lease that does not run out.
+// alive gives each of the owners a long lease.
 func (s *suite) alive(owners ...string) {
 	s.Helper()
 	for _, owner := range owners {
@@ -95,12 +97,12 @@ func (s *suite) gone(owner string) {
 	s.beat(owner, 0)
 }
 
-// beat gives the owner a lease, and reports whether it then holds nothing.
-func (s *suite) beat(owner string, lease time.Duration) (fresh bool) {
+// beat gives the owner a lease, and returns the report of Heartbeat.
+func (s *suite) beat(owner string, lease time.Duration) (expired bool) {
 	s.Helper()
-	fresh, err := s.Heartbeat(s.Context(), owner, lease)
+	expired, err := s.Heartbeat(s.Context(), owner, lease)
 	s.ok(err)
-	return fresh
+	return expired
 }
 
 // beat gives the owner a lease.
@@ -109,16 +111,16 @@ func beat(ctx context.Context, store journal.Store, owner string, lease time.Dur
 	return err
 }
 
-// begin begins a batch of the usual payer's, with a line for each print.
-func (s *suite) begin(owner, ref string, prints ...string) {
+// begin begins a batch of the usual account, with a line for each fingerprint.
+func (s *suite) begin(owner, ref string, fingerprints ...string) {
 	s.Helper()
-	s.ok(s.Begin(s.Context(), batch(owner, ref), lines(prints...)))
+	s.ok(s.Begin(s.Context(), batch(owner, ref), lines(fingerprints...)))
 }
 
-// running begins a batch and brings it as far as Running.
-func (s *suite) running(owner, ref string, prints ...string) {
+// running begins a batch and advances the batch to Running.
+func (s *suite) running(owner, ref string, fingerprints ...string) {
 	s.Helper()
-	s.begin(owner, ref, prints...)
+	s.begin(owner, ref, fingerprints...)
 	s.advance(owner, ref, journal.Step{State: journal.Running, BatchID: "batch-" + ref})
 }
 
@@ -127,15 +129,15 @@ func (s *suite) advance(owner, ref string, step journal.Step) {
 	s.ok(s.Advance(s.Context(), owner, ref, step))
 }
 
-// take takes lines over, and says which they were as "ref/n".
-func (s *suite) take(owner string, prints ...string) []string {
+// take takes lines over, and returns their names as "ref/n".
+func (s *suite) take(owner string, fingerprints ...string) []string {
 	s.Helper()
-	taken, err := s.TakeOver(s.Context(), owner, payer, hashes(prints...))
+	taken, err := s.TakeOver(s.Context(), owner, account, hashes(fingerprints...))
 	s.ok(err)
 	return names(taken)
 }
 
-// batch returns what the journal says of one batch.
+// batch returns the record of a batch.
 func (s *suite) batch(ref string) journal.Batch {
 	s.Helper()
 	all, err := s.Batches(s.Context(), journal.Filter{Ref: ref})
@@ -146,7 +148,7 @@ func (s *suite) batch(ref string) journal.Batch {
 	return all[0]
 }
 
-// refs lists the refs of the batches that f selects.
+// refs lists the refs of the batches selected by f.
 func (s *suite) refs(f journal.Filter) []string {
 	s.Helper()
 	all, err := s.Batches(s.Context(), f)
@@ -177,10 +179,10 @@ func (s *suite) same(what string, got []string, want ...string) {
 	}
 }
 
-// payer is who pays in most of the tests.
-var payer = hash("payer")
+// account is the account of most tests.
+var account = hash("account")
 
-// hash makes a hash that differs for each name.
+// hash makes a different hash for each name.
 func hash(name string) journal.Hash {
 	h := journal.Hash{31: 0xff}
 	copy(h[:], name)
@@ -197,23 +199,23 @@ func hashes(names ...string) []journal.Hash {
 
 func batch(owner, ref string) journal.Batch {
 	return journal.Batch{
-		Ref: ref, Owner: owner, Payer: payer,
+		Ref: ref, Owner: owner, Account: account,
 		Upstream: "https://api.example.com/v1", Provider: "example", Endpoint: "/v1/chat/completions",
 		Window: "24h", Models: []string{"large", "small"},
 	}
 }
 
-func lines(prints ...string) []journal.Line {
-	all := make([]journal.Line, len(prints))
-	for n, print := range prints {
-		all[n] = journal.Line{N: n, CustomID: customID(n), Print: hash(print)}
+func lines(fingerprints ...string) []journal.Line {
+	all := make([]journal.Line, len(fingerprints))
+	for n, name := range fingerprints {
+		all[n] = journal.Line{N: n, CustomID: customID(n), Fingerprint: hash(name)}
 	}
 	return all
 }
 
 func customID(n int) string { return fmt.Sprintf("11111111-2222-4333-8444-%012d", n) }
 
-// names says of each taken line which it is, in order, as "ref/n".
+// names lists the lines in order, as "ref/n".
 func names(taken []journal.Taken) []string {
 	all := []string{}
 	for _, t := range taken {

@@ -7,9 +7,9 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// leaseTests are about owners that come and go.
+// leaseTests are about leases.
 var leaseTests = []test{
-	{"who has no lease begins and takes nothing", func(s *suite) {
+	{"an owner without a lease begins and takes nothing", func(s *suite) {
 		s.alive("a")
 		s.begin("a", "one", "p")
 		s.gone("a")
@@ -17,17 +17,24 @@ var leaseTests = []test{
 			if err := s.Begin(s.Context(), batch(owner, "two"), lines("p")); !errors.Is(err, journal.ErrLapsed) {
 				s.Errorf("Begin by %s: %v, want ErrLapsed", owner, err)
 			}
-			if _, err := s.TakeOver(s.Context(), owner, payer, hashes("p")); !errors.Is(err, journal.ErrLapsed) {
+			if _, err := s.TakeOver(s.Context(), owner, account, hashes("p")); !errors.Is(err, journal.ErrLapsed) {
 				s.Errorf("TakeOver by %s: %v, want ErrLapsed", owner, err)
 			}
 			if _, err := s.Claim(s.Context(), owner, "one"); !errors.Is(err, journal.ErrLapsed) {
 				s.Errorf("Claim by %s: %v, want ErrLapsed", owner, err)
 			}
+			for _, ref := range []string{"one", "no such"} {
+				for _, ns := range [][]int{nil, {0}} {
+					if err := s.Hold(s.Context(), owner, ref, ns); !errors.Is(err, journal.ErrLapsed) {
+						s.Errorf("Hold by %s: %v, want ErrLapsed", owner, err)
+					}
+				}
+			}
 		}
 		s.same("batches", s.refs(journal.Filter{}), "one")
 		s.counts("one", 0, 0, 1)
 	}},
-	{"what a dead owner held is open", func(s *suite) {
+	{"the lines of a dead owner are open", func(s *suite) {
 		s.alive("a", "b", "c")
 		s.running("a", "one", "p", "q")
 		s.running("c", "two", "p", "r")
@@ -38,7 +45,7 @@ var leaseTests = []test{
 		s.counts("two", 0, 1, 1)
 		s.same("taken", s.take("b", "p", "q", "r"), "one/0", "one/1", "two/1")
 	}},
-	{"a dead owner's batch is carried on by one other", func(s *suite) {
+	{"a single owner claims the batch of a dead owner", func(s *suite) {
 		s.alive("a", "b", "c")
 		s.begin("a", "one", "p")
 		s.claims("a", true)
@@ -59,13 +66,13 @@ var leaseTests = []test{
 			s.Errorf("Advance by the dead: %v, want ErrNotOwner", err)
 		}
 	}},
-	{"nothing to claim", func(s *suite) {
+	{"a missing batch is not claimed", func(s *suite) {
 		s.alive("a")
 		if _, err := s.Claim(s.Context(), "a", "no such"); !errors.Is(err, journal.ErrNoBatch) {
 			s.Errorf("got %v, want ErrNoBatch", err)
 		}
 	}},
-	{"taking lines over claims nothing", func(s *suite) {
+	{"a take-over does not claim the batch", func(s *suite) {
 		s.alive("a", "b")
 		s.begin("a", "one", "p")
 		s.gone("a")
@@ -74,7 +81,7 @@ var leaseTests = []test{
 			s.Errorf("owner is %q, want none", got)
 		}
 	}},
-	{"a lease that was ended keeps nothing", func(s *suite) {
+	{"an owner keeps nothing after the end of its lease by Heartbeat", func(s *suite) {
 		s.alive("a", "b")
 		s.begin("a", "one", "p")
 		s.gone("a")
@@ -82,7 +89,7 @@ var leaseTests = []test{
 		s.counts("one", 0, 0, 1)
 		s.same("taken", s.take("b", "p"), "one/0")
 	}},
-	{"a lease runs out by itself", func(s *suite) {
+	{"a lease runs out", func(s *suite) {
 		s.alive("b")
 		s.beat("a", time.Second)
 		s.begin("a", "one", "p")
@@ -92,7 +99,7 @@ var leaseTests = []test{
 			s.Errorf("Begin after the lease: %v, want ErrLapsed", err)
 		}
 	}},
-	{"a heartbeat keeps what is held", func(s *suite) {
+	{"a heartbeat keeps the held lines", func(s *suite) {
 		s.alive("b")
 		s.beat("a", time.Second)
 		s.begin("a", "one", "p")
@@ -102,7 +109,7 @@ var leaseTests = []test{
 		s.same("taken", s.take("b", "p"))
 		s.counts("one", 0, 1, 0)
 	}},
-	{"an owner that was taken for dead is told", func(s *suite) {
+	{"an owner that died learns of its death by Heartbeat", func(s *suite) {
 		s.same("fresh", s.fresh("a"), "fresh")
 		s.same("known", s.fresh("a"), "known")
 		s.beat("a", time.Second)
@@ -122,16 +129,16 @@ var leaseTests = []test{
 		s.counts("one", 1, 2, 0)
 		s.claims("a", true)
 	}},
-	{"an owner that lapsed and asks first goes on as it was", func(s *suite) {
+	{"an expired owner that asks first keeps everything", func(s *suite) {
 		s.beat("a", time.Second)
 		s.begin("a", "one", "p")
 		s.until("the lease has run out", func() bool {
-			_, err := s.TakeOver(s.Context(), "a", payer, hashes("p"))
+			_, err := s.TakeOver(s.Context(), "a", account, hashes("p"))
 			return errors.Is(err, journal.ErrLapsed)
 		})
 		for range 2 {
 			s.alive("a")
-			if _, err := s.TakeOver(s.Context(), "a", payer, hashes("q")); err != nil {
+			if _, err := s.TakeOver(s.Context(), "a", account, hashes("q")); err != nil {
 				s.Errorf("TakeOver after a heartbeat: %v", err)
 			}
 		}
@@ -140,7 +147,7 @@ var leaseTests = []test{
 		s.alive("b")
 		s.same("by another", s.take("b", "p"))
 	}},
-	{"what is held again is held", func(s *suite) {
+	{"a line is held again after the death of its owner", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p", "q")
 		s.gone("a")
@@ -153,7 +160,7 @@ var leaseTests = []test{
 		s.ok(s.Release(s.Context(), "a", "one", []int{0}))
 		s.same("taken", s.take("b", "p", "q"), "one/0", "one/1")
 	}},
-	{"what is being cancelled is not held again", func(s *suite) {
+	{"a line of a batch that is being cancelled is not held again", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "one", "p")
 		s.gone("a")
@@ -168,7 +175,7 @@ var leaseTests = []test{
 		s.ok(s.Hold(s.Context(), "a", "one", []int{0}))
 		s.counts("one", 0, 1, 0)
 	}},
-	{"there is nothing to hold", func(s *suite) {
+	{"missing and delivered lines are not held", func(s *suite) {
 		s.alive("a")
 		s.begin("a", "one", "p")
 		s.ok(s.Deliver(s.Context(), "a", "one", []int{0}))
@@ -178,7 +185,7 @@ var leaseTests = []test{
 		}
 		s.counts("one", 1, 0, 0)
 	}},
-	{"owners are those whose lease runs", func(s *suite) {
+	{"owners without a running lease are not listed", func(s *suite) {
 		s.same("at first", s.owners())
 		s.alive("b", "a")
 		s.same("two", s.owners(), "a", "b")
@@ -207,7 +214,7 @@ var leaseTests = []test{
 	}},
 }
 
-// fresh says in words what Heartbeat reports.
+// fresh is the report of Heartbeat as a word.
 func (s *suite) fresh(owner string) []string {
 	s.Helper()
 	if s.beat(owner, long) {
@@ -227,7 +234,7 @@ func (s *suite) owners() []string {
 	return names
 }
 
-// claims checks what Claim says of batch "one".
+// claims checks the result of Claim for batch "one".
 func (s *suite) claims(owner string, want bool) {
 	s.Helper()
 	got, err := s.Claim(s.Context(), owner, "one")
@@ -237,8 +244,7 @@ func (s *suite) claims(owner string, want bool) {
 	}
 }
 
-// until waits for something to become true. The clock is the journal's own, so
-// that no test can turn it.
+// until waits for a condition. A test cannot set the clock, which is the journal's.
 func (s *suite) until(what string, happened func() bool) {
 	s.Helper()
 	deadline := time.After(10 * time.Second)
@@ -246,7 +252,7 @@ func (s *suite) until(what string, happened func() bool) {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-deadline:
-			s.Fatal("waited in vain until ", what)
+			s.Fatal("timed out before: ", what)
 		}
 	}
 }

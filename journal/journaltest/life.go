@@ -10,7 +10,7 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// ignoreTimes compares batches but for the times, which nobody can know.
+// ignoreTimes ignores the times of batches, which differ in each run.
 var ignoreTimes = cmpopts.IgnoreFields(journal.Batch{}, "Began", "Created", "Ended")
 
 // lifeTests are about batches, from Begin to Forget.
@@ -18,7 +18,7 @@ var lifeTests = []test{
 	{"a new journal is empty", func(s *suite) {
 		s.same("batches", s.refs(journal.Filter{}))
 	}},
-	{"the key is random and the same for all", func(s *suite) {
+	{"the key is random and the same for every process", func(s *suite) {
 		first, err := s.Key(s.Context())
 		s.ok(err)
 		second, err := s.another().Key(s.Context())
@@ -56,22 +56,23 @@ var lifeTests = []test{
 		}
 		s.counts("one", 0, 1, 0)
 	}},
-	{"text of every kind is kept", func(s *suite) {
+	{"text comes back unchanged", func(s *suite) {
 		s.alive("o'wner \U0001f916")
 		want := batch("o'wner \U0001f916", `re"f\ %s`)
 		want.Models = []string{"a,b", `c"d`, "é\n", ""}
-		s.ok(s.Begin(s.Context(), want, []journal.Line{{CustomID: `x'y"z ü`, Print: hash("p")}}))
+		want.Traces = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01 'x'"
+		s.ok(s.Begin(s.Context(), want, []journal.Line{{CustomID: `x'y"z ü`, Fingerprint: hash("p")}}))
 		s.gone(want.Owner)
 		s.alive("b")
-		taken, err := s.TakeOver(s.Context(), "b", payer, hashes("p"))
+		taken, err := s.TakeOver(s.Context(), "b", account, hashes("p"))
 		s.ok(err)
 		want.State, want.Owner = journal.Uploading, ""
-		all := []journal.Taken{{Batch: want, Lines: []journal.Line{{CustomID: `x'y"z ü`, Print: hash("p")}}}}
+		all := []journal.Taken{{Batch: want, Lines: []journal.Line{{CustomID: `x'y"z ü`, Fingerprint: hash("p")}}}}
 		if diff := cmp.Diff(all, taken, ignoreTimes); diff != "" {
 			s.Errorf("(-want +got)\n%s", diff)
 		}
 	}},
-	{"every step is kept, and what it does not say is left", func(s *suite) {
+	{"every step is kept, and empty fields change nothing", func(s *suite) {
 		s.alive("a")
 		s.begin("a", "one", "p")
 		want := batch("a", "one")
@@ -79,10 +80,11 @@ var lifeTests = []test{
 		for _, step := range []journal.Step{
 			{State: journal.Uploaded, InputFileID: "file-1"},
 			{State: journal.Creating},
-			{State: journal.Uploaded, InputFileID: "file-2"}, // it was not created; once more
+			{State: journal.Uploaded, InputFileID: "file-2"}, // the create failed; retry
 			{State: journal.Creating},
 			{State: journal.Running, BatchID: "batch-1"},
-			{State: journal.Ended, Status: "completed"},
+			{State: journal.Ended, Status: "completed", Cost: "0.0000012", Savings: "-3"},
+			{State: journal.Ended}, // changes nothing
 		} {
 			s.advance("a", "one", step)
 			want.State = step.State
@@ -91,6 +93,8 @@ var lifeTests = []test{
 			}
 			want.BatchID += step.BatchID
 			want.Status += step.Status
+			want.Cost += step.Cost
+			want.Savings += step.Savings
 			if diff := cmp.Diff(want, s.batch("one"), ignoreTimes); diff != "" {
 				s.Errorf("after %v (-want +got)\n%s", step, diff)
 			}
@@ -113,7 +117,7 @@ var lifeTests = []test{
 		s.advance("a", "one", journal.Step{State: journal.Ended, Status: "expired"})
 		again := s.batch("one")
 		if !again.Created.Equal(ended.Created) || !again.Ended.Equal(ended.Ended) {
-			s.Errorf("told again: %v, %v, want %v, %v", again.Created, again.Ended, ended.Created, ended.Ended)
+			s.Errorf("repeated steps: %v, %v, want %v, %v", again.Created, again.Ended, ended.Created, ended.Ended)
 		}
 		if name, offset := again.Began.Zone(); name != "UTC" || offset != 0 {
 			s.Errorf("times are in %s, want UTC", name)
@@ -146,7 +150,7 @@ var lifeTests = []test{
 		s.same("batches", s.refs(journal.Filter{}))
 		s.same("taken", s.take("b", "p"))
 		s.alive("a")
-		s.begin("a", "one", "q") // the name is free again, and so are the lines' places
+		s.begin("a", "one", "q") // the name and the lines of the batch are free again
 		s.counts("one", 0, 1, 0)
 	}},
 	{"filters", func(s *suite) {
@@ -160,17 +164,17 @@ var lifeTests = []test{
 		s.ok(s.Deliver(s.Context(), "a", "done", []int{0}))
 		s.advance("a", "done", journal.Step{State: journal.Ended})
 		other := batch("a", "other")
-		other.Payer = hash("another payer")
+		other.Account = hash("another account")
 		s.ok(s.Begin(s.Context(), other, lines("p")))
 
 		s.same("all", s.refs(journal.Filter{}), "fresh", "running", "left", "done", "other")
 		s.same("unfinished", s.refs(journal.Filter{Unfinished: true}), "fresh", "running", "left", "other")
 		s.same("by ref", s.refs(journal.Filter{Ref: "left"}), "left")
-		s.same("by payer", s.refs(journal.Filter{Payer: &other.Payer}), "other")
-		s.same("by all", s.refs(journal.Filter{Ref: "done", Payer: &payer, Unfinished: true}))
+		s.same("by account", s.refs(journal.Filter{Account: &other.Account}), "other")
+		s.same("by all", s.refs(journal.Filter{Ref: "done", Account: &account, Unfinished: true}))
 		s.same("none", s.refs(journal.Filter{Ref: "no such"}))
 	}},
-	{"what ended is forgotten", func(s *suite) {
+	{"ended batches are forgotten", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "running", "p")
 		for _, ref := range []string{"held", "open", "done"} {
@@ -185,7 +189,7 @@ var lifeTests = []test{
 		s.same("left", s.refs(journal.Filter{}), "running", "held")
 		s.same("taken", s.take("b", "p"))
 	}},
-	{"what nobody carries on is forgotten in the end", func(s *suite) {
+	{"old batches without a living owner are forgotten", func(s *suite) {
 		s.alive("a", "b")
 		s.running("a", "mine", "p")
 		s.ok(s.Release(s.Context(), "a", "mine", []int{0}))

@@ -13,8 +13,8 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// modelTests do at random whatever a Store can do, and compare what comes of it
-// with what comes of it in memory.
+// modelTests call the methods of a Store at random, and compare the results with the
+// results of the reference.
 var modelTests = []test{
 	{"does what the reference does", func(s *suite) {
 		seed := rand.Uint64()
@@ -22,7 +22,7 @@ var modelTests = []test{
 			_, err := fmt.Sscan(again, &seed)
 			s.ok(err)
 		}
-		m := &model{suite: s, rand: rand.New(rand.NewPCG(seed, 0)), ref: journal.NewMemory()}
+		m := &model{suite: s, rand: rand.New(rand.NewPCG(seed, 0)), ref: newReference()}
 		for range modelSteps {
 			m.step()
 			if s.Failed() {
@@ -32,15 +32,15 @@ var modelTests = []test{
 	}},
 }
 
-// modelSteps is how many steps are compared. Each change of a backend waits for
-// its disk.
+// modelSteps is the number of compared steps. Each change of a backend waits for the
+// disk.
 const modelSteps = 600
 
-// A model is the journal that is tested, and the reference beside it.
+// A model is the tested journal and the reference.
 type model struct {
 	*suite
 	rand  *rand.Rand
-	ref   *journal.Memory
+	ref   *reference
 	story string
 }
 
@@ -48,9 +48,9 @@ func (m *model) owner() string { return fmt.Sprint("owner", m.rand.IntN(3)) }
 
 func (m *model) batch() string { return fmt.Sprint("batch", m.rand.IntN(5)) }
 
-func (m *model) payer() journal.Hash { return hash(fmt.Sprint("payer", m.rand.IntN(2))) }
+func (m *model) account() journal.Hash { return hash(fmt.Sprint("account", m.rand.IntN(2))) }
 
-func (m *model) prints() []string {
+func (m *model) fingerprints() []string {
 	all := make([]string, m.rand.IntN(5))
 	for i := range all {
 		all[i] = fmt.Sprint("print", m.rand.IntN(3))
@@ -58,21 +58,32 @@ func (m *model) prints() []string {
 	return all
 }
 
+// begun are the fingerprints of a new batch, sometimes of a large batch.
+func (m *model) begun() []string {
+	if m.rand.IntN(8) > 0 {
+		return m.fingerprints()
+	}
+	all := many("print0", 500+m.rand.IntN(100))
+	for i := range all {
+		all[i] = fmt.Sprint("print", m.rand.IntN(300))
+	}
+	return all
+}
+
 func (m *model) places() []int {
 	all := make([]int, m.rand.IntN(4))
 	for i := range all {
-		all[i] = m.rand.IntN(5)
+		all[i] = m.rand.IntN([]int{5, 600}[m.rand.IntN(2)])
 	}
 	return all
 }
 
 func (m *model) age() time.Duration { return []time.Duration{0, long}[m.rand.IntN(2)] }
 
-// step does something to both, and compares the results, and then all that both
-// know.
+// step calls a method of both, and compares the results and the lists of batches.
 func (m *model) step() {
 	ctx, owner, ref := m.Context(), m.owner(), m.batch()
-	switch m.rand.IntN(13) {
+	switch m.rand.IntN(14) {
 	case 0:
 		lease := []time.Duration{0, long, long, long}[m.rand.IntN(4)]
 		m.compare(fmt.Sprintf("Heartbeat(%s, %v)", owner, lease), func(s journal.Store) (any, error) {
@@ -80,8 +91,8 @@ func (m *model) step() {
 			return fresh || lease == 0, err
 		})
 	case 1, 2, 3:
-		b, own := batch(owner, ref), lines(m.prints()...)
-		b.Payer = m.payer()
+		b, own := batch(owner, ref), lines(m.begun()...)
+		b.Account = m.account()
 		m.compare(fmt.Sprintf("Begin(%s, %s, %d lines)", owner, ref, len(own)), func(s journal.Store) (any, error) {
 			return nil, s.Begin(ctx, b, own)
 		})
@@ -91,6 +102,7 @@ func (m *model) step() {
 				journal.Uploading, journal.Uploaded, journal.Creating, journal.Running, journal.Running, journal.Cancelling, journal.Ended,
 			}[m.rand.IntN(7)],
 			InputFileID: []string{"", "file"}[m.rand.IntN(2)], BatchID: []string{"", "id"}[m.rand.IntN(2)], Status: []string{"", "done"}[m.rand.IntN(2)],
+			Cost: []string{"", "1.5"}[m.rand.IntN(2)], Savings: []string{"", "-2"}[m.rand.IntN(2)],
 		}
 		m.compare(fmt.Sprintf("Advance(%s, %s, %v)", owner, ref, step), func(s journal.Store) (any, error) {
 			return nil, s.Advance(ctx, owner, ref, step)
@@ -100,20 +112,25 @@ func (m *model) step() {
 	case 7:
 		m.compare(fmt.Sprintf("Claim(%s, %s)", owner, ref), func(s journal.Store) (any, error) { return s.Claim(ctx, owner, ref) })
 	case 8:
-		payer, prints := m.payer(), m.prints()
-		m.compare(fmt.Sprintf("TakeOver(%s, %v, %v)", owner, payer[:6], prints), func(s journal.Store) (any, error) {
-			taken, err := s.TakeOver(ctx, owner, payer, hashes(prints...))
-			return names(taken), err
+		account, fingerprints := m.account(), m.fingerprints()
+		m.compare(fmt.Sprintf("TakeOver(%s, %v, %v)", owner, account[:8], fingerprints), func(s journal.Store) (any, error) {
+			taken, err := s.TakeOver(ctx, owner, account, hashes(fingerprints...))
+			return taken, err
 		})
 	case 9:
 		m.changes(owner, ref)
 	case 10:
 		m.compare(fmt.Sprintf("Abandon(%s, %s)", owner, ref), func(s journal.Store) (any, error) { return s.Abandon(ctx, owner, ref) })
 	case 11:
-		if ended, begun := m.age(), m.age(); m.rand.IntN(4) == 0 { // or nothing would ever be there
+		if ended, begun := m.age(), m.age(); m.rand.IntN(4) == 0 { // more often would leave an empty journal
 			m.compare(fmt.Sprintf("Forget(%v, %v)", ended, begun), func(s journal.Store) (any, error) { return s.Forget(ctx, ended, begun) })
 		}
 	case 12:
+		account, fingerprints := m.account(), m.fingerprints()
+		m.compare(fmt.Sprintf("Held(%s, %v, %v)", owner, account[:8], fingerprints), func(s journal.Store) (any, error) {
+			return s.Held(ctx, owner, account, hashes(fingerprints...))
+		})
+	case 13:
 		m.compare("Owners()", func(s journal.Store) (any, error) {
 			all, err := s.Owners(ctx)
 			for i := range all {
@@ -122,14 +139,14 @@ func (m *model) step() {
 			return all, err
 		})
 	}
-	f := journal.Filter{Unfinished: m.rand.IntN(2) == 0}
-	if payer := m.payer(); m.rand.IntN(4) == 0 {
-		f.Payer = &payer
+	f := journal.Filter{Unfinished: m.rand.IntN(2) == 0, Orphans: m.rand.IntN(4) == 0}
+	if account := m.account(); m.rand.IntN(4) == 0 {
+		f.Account = &account
 	}
 	m.compare("", func(s journal.Store) (any, error) { return s.Batches(ctx, f) })
 }
 
-// changes does something to lines.
+// changes calls methods that change lines.
 func (m *model) changes(owner, ref string) {
 	places, ctx := m.places(), m.Context()
 	for _, change := range []struct {
@@ -138,6 +155,7 @@ func (m *model) changes(owner, ref string) {
 	}{
 		{"Hold", func(s journal.Store) error { return s.Hold(ctx, owner, ref, places) }},
 		{"Release", func(s journal.Store) error { return s.Release(ctx, owner, ref, places) }},
+		{"SetResponse", func(s journal.Store) error { return s.SetResponse(ctx, owner, ref, len(places), ref) }},
 		{"Deliver", func(s journal.Store) error { return s.Deliver(ctx, owner, ref, places) }},
 	} {
 		if m.rand.IntN(2) == 0 {
@@ -146,7 +164,7 @@ func (m *model) changes(owner, ref string) {
 	}
 }
 
-// compare does the same to the journal and to the reference.
+// compare makes the same call to the journal and to the reference.
 func (m *model) compare(what string, do func(journal.Store) (any, error)) {
 	m.Helper()
 	if what != "" {

@@ -8,22 +8,22 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// raceTests are about owners that do the same at the same time, each with the
-// journal opened on its own.
+// raceTests are about owners with simultaneous requests. Each owner opens the journal
+// separately.
 var raceTests = []test{
-	{"no line is taken by two", func(s *suite) {
+	{"no line goes to two owners", func(s *suite) {
 		const owners, each = 6, 40
-		prints := slices.Repeat([]string{"p", "q", "r"}, each)
+		fingerprints := slices.Repeat([]string{"p", "q", "r"}, each)
 		s.alive("dead")
-		s.running("dead", "one", prints...)
-		s.running("dead", "two", prints...)
+		s.running("dead", "one", fingerprints...)
+		s.running("dead", "two", fingerprints...)
 		s.gone("dead")
 
 		var mu sync.Mutex
 		takers := make(map[string]int)
 		s.atOnce(owners, func(owner string, store journal.Store) error {
 			for {
-				taken, err := store.TakeOver(s.Context(), owner, payer, hashes("p", "q", "r", "p"))
+				taken, err := store.TakeOver(s.Context(), owner, account, hashes("p", "q", "r", "p"))
 				if err != nil || len(taken) == 0 {
 					return err
 				}
@@ -39,11 +39,11 @@ var raceTests = []test{
 				s.Errorf("%s was taken %d times", name, n)
 			}
 		}
-		if len(takers) != 2*len(prints) {
-			s.Errorf("%d lines were taken, want %d", len(takers), 2*len(prints))
+		if len(takers) != 2*len(fingerprints) {
+			s.Errorf("%d lines were taken, want %d", len(takers), 2*len(fingerprints))
 		}
 	}},
-	{"one carries a batch on", func(s *suite) {
+	{"a single owner claims a batch", func(s *suite) {
 		const batches = 20
 		s.alive("dead")
 		for i := range batches {
@@ -74,7 +74,7 @@ var raceTests = []test{
 			}
 		}
 	}},
-	{"a batch is abandoned or joined, never both", func(s *suite) {
+	{"a batch is abandoned or a line is taken, never both", func(s *suite) {
 		const batches = 20
 		s.alive("a")
 		for i := range batches {
@@ -86,7 +86,7 @@ var raceTests = []test{
 		joined, abandoned := make(map[string]bool), make(map[string]bool)
 		s.atOnce(4, func(owner string, store journal.Store) error {
 			for i := range batches {
-				taken, err := store.TakeOver(s.Context(), owner, payer, hashes("p"))
+				taken, err := store.TakeOver(s.Context(), owner, account, hashes("p"))
 				if err != nil {
 					return err
 				}
@@ -113,7 +113,7 @@ var raceTests = []test{
 			s.Error("no batch was joined")
 		}
 	}},
-	{"open lines are found, whatever else happens to their batch", func(s *suite) {
+	{"open lines are found during other changes of the batch", func(s *suite) {
 		s.alive("a")
 		s.running("a", "one", "p", "q")
 		done := make(chan struct{})
@@ -168,9 +168,9 @@ var raceTests = []test{
 	}},
 }
 
-// dies is an owner that comes, begins a batch and goes.
+// dies is the life of an owner with a single batch.
 func (s *suite) dies(store journal.Store) error {
-	const owner, ref = "mayfly", "of the mayfly"
+	const owner, ref = "short-lived", "of the short-lived owner"
 	if err := beat(s.Context(), store, owner, long); err != nil {
 		return err
 	}
@@ -183,7 +183,7 @@ func (s *suite) dies(store journal.Store) error {
 	return beat(s.Context(), store, owner, 0)
 }
 
-// repeat does something until it is done, or fails.
+// repeat calls f until done is closed or f fails.
 func (s *suite) repeat(done <-chan struct{}, f func() error) {
 	for {
 		select {
@@ -198,14 +198,14 @@ func (s *suite) repeat(done <-chan struct{}, f func() error) {
 	}
 }
 
-// life brings a batch from its beginning to its end; two callers go and come
-// back on the way.
+// life advances a batch from Begin to Deliver. Two callers disconnect and return in
+// between.
 func life(s *suite, store journal.Store, owner, ref string) error {
 	ctx := s.Context()
 	own := hashes(ref, ref+"'", ref+`"`)
 	var group []journal.Line
 	for n, p := range own {
-		group = append(group, journal.Line{CustomID: customID(n), Print: p})
+		group = append(group, journal.Line{CustomID: customID(n), Fingerprint: p})
 	}
 	steps := []func() error{
 		func() error { return beat(ctx, store, owner, long) },
@@ -216,7 +216,7 @@ func life(s *suite, store journal.Store, owner, ref string) error {
 		},
 		func() error { return store.Release(ctx, owner, ref, []int{0, 2}) },
 		func() error {
-			taken, err := store.TakeOver(ctx, owner, payer, own)
+			taken, err := store.TakeOver(ctx, owner, account, own)
 			if err == nil && len(names(taken)) != 2 {
 				err = fmt.Errorf("%s took %q back", owner, names(taken))
 			}
@@ -233,7 +233,7 @@ func life(s *suite, store journal.Store, owner, ref string) error {
 	return nil
 }
 
-// atOnce runs f for some owners at the same time, each with its own Store.
+// atOnce runs f for several owners at the same time, each with a Store of its own.
 func (s *suite) atOnce(owners int, f func(owner string, store journal.Store) error) {
 	s.Helper()
 	var wg sync.WaitGroup

@@ -12,18 +12,20 @@ import (
 	"github.com/autobatcher/autobatcher/journal/internal/trouble"
 )
 
-// advice is what to do about each trouble.
+// advice says what to do about each of package journal's sentinel errors.
 var advice = trouble.Advice{
-	journal.ErrNewer:    "run the newer version, or give this one a database of its own",
-	journal.ErrDamaged:  "restore the database, or drop its schema autobatcher; batches that run upstream are then unknown here, and their calls would be paid for again",
-	journal.ErrFull:     "make room on the server's disk",
-	journal.ErrReadOnly: "use the primary server, and a role that owns the schema autobatcher or may create it",
-	journal.ErrBusy:     "see in pg_stat_activity who holds the lock",
+	journal.ErrNewer:      "run the newer version, or give this one a database of its own",
+	journal.ErrOlderInUse: "stop the other processes that use the journal, then start this one: it changes the tables",
+	journal.ErrDamaged:    "restore the database, or drop its schema autobatcher; batches that run upstream are then unknown here, and their calls would be paid for again",
+	journal.ErrFull:       "make room on the server's disk",
+	journal.ErrReadOnly:   "use the primary server, and a role that owns the schema autobatcher or may create it",
+	journal.ErrBusy:       "see in pg_stat_activity who holds the lock",
 }
 
 func (s *Store) explain(err error) error { return advice.Explain(s.name, err, kindOf(err)) }
 
-// kindOf tells which of package journal's troubles an error is.
+// kindOf returns the sentinel error of package journal that describes err, nil if
+// none does.
 func kindOf(err error) error {
 	if kind := advice.Kind(err); kind != nil {
 		return kind
@@ -45,7 +47,7 @@ func kindOf(err error) error {
 	return nil
 }
 
-// nameOf says which database it is, without its password.
+// nameOf names the database, without the password.
 func nameOf(c *pgx.ConnConfig) string {
 	return "postgres://" + net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))) + "/" + c.Database
 }

@@ -1,194 +1,352 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A short is what the journal keeps of a line's Print. That is long enough that
-// no two will be equal by chance.
-type short [16]byte
-
-func shorten(h journal.Hash) short { return short(h[:16]) }
-
-// insertLines copies the lines in, which is the fastest that PostgreSQL has.
-func insertLines(ctx context.Context, tx pgx.Tx, batch, owner int64, lines []journal.Line) error {
-	row := make([]any, 5)
-	next := 0
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"autobatcher", "lines"},
-		[]string{"batch", "n", "owner", "print", "custom_id"},
-		pgx.CopyFromFunc(func() ([]any, error) {
-			if next == len(lines) {
-				return nil, nil
-			}
-			l := &lines[next]
-			row[0], row[1], row[2], row[3], row[4] = batch, int32(next), owner, l.Print[:16], l.CustomID
-			next++
-			return row, nil
-		}))
+// gain counts n more lines of a batch as the owner's.
+func gain(ctx context.Context, tx pgx.Tx, b batchID, owner int64, n int) error {
+	if n == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `
+		insert into autobatcher.holds as h (owner, large, batch, lines) values ($1, $2, $3, $4)
+		on conflict (owner, large, batch) do update set lines = h.lines + excluded.lines`, owner, b.large, b.id, n)
 	return err
 }
 
-// TakeOver implements journal.Store.
-func (s *Store) TakeOver(ctx context.Context, owner string, payer journal.Hash, prints []journal.Hash) (all []journal.Taken, err error) {
-	err = s.update(ctx, func(tx pgx.Tx) error {
-		id, err := leased(ctx, tx, owner)
-		if err != nil {
-			return err
-		}
-		var found []found
-		if found, err = hold(ctx, tx, id, payer, prints); err != nil {
-			return err
-		}
-		all, err = describe(ctx, tx, found)
+// lose counts n lines of a batch as the owner's no longer.
+func lose(ctx context.Context, tx pgx.Tx, b batchID, owner int64, n int) error {
+	if n == 0 {
+		return nil
+	}
+	left := 0
+	err := tx.QueryRow(ctx, `
+		update autobatcher.holds set lines = lines - $4 where owner = $1 and large = $2 and batch = $3 returning lines`,
+		owner, b.large, b.id, n).Scan(&left)
+	if err != nil || left > 0 {
 		return err
+	}
+	_, err = tx.Exec(ctx, `delete from autobatcher.holds where owner = $1 and large = $2 and batch = $3`, owner, b.large, b.id)
+	return err
+}
+
+// A place is a line and its holder, dead or alive; 0: released.
+type place struct {
+	batch batchID
+	n     int
+	owner int64
+}
+
+func comparePlaces(a, b place) int {
+	return cmp.Or(cmp.Compare(a.batch.id, b.batch.id), cmp.Compare(a.n, b.n))
+}
+
+// takePlaces gives the lines with an unchanged holder to the owner $5. takePlaces
+// skips lines locked by a concurrent transaction, and waits for a concurrent Abandon
+// or deletion of the batch, which may be undone.
+const takePlaces = `
+	with seen as materialized (
+		select l.batch, l.n, l.owner
+		from unnest($1::bigint[], $2::integer[], $3::bigint[]) as w (batch, n, owner)
+			join autobatcher.lines l on l.batch = w.batch and l.n = w.n and l.owner = w.owner
+			join autobatcher.batches b on b.id = l.batch
+		where b.ref is not null and b.state <> $4 and ` + fewRows + `
+		order by l.batch, l.n
+		for update of l skip locked for key share of b
+	), taken as (
+		update autobatcher.lines l set owner = $5 from seen where l.batch = seen.batch and l.n = seen.n
+	)
+	select batch, n, owner from seen`
+
+// take makes the owner hold the lines with an unchanged holder, and returns the
+// taken lines.
+func take(ctx context.Context, tx pgx.Tx, owner int64, seen []place) (taken []place, err error) {
+	if len(seen) == 0 {
+		return nil, nil
+	}
+	batches, ns, owners := columnsOf(seen)
+	large := make(map[int64]bool)
+	for _, p := range seen {
+		large[p.batch.id] = p.batch.large
+	}
+	rows, err := tx.Query(ctx, takePlaces, batches, ns, owners, journal.Cancelling, owner)
+	if err != nil {
+		return nil, err
+	}
+	taken, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p place, err error) {
+		err = row.Scan(&p.batch.id, &p.n, &p.owner)
+		p.batch.large = large[p.batch.id]
+		return p, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return all, nil
+	return taken, move(ctx, tx, taken, func(b batchID, n int) error { return gain(ctx, tx, b, owner, n) })
 }
 
-// A found is the lines of one batch that were taken over.
-type found struct {
-	batch int64
-	lines []journal.Line
-}
-
-// hold makes the owner hold as many open lines of each print as it is wanted,
-// the oldest first. Lines that another takes in this very moment are passed
-// over. A batch that is being abandoned or forgotten is waited for, since it
-// may turn out not to be.
-func hold(ctx context.Context, tx pgx.Tx, owner int64, payer journal.Hash, prints []journal.Hash) ([]found, error) {
-	var some bool
-	err := tx.QueryRow(ctx, `select exists (select 1 from autobatcher.lines where owner is null)`).Scan(&some)
-	if err != nil || !some || len(prints) == 0 {
-		return nil, err // nearly always there is none
+func columnsOf(places []place) (batches []int64, ns []int, owners []int64) {
+	for _, p := range places {
+		batches, ns, owners = append(batches, p.batch.id), append(ns, p.n), append(owners, p.owner)
 	}
-	full, list, counts := count(prints)
-	rows, err := tx.Query(ctx, `
-		with open as materialized (
-			select l.batch, l.n
-			from unnest($1::bytea[], $2::integer[]) as w (print, count)
-			cross join lateral (
-				select l.batch, l.n
-				from autobatcher.lines l join autobatcher.batches b on b.id = l.batch
-				where l.print = w.print and l.owner is null and b.payer = $3 and b.state <> $4
-				order by l.batch, l.n
-				limit w.count
-				for update of l skip locked for key share of b
-			) l
-		), held as (
-			update autobatcher.lines l set owner = $5 from open
-			where l.batch = open.batch and l.n = open.n
-			returning l.batch, l.n, l.print, l.custom_id
-		)
-		select batch, n, print, custom_id from held order by batch, n`,
-		list, counts, payer[:], journal.Cancelling, owner)
+	return batches, ns, owners
+}
+
+// move counts the places as lost by the holders, and calls gained with the number of
+// lines of each batch. All transactions go through the batches in the same order.
+func move(ctx context.Context, tx pgx.Tx, places []place, gained func(b batchID, n int) error) error {
+	type holding struct {
+		batch batchID
+		owner int64
+	}
+	counts := make(map[holding]int)
+	for _, p := range places {
+		counts[holding{p.batch, p.owner}]++
+	}
+	holdings := make([]holding, 0, len(counts))
+	for h := range counts {
+		holdings = append(holdings, h)
+	}
+	slices.SortFunc(holdings, func(a, b holding) int {
+		return cmp.Or(cmp.Compare(a.batch.id, b.batch.id), cmp.Compare(a.owner, b.owner))
+	})
+	for _, h := range holdings {
+		if err := lose(ctx, tx, h.batch, h.owner, counts[h]); err != nil {
+			return err
+		}
+		if err := gained(h.batch, counts[h]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// places are the lines $2 of the batch $1. A planner that knows little of a new batch
+// likes to read the whole batch, or the whole table, and to filter. The planner looks
+// up each line because the batch is joined, not a constant, and because a range
+// condition makes the planner expect few rows.
+const (
+	places = `
+		with places as materialized (
+			select $1::bigint as batch, w.n from unnest($2::integer[]) as w (n) where ` + fewRows + `)`
+	fewRows = `w.n between 0 and 2147483647`
+)
+
+// sorted returns the lines in order, without duplicates.
+func sorted(lines []int) []int { return slices.Compact(slices.Sorted(slices.Values(lines))) }
+
+// openLines finds the open lines among places.
+const openLines = places + `
+	select t.n, t.owner from places join autobatcher.lines t on t.batch = places.batch and t.n = places.n
+	where ` + isOpen + ` order by t.n`
+
+// open finds the open lines among lines, which have no duplicates.
+func open(ctx context.Context, tx pgx.Tx, b batchID, lines []int) ([]place, error) {
+	rows, err := tx.Query(ctx, openLines, b.id, lines)
 	if err != nil {
 		return nil, err
 	}
-	return group(rows, full)
-}
-
-// count says how often each print is wanted, and which hash it was.
-func count(prints []journal.Hash) (full map[short]journal.Hash, list [][]byte, counts []int32) {
-	full = make(map[short]journal.Hash, len(prints))
-	place := make(map[short]int, len(prints))
-	for i := range prints {
-		p := shorten(prints[i])
-		at, again := place[p]
-		if again {
-			counts[at]++
-			continue
-		}
-		place[p], full[p] = len(list), prints[i]
-		list, counts = append(list, prints[i][:16]), append(counts, 1)
-	}
-	return full, list, counts
-}
-
-func group(rows pgx.Rows, full map[short]journal.Hash) (all []found, err error) {
-	defer rows.Close()
-	for rows.Next() {
-		var batch int64
-		var l journal.Line
-		var p []byte
-		if err := rows.Scan(&batch, &l.N, &p, &l.CustomID); err != nil {
-			return nil, err
-		}
-		l.Print = full[short(p)]
-		if len(all) == 0 || all[len(all)-1].batch != batch {
-			all = append(all, found{batch: batch})
-		}
-		last := &all[len(all)-1]
-		last.lines = append(last.lines, l)
-	}
-	return all, rows.Err()
-}
-
-// describe adds what is known of the batches.
-func describe(ctx context.Context, tx pgx.Tx, all []found) ([]journal.Taken, error) {
-	if len(all) == 0 {
-		return nil, nil
-	}
-	lines := make(map[int64][]journal.Line, len(all))
-	ids := make([]int64, len(all))
-	for i, f := range all {
-		ids[i], lines[f.batch] = f.batch, f.lines
-	}
-	rows, err := tx.Query(ctx, `
-		select `+columns+` from autobatcher.batches b left join autobatcher.owners o on o.id = b.owner
-		where b.id = any($1) order by b.id`, ids)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (journal.Taken, error) {
-		id, b, err := scanBatch(row)
-		b.Lines = 0
-		return journal.Taken{Batch: b, Lines: lines[id]}, err
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (place, error) {
+		p := place{batch: b}
+		err := row.Scan(&p.n, &p.owner)
+		return p, err
 	})
 }
 
 // Hold implements journal.Store.
 func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error {
-	return s.update(ctx, func(tx pgx.Tx) error {
+	return s.update(ctx, owner, func(tx pgx.Tx) error {
 		id, err := leased(ctx, tx, owner)
 		if err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `
-			with b as materialized (select id from autobatcher.batches where ref = $2 and state <> $4 for key share)
-			update autobatcher.lines set owner = $1
-			where batch = (select id from b) and n = any($3::integer[]) and owner is null`,
-			id, ref, lines, journal.Cancelling)
-		return err
+		b, state, err := lookUp(ctx, tx, ref, joining)
+		if errors.Is(err, journal.ErrNoBatch) || err == nil && state == journal.Cancelling {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		seen, err := open(ctx, tx, b, sorted(lines))
+		if err != nil {
+			return err
+		}
+		if _, err := take(ctx, tx, id, seen); err != nil {
+			return err
+		}
+		return confirm(ctx, tx, id)
 	})
 }
+
+// ofBatch calls change with a batch and an owner, 0 if unknown. ofBatch does nothing
+// if the journal does not have the batch.
+func (s *Store) ofBatch(ctx context.Context, owner, ref string, change func(tx pgx.Tx, b batchID, owner int64) error) error {
+	return s.transact(ctx, func(tx pgx.Tx) error {
+		b, _, err := lookUp(ctx, tx, ref, "")
+		if errors.Is(err, journal.ErrNoBatch) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		id, err := idOf(ctx, tx, owner)
+		if err != nil {
+			return err
+		}
+		return change(tx, b, id)
+	})
+}
+
+// release is the statement of Release.
+const release = places + `
+	update autobatcher.lines t set owner = 0 from places
+	where t.batch = places.batch and t.n = places.n and t.owner = $3`
 
 // Release implements journal.Store.
 func (s *Store) Release(ctx context.Context, owner, ref string, lines []int) error {
-	return s.transact(ctx, func(tx pgx.Tx) error {
+	return s.ofBatch(ctx, owner, ref, func(tx pgx.Tx, b batchID, owner int64) error {
+		if owner == 0 {
+			return nil
+		}
+		done, err := tx.Exec(ctx, release, b.id, sorted(lines), owner)
+		if err != nil {
+			return err
+		}
+		n := int(done.RowsAffected())
+		if err := lose(ctx, tx, b, owner, n); err != nil {
+			return err
+		}
+		return gain(ctx, tx, b, 0, n)
+	})
+}
+
+// SetResponse implements journal.Store.
+func (s *Store) SetResponse(ctx context.Context, owner, ref string, line int, responseID string) error {
+	return s.ofBatch(ctx, owner, ref, func(tx pgx.Tx, b batchID, owner int64) error {
 		_, err := tx.Exec(ctx, `
-			update autobatcher.lines set owner = null
-			where batch = (select id from autobatcher.batches where ref = $1) and n = any($2::integer[])
-				and owner = (select id from autobatcher.owners where name = $3)`,
-			ref, lines, owner)
+			update autobatcher.lines set response_id = nullif($1, '')
+			where batch = $2 and n = $3 and owner = $4 and owner <> 0`, responseID, b.id, line, owner)
 		return err
 	})
 }
 
-// Deliver implements journal.Store.
+// deliverHeld returns the statement that deletes lines held by the owner named $3:
+// nearly all delivered lines. gone is deleteRange or deleteEach. The lines $2 are
+// between $4 and $5. The result is the number of deleted lines, and the number of
+// lines of the batch still held by the owner.
+func deliverHeld(gone string) string {
+	return `
+		with b as materialized (select id, large from autobatcher.batches where ref = $1),
+		o as materialized (select id from autobatcher.owners where name = $3),
+		places as materialized (select b.id as batch, w.n from b, unnest($2::integer[]) as w (n) where w.n between $4 and $5),
+		gone as (` + gone + ` returning l.n),
+		counted as materialized (select count(*) as n from gone),
+		held as (
+			update autobatcher.holds h set lines = h.lines - counted.n from counted, b, o
+			where h.owner = o.id and h.large = b.large and h.batch = b.id and counted.n > 0
+			returning h.lines
+		)
+		select counted.n, coalesce((select lines from held), 0) from counted`
+}
+
+const (
+	// deleteRange deletes consecutive lines.
+	deleteRange = `
+		delete from autobatcher.lines l
+		where l.batch = (select id from b) and l.n between $4 and $5 and l.owner = (select id from o)`
+
+	// deleteEach looks up each line.
+	deleteEach = `
+		delete from autobatcher.lines l using places
+		where l.batch = places.batch and l.n = places.n and l.owner = (select id from o)`
+
+	// deliverOpen deletes the lines with an unchanged holder.
+	deliverOpen = `
+		with seen as materialized (
+			select $1::bigint as batch, w.n, w.owner from unnest($2::integer[], $3::bigint[]) as w (n, owner) where ` + fewRows + `)
+		delete from autobatcher.lines l using seen
+		where l.batch = seen.batch and l.n = seen.n and l.owner = seen.owner
+		returning l.n, l.owner`
+)
+
+// Deliver implements journal.Store. Usually one statement is enough: the owner holds
+// all of the lines, and more lines of the batch.
 func (s *Store) Deliver(ctx context.Context, owner, ref string, lines []int) error {
-	return s.transact(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `
-			delete from autobatcher.lines
-			where batch = (select id from autobatcher.batches where ref = $1) and n = any($2::integer[])
-				and (owner is null or owner = (select id from autobatcher.owners where name = $3))`,
-			ref, lines, owner)
-		return err
+	lines = sorted(lines)
+	if len(lines) == 0 {
+		return nil
+	}
+	first, last := lines[0], lines[len(lines)-1]
+	statement := deliverHeld(deleteEach)
+	if last-first == len(lines)-1 {
+		statement = deliverHeld(deleteRange)
+	}
+	var n, more int
+	err := s.try(func() error {
+		return s.pool.QueryRow(ctx, statement, ref, lines, owner, first, last).Scan(&n, &more)
 	})
+	if err != nil {
+		return err
+	}
+	switch {
+	case n == len(lines) && more > 0:
+		return nil
+	case n == len(lines):
+		lines = nil // only clean
+	default:
+		if err := s.removeDead(ctx, owner); err != nil {
+			return err
+		}
+	}
+	return s.ofBatch(ctx, owner, ref, func(tx pgx.Tx, b batchID, _ int64) error {
+		return inOrder(
+			func() error { return deliverRest(ctx, tx, b, lines) },
+			func() error { return clean(ctx, tx, b) })
+	})
+}
+
+// deliverRest deletes open lines.
+func deliverRest(ctx context.Context, tx pgx.Tx, b batchID, lines []int) error {
+	if len(lines) == 0 {
+		return nil
+	}
+	seen, err := open(ctx, tx, b, lines)
+	if err != nil || len(seen) == 0 {
+		return err
+	}
+	_, ns, owners := columnsOf(seen)
+	rows, err := tx.Query(ctx, deliverOpen, b.id, ns, owners)
+	if err != nil {
+		return err
+	}
+	gone, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (place, error) {
+		p := place{batch: b}
+		err := row.Scan(&p.n, &p.owner)
+		return p, err
+	})
+	if err != nil {
+		return err
+	}
+	return move(ctx, tx, gone, func(batchID, int) error { return nil })
+}
+
+// clean deletes useless rows of a batch: holds of 0 lines, and the runs after
+// the last line was delivered. Where two owners deliver the last lines at the same
+// moment the runs stay until the batch is forgotten.
+func clean(ctx context.Context, tx pgx.Tx, b batchID) error {
+	_, err := tx.Exec(ctx, `delete from autobatcher.holds where batch = $1 and lines = 0`, b.id)
+	if err != nil || !b.large {
+		return err
+	}
+	_, err = tx.Exec(ctx, `
+		delete from autobatcher.runs where batch = $1
+			and not exists (select 1 from autobatcher.holds where batch = $1)`, b.id)
+	return err
 }

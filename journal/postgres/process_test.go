@@ -16,8 +16,8 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// asChild in the environment makes this test binary a replica, which begins one
-// batch after the other until it is killed.
+// asChild in the environment makes the test binary a replica, which begins batches
+// until the kill.
 const asChild = "AUTOBATCHER_TEST_CHILD"
 
 const childLines = 3000
@@ -28,7 +28,7 @@ func playChild(url string) {
 	}
 }
 
-// child says which batches it has begun.
+// child prints the names of its batches.
 func child(ctx context.Context, url, owner string) error {
 	s, err := Open(ctx, url)
 	if err != nil {
@@ -46,8 +46,8 @@ func child(ctx context.Context, url, owner string) error {
 	}
 }
 
-// A replica that is killed in the middle of its writing leaves whole batches,
-// all that it was told were written, and to others, once its lease has run out.
+// A replica killed while writing leaves whole batches, loses no confirmed batch, and
+// the batches are open after the end of its lease.
 func TestKilledReplica(t *testing.T) {
 	url := newDatabase(t)
 	s := mustOpen(t, url)
@@ -80,8 +80,8 @@ func TestKilledReplica(t *testing.T) {
 	}
 }
 
-// runAndKill lets a replica begin so many batches, kills it, and returns all of
-// which it said that they were begun.
+// runAndKill kills a replica after a number of batches, and returns the names of all
+// batches in its output.
 func runAndKill(t *testing.T, url string, batches int) (begun []string) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], url)
@@ -111,7 +111,7 @@ func runAndKill(t *testing.T, url string, batches int) (begun []string) {
 	}
 }
 
-// eventually waits for what the database's clock decides.
+// eventually waits for a condition that depends on the clock of the database.
 func eventually(t *testing.T, happened func() bool) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
@@ -119,7 +119,7 @@ func eventually(t *testing.T, happened func() bool) {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-deadline:
-			t.Fatal("waited in vain")
+			t.Fatal("timed out")
 		}
 	}
 }

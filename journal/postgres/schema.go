@@ -10,21 +10,21 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// The schema's versions, each as the step from the one before.
+// The versions of the schema, each as the step from the version before.
 //
 //go:embed schema/*.sql
 var schema embed.FS
 
 const (
-	// version is the newest version of the schema that this code knows.
-	version = 1
+	// version is the newest known version of the schema.
+	version = 3
 
-	// migrating is the advisory lock under which the schema is changed, so that
-	// replicas that start together do not meet.
+	// migrating is the advisory lock for changes of the schema. Replicas starting at
+	// the same time change the schema once.
 	migrating = 0x61626a72
 )
 
-// prepare brings the schema to the newest version.
+// prepare migrates the schema to the newest version.
 func (s *Store) prepare(ctx context.Context) error {
 	if have, err := s.peek(ctx); err != nil || have == version {
 		return s.explain(err)
@@ -37,6 +37,11 @@ func (s *Store) prepare(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if have == 1 {
+			if err := unused(ctx, tx); err != nil {
+				return err
+			}
+		}
 		for v := have + 1; v <= version; v++ {
 			if err := migrate(ctx, tx, v); err != nil {
 				return err
@@ -46,8 +51,8 @@ func (s *Store) prepare(ctx context.Context) error {
 	})
 }
 
-// peek says which version the schema has, 0 if there is none, and changes
-// nothing: a role that may not create anything can use what is there.
+// peek returns the version of the schema, 0 without a schema, and changes nothing:
+// a role that may not create tables can use existing tables.
 func (s *Store) peek(ctx context.Context) (have int, err error) {
 	var exists bool
 	err = s.pool.QueryRow(ctx, `select to_regclass('autobatcher.schema_version') is not null`).Scan(&exists)
@@ -61,7 +66,7 @@ func (s *Store) peek(ctx context.Context) (have int, err error) {
 	return have, err
 }
 
-// makeSchema makes what holds the tables, and says which version they have.
+// makeSchema makes the schema of the tables, and returns the version of the tables.
 func makeSchema(ctx context.Context, tx pgx.Tx) (have int, err error) {
 	_, err = tx.Exec(ctx, `
 		create schema if not exists autobatcher;
@@ -74,6 +79,20 @@ func makeSchema(ctx context.Context, tx pgx.Tx) (have int, err error) {
 	}
 	err = tx.QueryRow(ctx, `select coalesce(max(version), 0) from autobatcher.schema_version`).Scan(&have)
 	return have, err
+}
+
+// unused returns ErrOlderInUse if a process of the old version is alive. Until the
+// end of the transaction no process can renew a lease.
+func unused(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Exec(ctx, `lock table autobatcher.owners in access exclusive mode`); err != nil {
+		return err
+	}
+	var used bool
+	err := tx.QueryRow(ctx, `select exists (select 1 from autobatcher.owners where until > clock_timestamp())`).Scan(&used)
+	if err == nil && used {
+		err = journal.ErrOlderInUse
+	}
+	return err
 }
 
 func migrate(ctx context.Context, tx pgx.Tx, v int) error {

@@ -32,7 +32,7 @@ func runWithServer(m *testing.M) int {
 	var err error
 	server, err = pgtest.Start()
 	switch {
-	case errors.Is(err, pgtest.ErrNone) && os.Getenv("AUTOBATCHER_POSTGRES") != "required":
+	case errors.Is(err, pgtest.ErrNotInstalled) && os.Getenv("AUTOBATCHER_POSTGRES") != "required":
 		return m.Run()
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
@@ -51,7 +51,7 @@ func runWithServer(m *testing.M) int {
 func newDatabase(t testing.TB) string {
 	t.Helper()
 	if server == nil {
-		t.Skip(pgtest.ErrNone)
+		t.Skip(pgtest.ErrNotInstalled)
 	}
 	url, err := server.NewDatabase(context.Background())
 	if err != nil {

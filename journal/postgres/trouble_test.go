@@ -15,8 +15,8 @@ import (
 	"github.com/autobatcher/autobatcher/journal/journaltest"
 )
 
-// Poolers hand a connection to another client after each transaction, and old
-// ones know no prepared statements.
+// A pooler gives a connection to a different client after each transaction. Old
+// poolers have no prepared statements.
 func TestBehindPooler(t *testing.T) {
 	journaltest.Run(t, func(t *testing.T) func() journal.Store {
 		url := newDatabase(t) + "&default_query_exec_mode=exec"
@@ -24,7 +24,7 @@ func TestBehindPooler(t *testing.T) {
 	})
 }
 
-// Every trouble is told by its kind, with what to do.
+// Every error of Open wraps its sentinel, and says what to do.
 func TestTroubleAtOpen(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -34,7 +34,7 @@ func TestTroubleAtOpen(t *testing.T) {
 	}{
 		{
 			"newer", `insert into autobatcher.schema_version values (99)`,
-			journal.ErrNewer, "version 99, and this program knows 1 (run the newer version",
+			journal.ErrNewer, "version 99, and this program knows 3 (run the newer version",
 		},
 		{
 			"read-only, and nothing there", `drop schema autobatcher cascade; alter database %s set default_transaction_read_only = on`,
@@ -66,7 +66,7 @@ func databaseOf(t *testing.T, address string) string {
 	return strings.TrimPrefix(u.Path, "/")
 }
 
-// What is wrong later on is told as well.
+// Errors of later requests wrap their sentinels.
 func TestTroubleLater(t *testing.T) {
 	url := newDatabase(t)
 	s := mustOpen(t, url)
@@ -83,7 +83,7 @@ func TestTroubleLater(t *testing.T) {
 	}
 }
 
-// A password never shows in an error.
+// No error contains the password.
 func TestErrorsHideThePassword(t *testing.T) {
 	for _, address := range []string{
 		"postgres://someone:hunter2@127.0.0.1:1/journal?connect_timeout=1",
@@ -101,7 +101,7 @@ func TestErrorsHideThePassword(t *testing.T) {
 	}
 }
 
-// Replicas that start together make one journal.
+// Replicas starting at the same time make a single journal.
 func TestOpenAtOnce(t *testing.T) {
 	url := newDatabase(t)
 	var mu sync.Mutex
@@ -130,7 +130,7 @@ func TestOpenAtOnce(t *testing.T) {
 	}
 }
 
-// A role that may only read and write the tables can use them.
+// A role with permission to read and write the tables can use the journal.
 func TestHumbleRole(t *testing.T) {
 	address := newDatabase(t)
 	mustOpen(t, address).Close()

@@ -12,19 +12,22 @@ import (
 	"github.com/autobatcher/autobatcher/journal/internal/trouble"
 )
 
-// advice is what to do about each trouble.
+// advice says what to do about each of package journal's sentinel errors.
 var advice = trouble.Advice{
-	journal.ErrNewer:     "run the newer version, or give this one a journal of its own",
-	journal.ErrDamaged:   "move the file away and begin a new one; batches that run upstream are then unknown here, and their calls would be paid for again",
-	journal.ErrFull:      "make room on its disk",
-	journal.ErrReadOnly:  "let this user write the file and its folder, or choose another place",
-	journal.ErrBusy:      "see which other process has it open; a backup or a sqlite3 shell may hold it in a transaction",
-	journal.ErrNetworkFS: "SQLite's write-ahead log gets damaged there: keep the journal on a local disk, or in PostgreSQL",
+	journal.ErrNewer:      "run the newer version, or give this one a journal of its own",
+	journal.ErrOlderInUse: "stop the other processes that use the file, then start this one: it changes the tables",
+	journal.ErrDamaged:    "move the file away and begin a new one; batches that run upstream are then unknown here, and their calls would be paid for again",
+	journal.ErrFull:       "make room on its disk",
+	journal.ErrReadOnly:   "let this user write the file and its folder, or choose another place",
+	journal.ErrBusy:       "see which other process has it open; a backup or a sqlite3 shell may hold it in a transaction",
+	journal.ErrReplaced:   "nothing can be recorded until this process is restarted; batches that run upstream are then unknown here, and their calls would be paid for again",
+	journal.ErrNetworkFS:  "SQLite's write-ahead log gets damaged there: keep the journal on a local disk, or in PostgreSQL",
 }
 
 func (s *Store) explain(err error) error { return advice.Explain(s.path, err, kindOf(err)) }
 
-// kindOf tells which of package journal's troubles an error is.
+// kindOf returns the sentinel error of package journal that describes err, nil if
+// none does.
 func kindOf(err error) error {
 	if kind := advice.Kind(err); kind != nil {
 		return kind
@@ -42,7 +45,7 @@ func kindOf(err error) error {
 	return kindOfCode(failed.Code())
 }
 
-// kindOfCode reads SQLite's result code; its low byte is the plain one.
+// kindOfCode reads SQLite's result code. The low byte is the primary code.
 func kindOfCode(code int) error {
 	switch code & 0xff {
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:

@@ -13,8 +13,8 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A journal on a network file system is refused. There is none to try it on, so
-// the local one is called one.
+// Open refuses a journal on a network file system. The test declares the local file
+// system to be a network file system.
 func TestNetworkFileSystem(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	var info syscall.Statfs_t
@@ -29,8 +29,7 @@ func TestNetworkFileSystem(t *testing.T) {
 	}
 }
 
-// An owner that comes back after another process has buried it lets go of the
-// lock that it had.
+// An owner closes its old lock file when it returns after its death.
 func TestLapsesLeaveNoFilesOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	open := func() *Store {

@@ -3,217 +3,237 @@ package sqlite
 import (
 	"context"
 	"database/sql"
-	"encoding/hex"
-	"encoding/json"
+	"errors"
+	"slices"
 	"strconv"
 
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// A short is what the journal keeps of a line's Print. That is long enough that
-// no two will be equal by chance.
-type short [16]byte
+// gain counts n more lines of a batch as the owner's.
+func gain(ctx context.Context, tx *sql.Tx, b batchID, owner int64, n int) error {
+	if n == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `
+		insert into holds (owner, large, batch, lines) values (?, ?, ?, ?)
+		on conflict do update set lines = lines + excluded.lines`, owner, b.large, b.id, n)
+	return err
+}
 
-func shorten(h journal.Hash) short { return short(h[:16]) }
+// lose counts n lines of a batch as the owner's no longer.
+func lose(ctx context.Context, tx *sql.Tx, b batchID, owner int64, n int) error {
+	if n == 0 {
+		return nil
+	}
+	left := 0
+	err := tx.QueryRowContext(ctx, `
+		update holds set lines = lines - ? where owner = ? and large = ? and batch = ? returning lines`,
+		n, owner, b.large, b.id).Scan(&left)
+	if err != nil || left > 0 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `delete from holds where owner = ? and large = ? and batch = ?`, owner, b.large, b.id)
+	return err
+}
 
-// insertLines steps one prepared statement for each line, which is faster than
-// statements that insert many.
-func insertLines(ctx context.Context, tx *sql.Tx, batch, owner int64, lines []journal.Line) error {
-	insert, err := tx.PrepareContext(ctx, `insert into lines (batch, n, owner, print, custom_id) values (?, ?, ?, ?, ?)`)
+// ofBatch runs change for some lines of a batch, in steps of limited size. A batch
+// that the journal does not have is left out.
+func (s *Store) ofBatch(ctx context.Context, owner, ref string, lines []int, change func(tx *sql.Tx, b batchID, rows string, asked int) error) error {
+	for some := range slices.Chunk(lines, maxStep) {
+		err := s.update(ctx, owner, func(tx *sql.Tx) error {
+			b, err := lookUp(ctx, tx, ref)
+			if err != nil {
+				return err
+			}
+			return change(tx, b, b.rows(some), len(some))
+		})
+		switch {
+		case errors.Is(err, journal.ErrNoBatch):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// rows are the ids of the rows of lines as JSON, which is how SQLite takes many
+// values in one statement. Numbers that are no line of the batch are left out.
+func (b batchID) rows(lines []int) string {
+	return list(lines, func(n int) (int64, bool) { return rowOf(b.id, n), n >= 0 && n < b.lines })
+}
+
+func list[T any](all []T, row func(T) (int64, bool)) string {
+	text := make([]byte, 0, 2+16*len(all))
+	text = append(text, '[')
+	for _, each := range all {
+		if id, ok := row(each); ok {
+			text = append(strconv.AppendInt(text, id, 10), ',')
+		}
+	}
+	if len(text) > 1 {
+		text = text[:len(text)-1] // the last comma
+	}
+	return string(append(text, ']'))
+}
+
+// openCounts counts open lines by dead holder, 0 for released.
+const openCounts = `
+	select owner, count(*) from lines
+	where id in (select value from json_each(?)) and ` + isOpen + ` group by owner`
+
+// giveOpen makes the owner hold the open lines among the rows.
+func giveOpen(ctx context.Context, tx *sql.Tx, owner int64, b batchID, rows string) error {
+	total, err := loseOpen(ctx, tx, b, rows)
+	if err != nil || total == 0 {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `
+		update lines set owner = ? where id in (select value from json_each(?)) and `+isOpen, owner, rows)
 	if err != nil {
 		return err
 	}
-	defer insert.Close()
-	uncancelled := context.WithoutCancel(ctx) // or the driver would start a goroutine for each line
-	for n := range lines {
-		l := &lines[n]
-		if _, err := insert.ExecContext(uncancelled, batch, n, owner, l.Print[:16], l.CustomID); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	return gain(ctx, tx, b, owner, total)
 }
 
-// TakeOver implements journal.Store.
-func (s *Store) TakeOver(ctx context.Context, owner string, payer journal.Hash, prints []journal.Hash) (all []journal.Taken, err error) {
-	err = s.update(ctx, func(tx *sql.Tx) error {
-		id, err := leased(ctx, tx, owner)
-		if err != nil {
-			return err
+// loseOpen counts the open lines among the rows as lost by the dead holders, and
+// returns the number of open lines.
+func loseOpen(ctx context.Context, tx *sql.Tx, b batchID, rows string) (total int, err error) {
+	counts, err := pairs(tx.QueryContext(ctx, openCounts, rows))
+	for owner, n := range counts {
+		if err := lose(ctx, tx, b, owner, int(n)); err != nil {
+			return 0, err
 		}
-		found, err := findOpen(ctx, tx, payer, prints)
-		if err != nil {
-			return err
-		}
-		all, err = hold(ctx, tx, id, found)
-		return err
-	})
-	if err != nil {
-		return nil, err
+		total += int(n)
 	}
-	return all, nil
+	return total, err
 }
 
-// A found is the lines of one batch that are open and wanted.
-type found struct {
-	batch int64
-	lines []journal.Line
-}
-
-// findOpen finds as many open lines for each print as it is wanted, the oldest
-// first.
-func findOpen(ctx context.Context, tx *sql.Tx, payer journal.Hash, prints []journal.Hash) ([]found, error) {
-	var some bool
-	err := tx.QueryRowContext(ctx, `select exists (select 1 from lines where owner is null)`).Scan(&some)
-	if err != nil || !some || len(prints) == 0 {
-		return nil, err // nearly always there is none
-	}
-	wanted := count(prints)
-	list, err := json.Marshal(hexOf(wanted))
-	if err != nil {
-		return nil, err
-	}
-	rows, err := tx.QueryContext(ctx, `
-		select l.batch, l.n, l.print, l.custom_id
-		from json_each(?1) w
-			cross join lines l indexed by open_lines on l.print = unhex(w.value) and l.owner is null
-			join batches b on b.id = l.batch
-		where b.payer = ?2 and b.state <> ?3
-		order by l.batch, l.n`, string(list), payer[:], journal.Cancelling)
+// pairs reads two columns of numbers.
+func pairs(rows *sql.Rows, err error) (map[int64]int64, error) {
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	return pick(rows, wanted)
-}
-
-// A want is a print that so many callers ask for.
-type want struct {
-	full  journal.Hash
-	count int
-}
-
-func count(prints []journal.Hash) map[short]*want {
-	wanted := make(map[short]*want, len(prints))
-	for _, h := range prints {
-		if w := wanted[shorten(h)]; w != nil {
-			w.count++
-			continue
-		}
-		wanted[shorten(h)] = &want{full: h, count: 1}
-	}
-	return wanted
-}
-
-func hexOf(wanted map[short]*want) []string {
-	all := make([]string, 0, len(wanted))
-	for p := range wanted {
-		all = append(all, hex.EncodeToString(p[:]))
-	}
-	return all
-}
-
-// pick takes of the open lines as many as are wanted.
-func pick(rows *sql.Rows, wanted map[short]*want) (all []found, err error) {
+	all := make(map[int64]int64)
 	for rows.Next() {
-		var batch int64
-		var l journal.Line
-		var p sql.RawBytes
-		if err := rows.Scan(&batch, &l.N, &p, &l.CustomID); err != nil {
+		var key, value int64
+		if err := rows.Scan(&key, &value); err != nil {
 			return nil, err
 		}
-		w := wanted[short(p)]
-		if w.count == 0 {
-			continue
-		}
-		w.count--
-		l.Print = w.full
-		if len(all) == 0 || all[len(all)-1].batch != batch {
-			all = append(all, found{batch: batch})
-		}
-		last := &all[len(all)-1]
-		last.lines = append(last.lines, l)
+		all[key] = value
 	}
 	return all, rows.Err()
 }
 
-// hold makes the owner hold the lines, and adds what is known of their batches.
-func hold(ctx context.Context, tx *sql.Tx, owner int64, all []found) ([]journal.Taken, error) {
-	var taken []journal.Taken
-	for _, f := range all {
-		places := make([]int, len(f.lines))
-		for i, l := range f.lines {
-			places[i] = l.N
-		}
-		_, err := tx.ExecContext(ctx, `
-			update lines set owner = ? where batch = ? and n in (select value from json_each(?))`,
-			owner, f.batch, list(places))
-		if err != nil {
-			return nil, err
-		}
-		b, err := scanBatch(tx.QueryRowContext(ctx, `
-			select `+columns+` from batches b left join owners o on o.id = b.owner where b.id = ?`, f.batch))
-		if err != nil {
-			return nil, err
-		}
-		b.Lines = 0
-		taken = append(taken, journal.Taken{Batch: b, Lines: f.lines})
-	}
-	return taken, nil
-}
-
 // Hold implements journal.Store.
 func (s *Store) Hold(ctx context.Context, owner, ref string, lines []int) error {
-	return s.update(ctx, func(tx *sql.Tx) error {
+	if err := s.checkLease(ctx, owner); err != nil {
+		return err // also without lines, and without the batch
+	}
+	return s.ofBatch(ctx, owner, ref, lines, func(tx *sql.Tx, b batchID, rows string, _ int) error {
 		id, err := leased(ctx, tx, owner)
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `
-			update lines set owner = ?
-			where batch = (select id from batches where ref = ? and state <> ?)
-				and n in (select value from json_each(?))
-				and owner is null`,
-			id, ref, journal.Cancelling, list(lines))
+		var cancelling bool
+		err = tx.QueryRowContext(ctx, `select state = ? from batches where id = ?`, journal.Cancelling, b.id).Scan(&cancelling)
+		if err != nil || cancelling {
+			return err
+		}
+		return giveOpen(ctx, tx, id, b, rows)
+	})
+}
+
+// checkLease returns ErrLapsed if the owner has no lease, for requests that have
+// nothing else to do.
+func (s *Store) checkLease(ctx context.Context, owner string) error {
+	return s.view(ctx, func(tx *sql.Tx) error {
+		_, err := leased(ctx, tx, owner)
 		return err
 	})
 }
+
+// release is the statement of Release.
+const release = `update lines set owner = 0 where id in (select value from json_each(?)) and owner = ?`
 
 // Release implements journal.Store.
 func (s *Store) Release(ctx context.Context, owner, ref string, lines []int) error {
-	return s.update(ctx, func(tx *sql.Tx) error {
+	return s.ofBatch(ctx, owner, ref, lines, func(tx *sql.Tx, b batchID, rows string, _ int) error {
+		id, err := idOf(ctx, tx, owner)
+		if err != nil || id == 0 {
+			return err
+		}
+		n, err := execute(ctx, tx, release, rows, id)
+		if err != nil {
+			return err
+		}
+		if err := lose(ctx, tx, b, id, n); err != nil {
+			return err
+		}
+		return gain(ctx, tx, b, 0, n)
+	})
+}
+
+// SetResponse implements journal.Store.
+func (s *Store) SetResponse(ctx context.Context, owner, ref string, line int, responseID string) error {
+	return s.ofBatch(ctx, owner, ref, []int{line}, func(tx *sql.Tx, _ batchID, rows string, _ int) error {
 		_, err := tx.ExecContext(ctx, `
-			update lines set owner = null
-			where batch = (select id from batches where ref = ?)
-				and n in (select value from json_each(?))
-				and owner = (select id from owners where name = ?)`,
-			ref, list(lines), owner)
+			update lines set response_id = nullif(?, '')
+			where id in (select value from json_each(?)) and owner = (select id from owners where name = ?)`,
+			responseID, rows, owner)
 		return err
 	})
 }
+
+const (
+	// deliverHeld deletes lines of a holder: nearly all delivered lines. deliverOpen
+	// deletes open lines.
+	deliverHeld = `delete from lines where id in (select value from json_each(?)) and owner = ?`
+	deliverOpen = `delete from lines where id in (select value from json_each(?)) and ` + isOpen
+)
 
 // Deliver implements journal.Store.
 func (s *Store) Deliver(ctx context.Context, owner, ref string, lines []int) error {
-	return s.update(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `
-			delete from lines
-			where batch = (select id from batches where ref = ?)
-				and n in (select value from json_each(?))
-				and (owner is null or owner = (select id from owners where name = ?))`,
-			ref, list(lines), owner)
-		return err
+	return s.ofBatch(ctx, owner, ref, lines, func(tx *sql.Tx, b batchID, rows string, asked int) error {
+		id, err := idOf(ctx, tx, owner)
+		if err != nil {
+			return err
+		}
+		n, err := deliver(ctx, tx, id, b, rows, asked)
+		if err != nil || n == 0 || !b.large {
+			return err
+		}
+		return deleteRuns(ctx, tx, b)
 	})
 }
 
-// list is the numbers as JSON, which is how SQLite takes many in one statement.
-func list(lines []int) string {
-	text := make([]byte, 0, 2+8*len(lines))
-	text = append(text, '[')
-	for i, n := range lines {
-		if i > 0 {
-			text = append(text, ',')
+// deliver deletes lines and returns their number.
+func deliver(ctx context.Context, tx *sql.Tx, owner int64, b batchID, rows string, asked int) (n int, err error) {
+	if owner != 0 {
+		if n, err = execute(ctx, tx, deliverHeld, rows, owner); err != nil {
+			return 0, err
 		}
-		text = strconv.AppendInt(text, int64(n), 10)
+		if err := lose(ctx, tx, b, owner, n); err != nil || n == asked {
+			return n, err
+		}
 	}
-	return string(append(text, ']'))
+	open, err := loseOpen(ctx, tx, b, rows)
+	if err != nil || open == 0 {
+		return n, err
+	}
+	_, err = tx.ExecContext(ctx, deliverOpen, rows)
+	return n + open, err
+}
+
+// deleteRuns deletes the runs of a batch whose last line was delivered.
+func deleteRuns(ctx context.Context, tx *sql.Tx, b batchID) error {
+	var more bool
+	err := tx.QueryRowContext(ctx, `select exists (select 1 from holds where batch = ?)`, b.id).Scan(&more)
+	if err != nil || more {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `delete from runs where id >= ? and id < ?`, runOf(b.id, 0), runOf(b.id+1, 0))
+	return err
 }

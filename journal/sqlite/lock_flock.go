@@ -3,13 +3,21 @@
 package sqlite
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
 
-// lockFile makes a file and locks it until it is closed, or the process ends.
+// canLock says that a file stays locked exactly as long as its process lives.
+const canLock = true
+
+// lockFile makes a file and locks it until it is closed, or the process ends. A
+// symbolic link is an error: the names of the files are known in advance.
 func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
+	if errors.Is(err, syscall.ELOOP) {
+		return nil, &os.PathError{Op: "open", Path: path, Err: errLink}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -20,10 +28,10 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-// locked reports whether somebody keeps the file locked. In doubt somebody does:
-// the lease will tell.
+// locked reports whether a process keeps the file locked. In doubt, locked
+// reports true: the lease of the owner will run out.
 func locked(path string) bool {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return !os.IsNotExist(err)
 	}

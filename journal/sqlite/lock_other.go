@@ -4,7 +4,10 @@ package sqlite
 
 import "os"
 
-// lockFile makes a file. Nothing locks it: here the lease alone says who lives.
+// canLock says that only leases tell which owners are alive.
+const canLock = false
+
+// lockFile makes a file. Nothing locks the file.
 func lockFile(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 }

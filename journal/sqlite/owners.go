@@ -11,46 +11,51 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
+// renew renews the lease of an owner.
+const renew = `update owners set heard = ?, until = ? where id = ?`
+
 // Heartbeat implements journal.Store.
-func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) (fresh bool, err error) {
+func (s *Store) Heartbeat(ctx context.Context, owner string, lease time.Duration) (expired bool, err error) {
+	if lease <= 0 {
+		return true, s.leave(ctx, owner)
+	}
 	var id int64
 	var lock *os.File // of an owner that is new
 	err = s.transact(ctx, func(tx *sql.Tx) (err error) {
-		id, err = idOf(ctx, tx, owner)
-		fresh = id == 0 || lease <= 0
-		switch {
-		case err != nil:
+		if id, err = idOf(ctx, tx, owner); err != nil {
 			return err
-		case lease <= 0:
-			return end(ctx, tx, id)
-		case id == 0:
+		}
+		if id == 0 {
 			id, lock, err = s.join(ctx, tx, owner, lease)
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `update owners set heard = ?, until = ? where id = ?`,
-			now(), now()+lease.Microseconds(), id)
+		_, err = tx.ExecContext(ctx, renew, now(), now()+lease.Microseconds(), id)
 		return err
 	})
-	if lease <= 0 && err == nil {
-		s.unlock(id)
-	}
 	if lock == nil {
-		return fresh, err
+		return false, err
 	}
 	if err != nil {
 		lock.Close()
 		return false, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for old, o := range s.alive {
-		if o.name == owner { // another process has buried it
-			o.lock.Close()
-			delete(s.alive, old)
+	s.joined(id, living{owner, lock})
+	return true, nil
+}
+
+// leave removes an owner. All lines and batches of the owner are open.
+func (s *Store) leave(ctx context.Context, owner string) error {
+	var id int64
+	err := s.transact(ctx, func(tx *sql.Tx) (err error) {
+		if id, err = idOf(ctx, tx, owner); err != nil || id == 0 {
+			return err
 		}
+		return remove(ctx, tx, id)
+	})
+	if err == nil && id != 0 {
+		s.unlock(id)
 	}
-	s.alive[id] = living{owner, lock}
-	return fresh, nil
+	return err
 }
 
 // A living owner keeps a file locked.
@@ -59,7 +64,7 @@ type living struct {
 	lock *os.File
 }
 
-// join makes the owner known, and locks the file that shows it lives.
+// join adds an owner, and locks the file of the owner.
 func (s *Store) join(ctx context.Context, tx *sql.Tx, owner string, lease time.Duration) (id int64, lock *os.File, err error) {
 	err = tx.QueryRowContext(ctx, `insert into owners (name, heard, until) values (?, ?, ?) returning id`,
 		owner, now(), now()+lease.Microseconds()).Scan(&id)
@@ -69,22 +74,28 @@ func (s *Store) join(ctx context.Context, tx *sql.Tx, owner string, lease time.D
 	return id, lock, err
 }
 
-// end ends an owner's lease and opens all it holds. When that is committed its
-// lock is to be opened, too.
-func end(ctx context.Context, tx *sql.Tx, id int64) error {
-	for _, change := range []string{
-		`delete from owners where id = ?`,
-		`update batches set owner = null where owner = ?`,
-		`update lines set owner = null where owner = ?`,
-	} {
-		if _, err := tx.ExecContext(ctx, change, id); err != nil {
-			return err
+// joined keeps the lock of an owner, and closes the lock from before the death of an
+// owner of the same name.
+func (s *Store) joined(id int64, o living) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for old, before := range s.alive {
+		if before.name == o.name {
+			before.lock.Close()
+			delete(s.alive, old)
 		}
 	}
-	return nil
+	s.alive[id] = o
 }
 
-// unlock opens the locks of owners whose leases have ended, and removes them.
+// remove deletes an owner. The lines and batches of the owner do not change: they are
+// open because no owner of the id exists. The caller must unlock after the commit.
+func remove(ctx context.Context, tx *sql.Tx, id int64) error {
+	_, err := tx.ExecContext(ctx, `delete from owners where id = ?`, id)
+	return err
+}
+
+// unlock unlocks and removes the files of removed owners.
 func (s *Store) unlock(owners ...int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,23 +108,23 @@ func (s *Store) unlock(owners ...int64) {
 	}
 }
 
-// lockPath is the file that an owner keeps locked as long as it lives.
+// lockPath is the file locked by an owner's process.
 func (s *Store) lockPath(id int64) string { return fmt.Sprintf("%s-owner-%d", s.path, id) }
 
-// bury ends the leases of owners that died, or were not heard of for too long,
-// and returns who they were.
-func (s *Store) bury(ctx context.Context, tx *sql.Tx) ([]int64, error) {
-	dead, err := s.dead(ctx, tx)
+// removeDead removes the expired owners and the owners of ended processes, except for the
+// owner of the request, and returns the ids.
+func (s *Store) removeDead(ctx context.Context, tx *sql.Tx, except string) ([]int64, error) {
+	dead, err := s.dead(ctx, tx, except)
 	for _, id := range dead {
-		if err := end(ctx, tx, id); err != nil {
+		if err := remove(ctx, tx, id); err != nil {
 			return nil, err
 		}
 	}
 	return dead, err
 }
 
-func (s *Store) dead(ctx context.Context, tx *sql.Tx) (dead []int64, err error) {
-	rows, err := tx.QueryContext(ctx, `select id, until <= ? from owners`, now())
+func (s *Store) dead(ctx context.Context, tx *sql.Tx, except string) (dead []int64, err error) {
+	rows, err := tx.QueryContext(ctx, `select id, until <= ? from owners where name <> ?`, now(), except)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +142,21 @@ func (s *Store) dead(ctx context.Context, tx *sql.Tx) (dead []int64, err error) 
 	return dead, rows.Err()
 }
 
-// lives reports whether an owner's process still runs, as far as one can know.
+// removeDeadBeforeReading removes dead owners before a list shows their lines as open. It
+// writes only if an owner is dead.
+func (s *Store) removeDeadBeforeReading(ctx context.Context) error {
+	var dead []int64
+	err := s.view(ctx, func(tx *sql.Tx) (err error) {
+		dead, err = s.dead(ctx, tx, "")
+		return err
+	})
+	if err != nil || len(dead) == 0 {
+		return err
+	}
+	return s.update(ctx, "", func(*sql.Tx) error { return nil })
+}
+
+// lives reports whether the process of an owner runs, as far as is known.
 func (s *Store) lives(id int64) bool {
 	s.mu.Lock()
 	_, here := s.alive[id]
@@ -139,7 +164,7 @@ func (s *Store) lives(id int64) bool {
 	return here || locked(s.lockPath(id))
 }
 
-// idOf finds an owner, 0 if there is none of this name.
+// idOf finds an owner, 0 if the name is unknown.
 func idOf(ctx context.Context, tx *sql.Tx, owner string) (id int64, err error) {
 	err = tx.QueryRowContext(ctx, `select id from owners where name = ?`, owner).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -148,10 +173,10 @@ func idOf(ctx context.Context, tx *sql.Tx, owner string) (id int64, err error) {
 	return id, err
 }
 
-// leased finds an owner that must have a lease. The dead are buried already.
+// leased finds an owner with a running lease.
 func leased(ctx context.Context, tx *sql.Tx, owner string) (id int64, err error) {
-	id, err = idOf(ctx, tx, owner)
-	if err == nil && id == 0 {
+	err = tx.QueryRowContext(ctx, `select id from owners where name = ? and until > ?`, owner, now()).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
 		err = journal.ErrLapsed
 	}
 	return id, err
@@ -159,13 +184,17 @@ func leased(ctx context.Context, tx *sql.Tx, owner string) (id int64, err error)
 
 // Owners implements journal.Store.
 func (s *Store) Owners(ctx context.Context) (all []journal.Owner, err error) {
-	err = s.update(ctx, func(tx *sql.Tx) error {
-		rows, err := tx.QueryContext(ctx, `select name, ?1 - heard, until - ?1 from owners order by name`, now())
+	if err := s.removeDeadBeforeReading(ctx); err != nil {
+		return nil, err
+	}
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		all = nil
+		rows, err := tx.QueryContext(ctx, `
+			select name, ?1 - heard, until - ?1 from owners where until > ?1 order by name`, now())
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		all = nil
 		for rows.Next() {
 			var o journal.Owner
 			var silent, left int64

@@ -17,7 +17,7 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// asChild in the environment makes this test binary one of the children below.
+// asChild in the environment makes the test binary a child process, see children.
 const asChild = "AUTOBATCHER_TEST_CHILD"
 
 func TestMain(m *testing.M) {
@@ -31,10 +31,10 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// children are what a process of its own does with the journal at a path, under
-// the name of an owner. What it prints, the test reads.
+// children are the programs of child processes. A child opens the journal at a path
+// as an owner. The test reads the output.
 var children = map[string]func(ctx context.Context, path, owner string) error{
-	// begins holds a batch, with its create under way, until it is killed.
+	// begins holds a batch in state Creating until the kill.
 	"begins": func(ctx context.Context, path, owner string) error {
 		s, err := openAs(ctx, path, owner)
 		if err != nil {
@@ -49,8 +49,7 @@ var children = map[string]func(ctx context.Context, path, owner string) error{
 		fmt.Println("ready")
 		return forEver(nil)
 	},
-	// writes begins and delivers one batch after the other until it is killed,
-	// and says which it began.
+	// writes begins and delivers batches until the kill, and prints their names.
 	"writes": func(ctx context.Context, path, owner string) error {
 		s, err := openAs(ctx, path, owner)
 		if err != nil {
@@ -67,8 +66,7 @@ var children = map[string]func(ctx context.Context, path, owner string) error{
 			}
 		}
 	},
-	// takes takes all lines over that it can get, a few at a time, and says
-	// which they were.
+	// takes takes over all open lines, a few at a time, and prints their names.
 	"takes": func(ctx context.Context, path, owner string) error {
 		s, err := openAs(ctx, path, owner)
 		if err != nil {
@@ -79,7 +77,7 @@ var children = map[string]func(ctx context.Context, path, owner string) error{
 			return err
 		}
 		for {
-			taken, err := s.TakeOver(ctx, owner, testPayer, slices.Repeat([]journal.Hash{{1}}, 7))
+			taken, err := s.TakeOver(ctx, owner, testAccount, slices.Repeat([]journal.Hash{{1}}, 7))
 			if err != nil || len(taken) == 0 {
 				fmt.Println("done")
 				return errors.Join(err, forEver(err))
@@ -102,8 +100,8 @@ var children = map[string]func(ctx context.Context, path, owner string) error{
 	},
 }
 
-// forEver waits to be killed, unless something failed: what an owner holds is
-// open once its process has ended.
+// forEver waits for the kill, unless err is an error: lines of an owner are open
+// after the end of the process.
 func forEver(err error) error {
 	if err == nil {
 		select {}
@@ -119,18 +117,18 @@ func openAs(ctx context.Context, path, owner string) (*Store, error) {
 	return s, beat(ctx, s, owner, time.Hour)
 }
 
-var testPayer = journal.Hash{9}
+var testAccount = journal.Hash{9}
 
 func testBatch(owner, ref string) journal.Batch {
-	return journal.Batch{Ref: ref, Owner: owner, Payer: testPayer}
+	return journal.Batch{Ref: ref, Owner: owner, Account: testAccount}
 }
 
 // testLines are lines of equal print.
 func testLines(n int) []journal.Line {
-	return slices.Repeat([]journal.Line{{CustomID: "id", Print: journal.Hash{1}}}, n)
+	return slices.Repeat([]journal.Line{{CustomID: "id", Fingerprint: journal.Hash{1}}}, n)
 }
 
-// A child is a process that plays one of the children.
+// A child is a child process.
 type child struct {
 	*testing.T
 	cmd   *exec.Cmd
@@ -180,8 +178,8 @@ func (c *child) kill() {
 	c.cmd.Wait()         //nolint:errcheck // with "signal: killed"
 }
 
-// A process that is killed leaves its lines and its batch to others, at once,
-// though its lease would run for an hour.
+// After the kill of a process its lines and its batch are open at once, although the
+// lease runs for an hour.
 func TestKilledOwner(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	c := start(t, "begins", path, "child")
@@ -212,8 +210,8 @@ func TestKilledOwner(t *testing.T) {
 	}
 }
 
-// Processes killed in the middle of their writing lose nothing that they were
-// told was done, and leave nothing half done.
+// Processes killed while writing lose no confirmed change, and leave no change
+// incomplete.
 func TestKilledWriting(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	s := mustOpen(t, path)
@@ -253,7 +251,7 @@ func checkWritten(t *testing.T, s *Store, ref string) {
 	}
 }
 
-// checkSound opens the journal once more, which checks the file.
+// checkSound opens the journal again. Open checks the file.
 func checkSound(t *testing.T, path string) {
 	t.Helper()
 	s, err := Open(t.Context(), path)
@@ -263,7 +261,7 @@ func checkSound(t *testing.T, path string) {
 	s.Close()
 }
 
-// Processes that race for the same lines get each of them once.
+// Each line goes to one of the processes racing for the lines.
 func TestProcessesRaceForLines(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	s := mustOpen(t, path)
@@ -306,7 +304,7 @@ func TestProcessesRaceForLines(t *testing.T) {
 	}
 }
 
-// Processes that start together find or make one journal.
+// Processes starting at the same time make a single journal.
 func TestProcessesOpenAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "folder", "journal")
 	var all []*child
@@ -332,10 +330,10 @@ func mustBeat(t *testing.T, s *Store, owner string) {
 	}
 }
 
-// take takes up to n lines over, as parent, and says how many it got.
+// take takes over up to n lines as owner "parent", and returns the number of lines.
 func take(t *testing.T, s *Store, n int) (got int) {
 	t.Helper()
-	taken, err := s.TakeOver(t.Context(), "parent", testPayer, slices.Repeat([]journal.Hash{{1}}, n))
+	taken, err := s.TakeOver(t.Context(), "parent", testAccount, slices.Repeat([]journal.Hash{{1}}, n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -345,7 +343,7 @@ func take(t *testing.T, s *Store, n int) (got int) {
 	return got
 }
 
-// only returns the one batch there is.
+// only returns the only batch of the journal.
 func only(t *testing.T, s *Store) journal.Batch {
 	t.Helper()
 	all, err := s.Batches(t.Context(), journal.Filter{})

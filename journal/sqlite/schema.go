@@ -10,32 +10,37 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// The schema's versions, each as the step from the one before.
+// The versions of the schema, each as the step from the version before.
 //
 //go:embed schema/*.sql
 var schema embed.FS
 
 const (
-	// version is the newest version of the schema that this code knows.
-	version = 1
+	// version is the newest known version of the schema.
+	version = 3
 
 	// applicationID tells a journal from other SQLite files: "abjr".
 	applicationID = 0x61626a72
 )
 
-// errForeign is why a file is left alone that another program made.
+// errForeign is the error for a file that another program made.
 var errForeign = errors.New("not a journal, but some other SQLite database")
 
-// prepare checks that the file is a journal in good order, and brings it to the
+// prepare checks that the file is a sound journal, and migrates the journal to the
 // newest version.
 func (s *Store) prepare(ctx context.Context) error {
-	if err := s.patiently(ctx, func() error { return s.check(ctx) }); err != nil {
+	if err := s.retryWhileBusy(ctx, func() error { return s.check(ctx) }); err != nil {
 		return err
 	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
 		have, err := versionOf(ctx, tx)
 		if err != nil {
 			return err
+		}
+		if have == 1 {
+			if err := s.unused(ctx, tx); err != nil {
+				return err
+			}
 		}
 		for v := have + 1; v <= version; v++ {
 			if err := migrate(ctx, tx, v); err != nil {
@@ -46,7 +51,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	})
 }
 
-// check reads the whole file. Others may write meanwhile.
+// check reads the whole file. Other processes may write meanwhile.
 func (s *Store) check(ctx context.Context) error {
 	var found string
 	if err := s.db.QueryRowContext(ctx, `pragma quick_check(1)`).Scan(&found); err != nil {
@@ -58,7 +63,7 @@ func (s *Store) check(ctx context.Context) error {
 	return nil
 }
 
-// versionOf says which version of the schema the file has, 0 if it is empty.
+// versionOf returns the version of the file's schema, 0 if the file is empty.
 func versionOf(ctx context.Context, tx *sql.Tx) (v int, err error) {
 	var application, tables int
 	err = tx.QueryRowContext(ctx, `
@@ -75,6 +80,28 @@ func versionOf(ctx context.Context, tx *sql.Tx) (v int, err error) {
 		return 0, fmt.Errorf("%w: its schema has version %d, and this program knows %d", journal.ErrNewer, v, version)
 	}
 	return v, nil
+}
+
+// unused returns ErrOlderInUse if a process of the old version is alive: the process
+// would continue with changed tables. Processes with a locked file are alive; on
+// systems without locks, processes with a running lease.
+func (s *Store) unused(ctx context.Context, tx *sql.Tx) error {
+	rows, err := tx.QueryContext(ctx, `select id, until > ? from owners`, now())
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id int64
+		var leased bool
+		if err := rows.Scan(&id, &leased); err != nil {
+			return err
+		}
+		if locked(s.lockPath(id)) && (canLock || leased) {
+			return journal.ErrOlderInUse
+		}
+	}
+	return rows.Err()
 }
 
 func migrate(ctx context.Context, tx *sql.Tx, v int) error {

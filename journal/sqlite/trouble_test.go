@@ -19,7 +19,8 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// Every trouble is told by its kind, with the file's name and what to do.
+// Every error of Open wraps its sentinel, and says the name of the file and what to
+// do.
 func TestTroubleAtOpen(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -29,7 +30,7 @@ func TestTroubleAtOpen(t *testing.T) {
 	}{
 		{
 			"newer", func(t *testing.T, path string) { edit(t, path, `pragma user_version = 99`) },
-			journal.ErrNewer, "version 99, and this program knows 1 (run the newer version",
+			journal.ErrNewer, "version 99, and this program knows 3 (run the newer version",
 		},
 		{
 			"another program's", func(t *testing.T, path string) { edit(t, path, `pragma application_id = 7`) },
@@ -67,7 +68,7 @@ func TestTroubleAtOpen(t *testing.T) {
 	}
 }
 
-// A disk that is full fails the change, and leaves the journal as it was.
+// On a full disk a change fails, and the journal does not change.
 func TestFull(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
 	mustBeat(t, s, "a")
@@ -86,7 +87,7 @@ func TestFull(t *testing.T) {
 	}
 }
 
-// Whoever may not write the file is told so.
+// A file without write permission is an error.
 func TestReadOnly(t *testing.T) {
 	if os.Getuid() != 0 {
 		path := filepath.Join(t.TempDir(), "journal")
@@ -99,7 +100,7 @@ func TestReadOnly(t *testing.T) {
 		}
 		return
 	}
-	// Root may write everything, so another user tries.
+	// Root may write everything. A child process runs as a different user.
 	dir, err := os.MkdirTemp("/tmp", "autobatcher-journal-")
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +139,7 @@ func copyProgram(t *testing.T, path string) {
 	}
 }
 
-// A writer that waits too long for another is told so, and may try again.
+// A writer that waits too long for another writer gets ErrBusy, and may retry.
 func TestBusy(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	s, err := open(t.Context(), path, 50*time.Millisecond)
@@ -154,7 +155,7 @@ func TestBusy(t *testing.T) {
 	mustBeat(t, s, "a")
 }
 
-// Who cancels gets the context's error, and nothing is done.
+// After a cancel the error is the context's, and the journal does not change.
 func TestCancelled(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
 	mustBeat(t, s, "a")
@@ -168,7 +169,32 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// What the journal says is nobody else's business.
+// A context that ends while a transaction runs is the error of the operation,
+// whichever statement notices the end.
+func TestCancelledInATransaction(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
+	for _, statement := range []string{"", "select 1"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := s.transact(ctx, func(tx *sql.Tx) error {
+			cancel()
+			for { // until the transaction is rolled back
+				if _, err := tx.Exec("select 1"); errors.Is(err, sql.ErrTxDone) {
+					break
+				}
+			}
+			if statement == "" {
+				return nil // the commit notices
+			}
+			_, err := tx.Exec(statement)
+			return err
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("statement %q: %v, want Canceled", statement, err)
+		}
+	}
+}
+
+// Only the user of the process can read the files of a journal.
 func TestMode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "folder", "journal")
 	s := mustOpen(t, path)
@@ -191,7 +217,7 @@ func TestMode(t *testing.T) {
 	}
 }
 
-// Paths are paths, whatever a URL would make of them.
+// A path may contain characters that are special in a URL.
 func TestOddPaths(t *testing.T) {
 	for _, name := range []string{"with space", "what?", "100%41", "a#b", "ü&_pragma=x", "x;y'z"} {
 		dir := t.TempDir()
@@ -205,14 +231,14 @@ func TestOddPaths(t *testing.T) {
 	}
 }
 
-// A process that comes by another name of the file sees who lives.
+// A process that opens the file by a symbolic link sees the living owners.
 func TestSymlink(t *testing.T) {
 	dir := t.TempDir()
 	path, link := filepath.Join(dir, "journal"), filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(path, link); err != nil {
 		t.Fatal(err)
 	}
-	s := mustOpen(t, link) // makes what the link points to
+	s := mustOpen(t, link) // makes the target of the link
 	mustBeat(t, s, "a")
 	if err := s.Begin(t.Context(), testBatch("a", "one"), testLines(1)); err != nil {
 		t.Fatal(err)
@@ -224,7 +250,7 @@ func TestSymlink(t *testing.T) {
 	}
 }
 
-// A power failure takes nothing that was told to be done.
+// A power failure loses no confirmed change.
 func TestSynchronous(t *testing.T) {
 	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
 	var synchronous int
@@ -237,8 +263,7 @@ func TestSynchronous(t *testing.T) {
 	}
 }
 
-// Leases run out to the microsecond, for an owner whose process lives but that
-// does nothing any more.
+// Leases run out to the microsecond, for a silent owner in a living process.
 func TestLeaseExactly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	synctest.Test(t, func(t *testing.T) {
@@ -308,7 +333,7 @@ func cut(t *testing.T, path string) {
 	}
 }
 
-// holdLock keeps others from writing, until unlock or the test's end.
+// holdLock holds the write lock until unlock or the end of the test.
 func holdLock(t *testing.T, path string) (unlock func()) {
 	t.Helper()
 	db, err := sql.Open("sqlite", path)

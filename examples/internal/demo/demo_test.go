@@ -9,7 +9,7 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 )
 
-func TestFromEnv(t *testing.T) {
+func TestChooseReal(t *testing.T) {
 	type found struct{ BaseURL, Key, Model, EmbeddingModel string }
 	tests := []struct {
 		name string
@@ -32,7 +32,7 @@ func TestFromEnv(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			api, closeServer, err := FromEnv(func(name string) string { return test.env[name] }, batchtest.Options{})
+			api, closeServer, err := Choose(true, func(name string) string { return test.env[name] }, batchtest.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,10 +48,15 @@ func TestFromEnv(t *testing.T) {
 	}
 }
 
-func TestFromEnvWithoutKeyStartsAServer(t *testing.T) {
-	api, closeServer, err := FromEnv(func(string) string { return "" }, batchtest.Options{})
+// Without -real, no call leaves this machine, also if a key is exported.
+func TestChooseStartsAServer(t *testing.T) {
+	env := map[string]string{"OPENAI_API_KEY": "secret", "OPENAI_BASE_URL": "http://localhost:1/v1", "OPENAI_MODEL": "talker"}
+	api, closeServer, err := Choose(false, func(name string) string { return env[name] }, batchtest.Options{})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if api.Key == "secret" || api.BaseURL == env["OPENAI_BASE_URL"] {
+		t.Errorf("the provider of the environment is used: %s", api.BaseURL)
 	}
 	get := func() (*http.Response, error) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, api.BaseURL+"/models", nil)
@@ -72,15 +77,15 @@ func TestFromEnvWithoutKeyStartsAServer(t *testing.T) {
 	closeServer()
 	if res, err := get(); err == nil {
 		res.Body.Close()
-		t.Error("the server answers after it was closed")
+		t.Error("the server answers after closeServer")
 	}
 }
 
-func TestFromEnvRefusesABaseURLWithoutKey(t *testing.T) {
+func TestChooseRealRequiresKey(t *testing.T) {
 	env := map[string]string{"OPENAI_BASE_URL": "http://localhost:1/v1"}
-	_, closeServer, err := FromEnv(func(name string) string { return env[name] }, batchtest.Options{})
+	_, closeServer, err := Choose(true, func(name string) string { return env[name] }, batchtest.Options{})
 	closeServer()
 	if err == nil {
-		t.Error("no error; the calls would have gone to the embedded server")
+		t.Error("no error; the calls would have gone out without a key")
 	}
 }

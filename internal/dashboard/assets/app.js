@@ -1,198 +1,148 @@
-// The page: it listens to what the server says and shows it. Whatever comes
-// from outside is set as text, never as markup.
+// The page receives snapshots and changes from the server and shows them. Data from
+// the server is set as text, never as markup.
 
-const STALE_AFTER = 30_000; // ms without a word; the server speaks every 10 s
-const RETRY_AFTER = 3_000; // ms, where the browser has given up
-const SUMMARY_EVERY = 10_000; // ms between two announcements
+// load loads a part of the page, with the key of this file's URL.
+const load = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
+const { $, Rows, copy, count, dollars, duration, element, fillReasons, name, number, sandbox, setRows, setText, size, url } = await load("format.js");
+const [{ List }, { BatchView }] = await Promise.all([load("list.js"), load("batch.js")]);
 
-const $ = (id) => document.getElementById(id);
-const number = new Intl.NumberFormat("en");
+const STALE_AFTER = 30_000; // ms without an event; the server sends an event at least every 10 s
+const RETRY_AFTER = 3_000; // ms, if the browser does not reconnect
+const SUMMARY_EVERY = 10_000; // ms between two announcements for screen readers
 
-// url is where one of the page's own requests goes. A key in the page's URL
-// belongs in each of them.
-function url(name) {
-  const u = new URL(name, import.meta.url);
-  const key = new URLSearchParams(location.search).get("key");
-  if (key) u.searchParams.set("key", key);
-  return u.href;
+let state = null; // the latest snapshot, without the batches
+const batches = new Map(); // number → batch
+let history = null; // the latest history, for the time when chart.js is loaded
+let clockOffset = 0; // server time minus browser time, in ms
+let chart = null; // a Chart, after chart.js is loaded
+
+const serverNow = () => Date.now() + clockOffset;
+
+// receive takes a snapshot, or the changes since the last snapshot.
+function receive(s) {
+  if (!s.changes) batches.clear();
+  for (const b of s.batches) batches.set(b.seq, b);
+  for (const seq of s.gone || []) batches.delete(seq);
+  state = s;
 }
 
-let state = null; // the last snapshot
-let history = null; // the last one, for a chart that comes later
-let skew = 0; // the server's clock less ours, in ms
-let chart = null; // { update, show }, once its script has come
+// ---- The figures, the queues and the totals.
 
-const serverNow = () => Date.now() + skew;
-
-// ---- Words and figures.
-
-function duration(ms) {
-  const s = Math.max(0, Math.floor(ms / 1000));
-  const two = (n) => String(n).padStart(2, "0");
-  if (s < 60) return `${s} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${two(s % 60)} s`;
-  if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor(s / 60) % 60)} min`;
-  return `${Math.floor(s / 86400)} d ${Math.floor(s / 3600) % 24} h`;
-}
-
-function size(bytes) {
-  if (bytes < 1000) return `${bytes} B`;
-  if (bytes < 1e6) return `${(bytes / 1e3).toFixed(1)} kB`;
-  return `${(bytes / 1e6).toFixed(1)} MB`;
-}
-
-const count = (n, noun) => `${number.format(n)} ${noun}${n === 1 ? "" : noun.endsWith("ch") ? "es" : "s"}`;
-
-const EVENTS = {
-  batch_submitted: "Submitted",
-  batch_submission_failed: "Could not be submitted",
-  batch_progress: "Progress",
-  batch_completed: "Completed",
-  batch_terminal: "Ended",
-  batch_cancel_requested: "Cancellation requested",
-  batch_cancelled_upstream: "Cancellation accepted",
-  batch_cancel_failed: "Cancellation failed",
-};
-
-const TONES = {
-  completed: "good",
-  failed: "bad",
-  expired: "bad",
-  "not submitted": "bad",
-  "given up": "bad",
-  cancelled: "warn",
-  cancelling: "warn",
-};
-
-const words = (status) => (status || "submitted").replaceAll("_", " ");
-
-// ---- Tables.
-
-function setText(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-// A Rows keeps the rows of one table: one for each item, made once and changed
-// in place, so that a focus, a selection or a screen reader's place is kept.
-class Rows {
-  constructor(template) {
-    this.template = $(template).content.firstElementChild;
-    this.rows = new Map();
-  }
-
-  make() {
-    const row = this.template.cloneNode(true);
-    const fields = {};
-    for (const f of row.querySelectorAll("[data-field]")) fields[f.dataset.field] = f;
-    return { row, fields };
-  }
-
-  // update shows the items in the order given. place says in which tbody one
-  // belongs, and fill writes it into its row.
-  update(items, name, place, fill) {
-    const gone = new Set(this.rows.keys());
-    const seen = new Set();
-    const last = new Map();
-    for (const item of items) {
-      let key = name(item);
-      while (seen.has(key)) key += "+";
-      seen.add(key);
-      gone.delete(key);
-      let entry = this.rows.get(key);
-      if (!entry) this.rows.set(key, (entry = this.make()));
-      entry.item = item;
-      fill(entry.fields, item);
-      const body = place(item);
-      const previous = last.get(body);
-      const next = previous ? previous.nextElementSibling : body.firstElementChild;
-      if (next !== entry.row) body.insertBefore(entry.row, next);
-      last.set(body, entry.row);
-    }
-    for (const key of gone) {
-      this.rows.get(key).row.remove();
-      this.rows.delete(key);
-    }
-  }
-
-  each(f) {
-    for (const { fields, item } of this.rows.values()) f(fields, item);
-  }
-}
-
-const queues = new Rows("queue-row");
-const batches = new Rows("batch-row");
+const queues = new Rows("queue-row", $("queues").tBodies[0]);
+const list = new List();
+const view = new BatchView();
 
 function fillQueue(fields, q) {
   setText(fields.endpoint, q.endpoint);
   setText(fields.upstream, q.upstream);
   setText(fields.models, q.models.join(", ") + (q.more ? ` and ${number.format(q.more)} more` : ""));
-  setText(fields.payer, q.payer);
+  setText(fields.account, [q.account, ...(q.callers || [])].join(" · "));
   setText(fields.calls, number.format(q.calls));
   setText(fields.bytes, size(q.bytes));
 }
 
-function fillBatch(fields, b) {
-  const done = b.completed + b.failed;
-  const counts = `${number.format(done)} of ${number.format(b.total)}`;
-  setText(fields.id, b.id || "not created");
-  setText(fields.about, [b.endpoint, b.models.join(", ")].filter(Boolean).join(" · "));
-  setText(fields.status, words(b.status));
-  fields.status.dataset.tone = TONES[b.status] || "busy";
-  fields.bar.dataset.tone = fields.status.dataset.tone;
-  fields.bar.max = Math.max(b.total, done, 1);
-  fields.bar.value = done;
-  fields.bar.setAttribute("aria-label", `${b.id || "batch"}: ${counts} done`);
-  setText(fields.counts, counts);
-  setText(fields.failures, b.failed ? ` · ${number.format(b.failed)} failed` : "");
-  setText(fields.window, b.window && !b.finished ? ` of ${b.window}` : "");
-  setText(fields.event, EVENTS[b.event] || words(b.event));
-  setText(fields.error, b.error || "");
+function showFigures() {
+  for (const figure of ["ok", "errors", "noAnswer", "queued", "running", "left"]) {
+    setText($(figure), number.format(state[figure]));
+    $(figure).classList.toggle("zero", state[figure] === 0);
+  }
+  $("errors").classList.toggle("alarm", state.errors > 0);
+  $("noAnswer").classList.toggle("alarm", state.noAnswer > 0);
+  const c = state.cost;
+  setText($("saved"), c ? dollars(c.savings) : "–");
+  $("saved").classList.toggle("zero", !c);
+  if (c) {
+    const without = c.unpriced ? `, without ${count(c.unpriced, "answer")} of unknown price` : "";
+    setText($("saved-note"), `estimate${sandbox ? " of made-up answers" : ""}: the answers cost about ${dollars(c.usd)}, with prices of ${c.date || "--prices"}${without}`);
+  }
+  const b = state.budget;
+  $("budget").hidden = !b;
+  if (b) setText($("budget"), `Budget: ${dollars(b.spent)} of ${dollars(b.limit)} spent (estimates)${b.refused ? `; ${count(b.refused, "call")} refused` : ""}.`);
+  fillReasons($("reasons"), state.reasons || []);
+  $("reasons-card").hidden = !state.reasons?.length;
 }
 
-// age brings up to date what changes by itself.
-function age() {
+function showTotals() {
+  const cell = (text) => element("td", { class: "number" }, text);
+  const row = ([what, t]) => {
+    const known = t.priced > 0;
+    return element("tr", {}, element("th", { scope: "row" }, element("span", { class: "strong" }, t.name), element("span", { class: "sub" }, what)),
+      cell(number.format(t.priced + t.unpriced)), cell(known ? number.format(t.input) : "not known"), cell(known ? number.format(t.output) : "not known"),
+      cell(known ? dollars(t.usd) : "not known"), cell(known ? dollars(t.savings) : "not known"));
+  };
+  const items = [...state.models.map((t) => ["model", t]), ...state.keys.map((t) => ["account and key", t])];
+  $("totals").hidden = !items.length;
+  setRows($("totals").tBodies[0], items, row);
+  $("totals-card").hidden = !items.length && $("metadata-totals").hidden;
+  setText($("totals-note"), "since the start of this process; estimates; tokens of answers with a known price");
+}
+
+// updateAges updates the texts that change with the time.
+function updateAges() {
   const now = serverNow();
   queues.each((fields, q) => setText(fields.age, duration(now - q.opened)));
-  batches.each((fields, b) => {
-    const took = b.id ? `took ${duration(b.ended - b.created)}` : "";
-    setText(fields.age, b.finished ? took : duration(now - b.created));
-    setText(fields.since, `${duration(now - b.eventTime)} ago`);
-  });
+  list.tick(now);
+  if (opened() !== null) view.show(now);
 }
 
 // ---- The whole page.
 
-function show() {
-  const running = state.batches.filter((b) => !b.finished).length;
-  const finished = state.batches.length - running;
-  const idle = !state.queues.length && !state.batches.length && !(state.answered + state.failed + state.left);
-
-  $("empty").hidden = !idle;
-  $("content").hidden = idle;
-  $("closing").hidden = !state.closing;
-  for (const name of ["queued", "running", "answered", "failed", "left"]) {
-    setText($(name), number.format(state[name]));
-    $(name).classList.toggle("zero", state[name] === 0);
+// opened returns the name of the batch whose page is open, or null.
+function opened() {
+  if (!location.hash.startsWith("#/batches/")) return null;
+  try {
+    return decodeURIComponent(location.hash.slice(10));
+  } catch {
+    return ""; // not the name of a batch
   }
-  $("failed").classList.toggle("alarm", state.failed > 0);
+}
+const named = (wanted) => [...batches.values()].find((b) => name(b) === wanted) || null;
 
-  const queueBody = $("queues").tBodies[0];
-  queues.update(state.queues, (q) => JSON.stringify([q.payer, q.upstream, q.endpoint, q.opened]), () => queueBody, fillQueue);
+function show() {
+  const all = [...batches.values()];
+  const running = all.filter((b) => !b.finished).length;
+  const idle = !state.queues.length && !all.length && !(state.ok + state.errors + state.noAnswer + state.left);
+  const wanted = opened();
+
+  $("empty").hidden = !idle || wanted !== null;
+  $("content").hidden = idle || wanted !== null;
+  $("batch").hidden = wanted === null;
+  $("closing").hidden = !state.closing;
+  showFigures();
+  queues.update(state.queues, (q) => JSON.stringify([q.account, q.upstream, q.endpoint, q.opened]), fillQueue);
   $("queues").hidden = !state.queues.length;
   $("no-queues").hidden = state.queues.length > 0;
-  setText($("queues-note"), state.hidden ? `and ${count(state.hidden, "queue")} more` : "");
+  setText($("queues-note"), state.hidden ? `and ${number.format(state.hidden)} more` : "");
+  list.update(all, state, serverNow());
+  showTotals();
+  if (wanted !== null) view.update(named(wanted), serverNow());
 
-  batches.update(state.batches, (b) => b.seq, (b) => $(b.finished ? "finished" : "active"), fillBatch);
-  $("batches").hidden = !state.batches.length;
-  $("no-batches").hidden = state.batches.length > 0;
-  setText($("batches-note"), `${number.format(running)}${state.crowded ? " or more" : ""} running, ${number.format(finished)} finished`);
-
-  document.title = running ? `${running} running · autobatcher` : "autobatcher";
-  age();
-  announce(`${count(running, "batch")} running, ${finished} finished. ${count(state.queued + state.running, "call")} waiting, ${number.format(state.answered)} answered.`);
+  const title = sandbox ? "autobatcher (sandbox)" : "autobatcher";
+  document.title = wanted !== null ? `${wanted} · ${title}` : running ? `${running} running · ${title}` : title;
+  updateAges();
+  announce(`${list.summary()}, ${number.format(state.finished)} finished. ${count(state.queued + state.running, "call")} waiting, ${number.format(state.ok)} OK, ${count(state.errors, "error answer")}, ${number.format(state.noAnswer)} without an answer.`);
 }
 
-// announce tells a screen reader, but not every second.
+// The hash of the URL says which batch is open, so that links and the back button
+// work. The focus goes to the batch, and back to the list.
+window.addEventListener("hashchange", (e) => {
+  if (!state) return;
+  show();
+  const wanted = opened();
+  if (wanted !== null) view.focus();
+  else if (e.oldURL.includes("#/batches/")) {
+    const link = document.querySelector(`#batches a[href="${CSS.escape(new URL(e.oldURL).hash)}"]`);
+    (link || $("main")).focus();
+  }
+  chart?.show(state, serverNow());
+});
+
+$("skip").addEventListener("click", (e) => {
+  e.preventDefault(); // the hash says which batch is open
+  $("main").focus();
+});
+
+// announce announces a text to screen readers, at most once per SUMMARY_EVERY.
 let announced = -Infinity;
 let pending = 0;
 function announce(text) {
@@ -218,26 +168,19 @@ function showExample() {
     `  -d '{"model": "gpt-5-mini", "messages": [{"role": "user", "content": "Hello"}]}'`,
   ].join("\n");
   setText($("try"), lines);
-  if (!navigator.clipboard) return; // as on plain HTTP from another machine
+  if (!navigator.clipboard) return; // browsers have no clipboard for plain HTTP from another machine
   $("copy").hidden = false;
-  $("copy").addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(lines);
-      setText($("copy"), "Copied");
-    } catch {
-      setText($("copy"), "Select the lines instead");
-    }
-    setTimeout(() => setText($("copy"), "Copy"), 2000);
-  });
+  $("copy").addEventListener("click", () => copy($("copy"), lines));
 }
 
 // ---- The connection.
 
 let stream = null;
-let heard = 0;
+let lastEvent = 0; // browser time of the last event, in ms
 let retry = 0;
 
 function connection(name, text) {
+  $("connection").hidden = false;
   $("connection").dataset.state = name;
   setText($("connection"), text);
   document.body.classList.toggle("stale", name === "lost");
@@ -255,45 +198,46 @@ function disconnect() {
 
 function connect() {
   disconnect();
-  heard = Date.now();
+  lastEvent = Date.now();
   stream = new EventSource(url("events"));
   stream.addEventListener("state", (e) => {
-    heard = Date.now();
-    state = JSON.parse(e.data);
-    skew = state.now - heard;
+    lastEvent = Date.now();
+    receive(JSON.parse(e.data));
+    clockOffset = state.now - lastEvent;
     connection("live", "Live");
     show();
     chart?.show(state, serverNow());
   });
   stream.addEventListener("chart", (e) => {
-    heard = Date.now();
+    lastEvent = Date.now();
     history = JSON.parse(e.data);
     chart?.update(history);
   });
   stream.addEventListener("error", () => {
     lost();
-    // The browser tries again by itself, but not after an answer it dislikes.
+    // The browser reconnects, except after an unexpected response.
     if (stream?.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_AFTER);
   });
 }
 
-// A page that nobody looks at frees its connection: a browser has six for a
-// host, and a phone has a battery.
+// A hidden page closes the connection: a browser has only six connections per host,
+// and a phone saves battery.
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 
 setInterval(() => {
-  if (state) age();
-  if (stream && Date.now() - heard > STALE_AFTER) {
+  if (state) updateAges();
+  if (stream && Date.now() - lastEvent > STALE_AFTER) {
     lost();
     connect();
   }
 }, 1000);
 
 showExample();
+connection("connecting", "Connecting…");
 connect();
 
-// The tables do not wait for the chart, and do without if it fails.
-const { Chart } = await import(url("chart.js"));
+// The chart is loaded last, so that the tables work without the chart.
+const { Chart } = await load("chart.js");
 chart = new Chart();
 if (history) chart.update(history);
 if (state) chart.show(state, serverNow());

@@ -1,11 +1,11 @@
-// The chart: how many calls wait, as a line, and how many were answered, as
-// bars. It is drawn by uPlot, which its own script tag has loaded.
+// The chart shows the number of waiting calls as a line, and the number of answered
+// calls as bars. uPlot, loaded by a script tag of the page, draws the chart.
 
 const MINUTE = 60_000;
-const SHORT = 15 * MINUTE; // up to here each sample has a bar of its own
-const LEAST = 5 * MINUTE; // of time that is shown
-const PER_BAR = 6; // samples, beyond that
-const SAMPLES = 360; // in a full history
+const SHORT = 15 * MINUTE; // up to this time span, each sample has a bar
+const LEAST = 5 * MINUTE; // minimum time span of the chart
+const PER_BAR = 6; // samples per bar beyond SHORT
+const SAMPLES = 360; // samples in a full history
 const TABLE_ROWS = 12;
 
 const $ = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@ function span(ms) {
   return ms === MINUTE ? "minute" : `${Math.round(ms / MINUTE)} min`;
 }
 
-// samples is the history up to this moment, with the time it covers.
+// samples returns the history with an additional sample for now, and the time span.
 function samples(history, state, now) {
   const all = history.times.map((time, i) => ({ time, waiting: history.waiting[i], answered: history.answered[i] }));
   all.push({ time: now, waiting: state.queued + state.running, answered: Math.max(0, state.answered - history.total) });
@@ -29,8 +29,8 @@ function samples(history, state, now) {
   return { all: all.filter((s) => s.time >= now - window - history.step), window };
 }
 
-// columns are what uPlot draws. It joins points over an undefined, and leaves
-// a gap at a null: there the process was asleep.
+// columns returns the data for uPlot. uPlot connects the points around an undefined
+// value, and leaves a gap at null, which marks a pause of the process.
 function columns(all, step, bar, from) {
   const rows = new Map();
   const at = (time) => {
@@ -62,7 +62,7 @@ export class Chart {
     $("chart-details").addEventListener("toggle", () => this.table());
   }
 
-  // update takes a new history, which is drawn with the next snapshot.
+  // update sets the history; show draws the history with the next snapshot.
   update(history) {
     this.history = history;
   }
@@ -121,7 +121,7 @@ export class Chart {
     );
   }
 
-  // readout says what is under the pointer.
+  // readout shows the values at the pointer.
   readout() {
     const { left } = this.plot.cursor;
     if (left < 0) {
@@ -135,7 +135,7 @@ export class Chart {
     $("readout").textContent = `${(this.bar < MINUTE ? exact : clock).format(time)} · ${number.format(near.waiting)} waiting · ${number.format(answered)} answered`;
   }
 
-  // describe says in words what the chart shows.
+  // describe sets the labels of the chart and the description for screen readers.
   describe() {
     const waiting = this.all.map((s) => s.waiting);
     const answered = this.all.reduce((sum, s) => sum + s.answered, 0);
@@ -144,12 +144,12 @@ export class Chart {
     $("chart-title").textContent = `Calls over the last ${period}`;
     this.element.setAttribute(
       "aria-label",
-      `Chart of the last ${period}: ${number.format(waiting.at(-1))} calls wait now, ` +
-        `${number.format(Math.max(...waiting))} at the most; ${number.format(answered)} were answered.`,
+      `Chart of the last ${period}: ${number.format(waiting.at(-1))} calls are waiting now, ` +
+        `${number.format(Math.max(...waiting))} at most; ${number.format(answered)} were answered.`,
     );
   }
 
-  // table shows the same in a dozen rows, if they are wanted.
+  // table shows the data of the chart in TABLE_ROWS rows, if the table is open.
   table() {
     if (!$("chart-details").open || !this.all) return;
     const until = this.all.at(-1).time;

@@ -22,17 +22,18 @@ import (
 	"github.com/tetratelabs/wazero/sys"
 )
 
-// A machine plays schedules. It may play several at once. It lasts as long as the
-// process.
+// A machine plays schedules. A machine may play several schedules at once, and
+// lasts as long as the process.
 type machine struct {
 	runtime wazero.Runtime
 	program wazero.CompiledModule
+	draws   string
 }
 
-// patience ends a schedule that hangs. The longest take seconds.
-const patience = 5 * time.Minute
+// playTimeout ends a schedule that hangs. The longest schedules take seconds.
+const playTimeout = 5 * time.Minute
 
-// build compiles the simulation for the machine, and makes one.
+// build compiles the simulation, and makes a machine of the program.
 func build(ctx context.Context, stderr io.Writer) (*machine, error) {
 	folder, err := os.MkdirTemp("", "simulation-")
 	if err != nil {
@@ -40,7 +41,7 @@ func build(ctx context.Context, stderr io.Writer) (*machine, error) {
 	}
 	defer os.RemoveAll(folder)
 	path := filepath.Join(folder, "simulation.wasm")
-	// Without a path of this computer in it, the program is the same everywhere.
+	// Without paths of this computer, the program is the same on each computer.
 	compile := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-o", path, "github.com/autobatcher/autobatcher/internal/simulation")
 	compile.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0")
 	compile.Stderr = stderr
@@ -59,10 +60,10 @@ func build(ctx context.Context, stderr io.Writer) (*machine, error) {
 	return m, err
 }
 
-// A schedule is what happens, and the order of what happens at the same instant.
+// A schedule is a seed, and the order of goroutines at the same instant.
 type schedule struct{ seed, order uint64 }
 
-// chance is all the randomness that there is in a schedule's machine.
+// chance is the only source of random numbers in a schedule's machine.
 func (s schedule) chance() io.Reader {
 	var seed [32]byte
 	binary.LittleEndian.PutUint64(seed[:], s.seed)
@@ -70,37 +71,37 @@ func (s schedule) chance() io.Reader {
 	return rand.NewChaCha8(seed)
 }
 
-// An outcome is what became of a schedule.
+// An outcome is the result of playing a schedule.
 type outcome struct {
 	schedule
-	story []byte
+	log   []byte
 	tally map[string]int64
-	err   error // nil: everything held
+	err   error // nil: all checks passed
 }
 
 // play plays a schedule.
 func (m *machine) play(ctx context.Context, s schedule) *outcome {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it hangs"))
+	ctx, cancel := context.WithTimeoutCause(ctx, playTimeout, errors.New("the schedule hangs"))
 	defer cancel()
-	var story bytes.Buffer
+	var log bytes.Buffer
 	config := wazero.NewModuleConfig().
-		WithName(""). // or it could not be there twice
-		WithArgs("simulation", "-test.run=TestSimulation$", "-test.timeout=0", "-seed", strconv.FormatUint(s.seed, 10)).
-		WithStdout(&story).WithStderr(&story).
+		WithName(""). // two instances with a name cannot exist at once
+		WithArgs("simulation", "-test.run=TestSimulation$", "-test.timeout=0", "-seed", strconv.FormatUint(s.seed, 10), "-draws", m.draws).
+		WithStdout(&log).WithStderr(&log).
 		WithRandSource(s.chance()).
-		// The collector decides by how much was allocated who runs next. Without
-		// it, what is told for the sake of a story changes nothing.
+		// The garbage collector's work depends on what was allocated, and changes
+		// the order of goroutines. Without a collector, printing a log does not.
 		WithEnv("GOGC", "off").WithEnv("GOMEMLIMIT", "1500MiB")
 	ended := make(chan error, 1)
 	go func() { ended <- m.run(config) }()
 	select {
 	case err := <-ended:
-		o := &outcome{schedule: s, story: story.Bytes(), err: err}
+		o := &outcome{schedule: s, log: log.Bytes(), err: err}
 		if err == nil {
 			o.err = o.readTally()
 		}
 		return o
-	case <-ctx.Done(): // what could stop it would make every step slower
+	case <-ctx.Done(): // an instance that could be stopped would be slower at each step
 		return &outcome{schedule: s, err: context.Cause(ctx)}
 	}
 }
@@ -110,7 +111,7 @@ func (m *machine) run(config wazero.ModuleConfig) error {
 	ctx := context.Background()
 	instance, err := m.runtime.InstantiateModule(ctx, m.program, config)
 	if instance != nil {
-		_ = instance.Close(ctx) // it has ended
+		_ = instance.Close(ctx) // the instance has ended
 	}
 	var exit *sys.ExitError
 	if errors.As(err, &exit) {
@@ -119,32 +120,32 @@ func (m *machine) run(config wazero.ModuleConfig) error {
 	return err
 }
 
-// readTally finds the tally: the story's last line but for "PASS".
+// readTally reads the tally, which is the last line of the log except for "PASS".
 func (o *outcome) readTally() error {
-	lines := bytes.Split(bytes.TrimSpace(o.story), []byte("\n"))
+	lines := bytes.Split(bytes.TrimSpace(o.log), []byte("\n"))
 	for _, line := range lines[max(0, len(lines)-2):] {
 		if json.Unmarshal(line, &o.tally) == nil {
 			return nil
 		}
 	}
-	return errors.New("the simulation did not say what it came to")
+	return errors.New("the simulation printed no tally")
 }
 
-// playSurely plays a schedule, once more if that is wanted, to see that the
-// second time is like the first.
+// playSurely plays a schedule. If twice is set, playSurely plays the schedule again,
+// and fails if the second log differs.
 func (m *machine) playSurely(ctx context.Context, s schedule, twice bool) *outcome {
 	o := m.play(ctx, s)
 	if !twice || ctx.Err() != nil {
 		return o
 	}
 	again := m.play(ctx, s)
-	if ctx.Err() == nil && !bytes.Equal(o.story, again.story) {
-		o.err = errors.Join(o.err, fmt.Errorf("the second time was not like the first: %s", firstDifference(o.story, again.story)))
+	if ctx.Err() == nil && !bytes.Equal(o.log, again.log) {
+		o.err = errors.Join(o.err, fmt.Errorf("the second log differs from the first: %s", firstDifference(o.log, again.log)))
 	}
 	return o
 }
 
-// firstDifference says where two stories part.
+// firstDifference describes the first line at which two logs differ.
 func firstDifference(a, b []byte) string {
 	first, second := bytes.Split(a, []byte("\n")), bytes.Split(b, []byte("\n"))
 	for i := range min(len(first), len(second)) {
@@ -152,5 +153,5 @@ func firstDifference(a, b []byte) string {
 			return fmt.Sprintf("line %d was %q and then %q", i+1, first[i], second[i])
 		}
 	}
-	return fmt.Sprintf("it had %d lines and then %d", len(first), len(second))
+	return fmt.Sprintf("the log had %d lines and then %d", len(first), len(second))
 }

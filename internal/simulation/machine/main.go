@@ -1,12 +1,12 @@
 // Command machine plays schedules of the simulation exactly: each in a
 // WebAssembly machine of its own, with a single processor, whose clock and
-// chance follow from the seed. There the order of goroutines follows from it,
-// too, and so a schedule that fails fails again, on any computer, to the letter.
+// random numbers follow from the seed. So does the order of goroutines: a schedule
+// that fails fails again, with the same log, on any computer.
 //
 //	go run ./internal/simulation/machine -seeds 1000
 //	go run ./internal/simulation/machine -seed 28
 //
-// It exits 1 if a schedule failed, and tells its story.
+// The command exits 1 if a schedule failed, and prints the schedule's log.
 package main
 
 import (
@@ -28,8 +28,8 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 )
 
-// errFailed says that a schedule failed, after its story was told.
-var errFailed = errors.New("what must always hold did not")
+// errFailed is the error for a schedule that failed, after its log was printed.
+var errFailed = errors.New("a check of the simulation failed")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -40,25 +40,27 @@ func main() {
 	}
 }
 
-// settings are what the flags say.
+// settings are the values of the flags.
 type settings struct {
 	seed          uint64
 	from, seeds   uint64
 	order, orders uint64
 	parallel      int
 	twice         bool
+	draws         string
 }
 
 func (s *settings) parse(args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("machine", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	flags.Uint64Var(&s.seed, "seed", 0, "play this schedule only, and tell its story")
+	flags.Uint64Var(&s.seed, "seed", 0, "play this schedule only, and print its log")
 	flags.Uint64Var(&s.seeds, "seeds", 100, "how many schedules to play")
-	flags.Uint64Var(&s.from, "from", 1, "the first of them")
-	flags.Uint64Var(&s.order, "order", 0, "the order of goroutines to play them in, a seed of its own")
-	flags.Uint64Var(&s.orders, "orders", 1, "in how many orders to play each, from that one on")
-	flags.IntVar(&s.parallel, "parallel", runtime.NumCPU(), "how many to play at once; each takes up to 2 GB of memory")
-	flags.BoolVar(&s.twice, "twice", false, "play each twice, and fail if the second time is not like the first")
+	flags.Uint64Var(&s.from, "from", 1, "the first seed")
+	flags.Uint64Var(&s.order, "order", 0, "the first order of goroutines, a seed of its own")
+	flags.Uint64Var(&s.orders, "orders", 1, "in how many orders to play each schedule, beginning with -order")
+	flags.IntVar(&s.parallel, "parallel", runtime.NumCPU(), "how many schedules to play at once; each takes up to 2 GB of memory")
+	flags.BoolVar(&s.twice, "twice", false, "play each schedule twice, and fail if the second log differs")
+	flags.StringVar(&s.draws, "draws", "all", "what a schedule may draw beyond the basic faults: all, old (nothing), or names of draws, separated by commas")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -71,7 +73,7 @@ func (s *settings) parse(args []string, stderr io.Writer) error {
 	return nil
 }
 
-// schedules are those to be played.
+// schedules are the schedules to play.
 func (s *settings) schedules() (all []schedule) {
 	first, end := s.from, s.from+s.seeds
 	if s.seed != 0 {
@@ -96,6 +98,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	m.draws = s.draws
 	sum, failed := playAll(ctx, m, &s, stdout, stderr)
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -110,7 +113,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// playAll plays the schedules side by side, and adds up what they came to.
+// playAll plays the schedules, several at once, and adds up their tallies.
 func playAll(ctx context.Context, m *machine, s *settings, stdout, stderr io.Writer) (sum map[string]int64, failed int) {
 	schedules := s.schedules()
 	progress := mpb.NewWithContext(ctx, mpb.WithOutput(stderr))
@@ -130,10 +133,10 @@ func playAll(ctx context.Context, m *machine, s *settings, stdout, stderr io.Wri
 			failed++
 		}
 		if o.err != nil || s.seed != 0 && s.orders == 1 {
-			fmt.Fprintf(stdout, "%s", o.story)
+			fmt.Fprintf(stdout, "%s", o.log)
 		}
 		if o.err != nil {
-			fmt.Fprintf(stdout, "FAILED: %v\nto see it again: go run ./internal/simulation/machine -seed %d -order %d\n\n", o.err, o.seed, o.order)
+			fmt.Fprintf(stdout, "FAILED: %v\nto see it again: go run ./internal/simulation/machine -seed %d -order %d -draws %s\n\n", o.err, o.seed, o.order, s.draws)
 		}
 	}
 	var work sync.WaitGroup

@@ -1,4 +1,4 @@
-// Package trouble says what is wrong with a journal, for its backends.
+// Package trouble describes the errors of the journal's backends.
 package trouble
 
 import (
@@ -9,11 +9,11 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// Advice is what to do about each of package journal's troubles that a backend
-// knows.
+// Advice says what to do about each sentinel error of package journal. A backend
+// lists the sentinels of its own errors.
 type Advice map[error]string
 
-// Kind is the trouble that err wraps already, nil if there is none.
+// Kind returns the sentinel in a that err wraps, nil if err wraps none.
 func (a Advice) Kind(err error) error {
 	for kind := range a {
 		if errors.Is(err, kind) {
@@ -23,9 +23,9 @@ func (a Advice) Kind(err error) error {
 	return nil
 }
 
-// Explain makes err say which journal is in trouble, what the trouble is (kind,
-// if not nil), and what to do. What package journal says that a Store refuses,
-// and the end of a context, are passed on as they are.
+// Explain returns err with the name of the journal, the sentinel kind unless nil,
+// and the advice. Explain does not change errors of an ended context and the
+// sentinels of a refused request, for example journal.ErrLapsed.
 func (a Advice) Explain(place string, err, kind error) error {
 	switch {
 	case err == nil, passedOn(err):

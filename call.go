@@ -1,0 +1,50 @@
+package autobatcher
+
+import (
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/accounts"
+	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/registry"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// The registry's types, for the requests of this package.
+type (
+	call    = registry.Call[request]
+	waiter  = registry.Waiter[request]
+	answer  = registry.Answer[request]
+	lineSet = registry.Lines[request]
+	queue   = collector.Queue[key, *call]
+)
+
+// A request is what a call asks for, beside its line.
+type request struct {
+	key      key
+	caller   *caller.Caller // separates callers of the same account
+	profile  *provider.Profile
+	suffix   string // "/chat/completions"
+	model    string
+	raw      []byte        // the body as it came; nil unless the call may be escalated
+	deadline time.Duration // 0: none
+	inputs   int32         // embedding inputs; 0 for other calls
+	stream   bool          // the answer is a stream of events
+	usage    bool          // the last event of the stream has the usage
+	legacy   *journal.Hash // the fingerprint from before the account had a name; nil: no line of that time is left
+	slot     collector.Slot[key, *registry.Call[request]]
+}
+
+// A key says which calls may share a batch: calls with equal keys.
+type key struct {
+	account *accounts.Account
+	window  string
+	group   string // endpoint and model, where a file may hold only one
+}
+
+// failure is an error response of autobatcher, in OpenAI's shape.
+func failure(status int, code, message string) *answer {
+	return &answer{Answer: reply.Failure(status, code, message)}
+}

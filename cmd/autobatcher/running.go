@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+)
+
+// A batchList knows the batches of this process from their events. The zero value
+// is ready to use. All methods may be called concurrently.
+type batchList struct {
+	mu        sync.Mutex
+	submitted int64
+	order     []string // ids, in the order of their first events
+	last      map[string]autobatcher.Event
+	took      []time.Duration // by the last maxTook completed batches
+}
+
+// maxTook is the number of batches from which the duration of further batches is
+// estimated.
+const maxTook = 100
+
+// onEvent records an event.
+func (l *batchList) onEvent(e autobatcher.Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.Name == autobatcher.BatchSubmitted {
+		l.submitted++
+	}
+	if e.BatchID == "" || e.Name == autobatcher.CallEscalated || e.Name == autobatcher.BatchCost {
+		return // says nothing about the state of the batch
+	}
+	if l.last == nil {
+		l.last = map[string]autobatcher.Event{}
+	}
+	if _, known := l.last[e.BatchID]; !known {
+		l.order = append(l.order, e.BatchID)
+	}
+	l.last[e.BatchID] = e
+	if e.Name == autobatcher.BatchCompleted {
+		l.took = append(l.took, e.Elapsed)
+		l.took = l.took[max(len(l.took)-maxTook, 0):]
+	}
+}
+
+// left estimates how long the running batches will still take: as long as half of the
+// earlier batches took or, without earlier batches, as the provider's counts say. 0: not
+// known.
+func (l *batchList) left(now time.Time) (longest time.Duration) {
+	ids := l.running()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	took := slices.Sorted(slices.Values(l.took))
+	for _, id := range ids {
+		e := l.last[id]
+		elapsed := e.Elapsed + now.Sub(e.Time)
+		done := e.Counts.Completed + e.Counts.Failed
+		switch {
+		case len(took) > 0:
+			longest = max(longest, took[len(took)/2]-elapsed)
+		case done > 0:
+			rest := float64(e.Elapsed) * float64(e.Counts.Total-done) / float64(done)
+			longest = max(longest, time.Duration(rest)-now.Sub(e.Time))
+		}
+	}
+	return longest
+}
+
+// count returns how many batches this process has submitted.
+func (l *batchList) count() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.submitted
+}
+
+// running returns the ids of the batches that have neither ended nor been cancelled.
+// A batch whose cancellation is not confirmed is among them.
+func (l *batchList) running() []string {
+	return l.ids(autobatcher.BatchSubmitted, autobatcher.BatchResumed, autobatcher.BatchProgress,
+		autobatcher.BatchCancelRequested, autobatcher.BatchCancelFailed)
+}
+
+// cancelled returns the ids of the batches that the provider agreed to cancel.
+func (l *batchList) cancelled() []string { return l.ids(autobatcher.BatchCancelledUpstream) }
+
+// done returns how many lines of the running batches the provider reports as
+// finished.
+func (l *batchList) done() (n int64) {
+	ids := l.running()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, id := range ids {
+		n += int64(l.last[id].Counts.Completed + l.last[id].Counts.Failed)
+	}
+	return n
+}
+
+// ids returns the ids of the batches whose last event has one of the names.
+func (l *batchList) ids(names ...autobatcher.EventName) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ids []string
+	for _, id := range l.order {
+		if slices.Contains(names, l.last[id].Name) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// remains describes the batches that the end of run has cancelled or left running,
+// and what the same command does about their calls; "" without such batches.
+func (b *backend) remains(keep bool) string {
+	var text strings.Builder
+	if cancelled := b.batches.cancelled(); len(cancelled) > 0 {
+		fmt.Fprintf(&text, "autobatcher: cancelled %s. Lines that had finished are paid for. The same command makes the calls again, in new batches.",
+			listBatches(cancelled))
+		if b.journal != nil {
+			text.WriteString(" With --keep-active-batches-on-close, the batches run on, and the same command picks up the results.")
+		}
+		text.WriteByte('\n')
+	}
+	running := b.runningBatches()
+	switch {
+	case len(running) == 0:
+	case keep && b.journal != nil:
+		fmt.Fprintf(&text, "autobatcher: left running, and paid for: %s. The same command picks up the results, instead of paying again.\n", listBatches(running))
+	case keep:
+		fmt.Fprintf(&text, "autobatcher: left running, and paid for: %s. Without a journal, the same command makes the calls again; the provider's list of batches has the results.\n", listBatches(running))
+	default:
+		fmt.Fprintf(&text, "autobatcher: could not cancel %s. The provider's list of batches says whether they still run and cost.\n", listBatches(running))
+	}
+	return text.String()
+}
+
+// listBatches counts batches and lists the ids.
+func listBatches(ids []string) string {
+	return fmt.Sprintf("%s (%s)", count(int64(len(ids)), "batch", "batches"), printableLine(strings.Join(ids, ", ")))
+}

@@ -1,0 +1,79 @@
+package autobatcher
+
+import (
+	"net/http"
+
+	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
+)
+
+// Cost is the estimated cost of successful answers of batches, and of calls that
+// were escalated, from the token counts in the answers and from a table of public
+// prices. Each line is counted once. Calls that pass through are not counted.
+type Cost struct {
+	USD     float64 // US dollars, in the tier that is billed: batch, real time or flex
+	Savings float64 // US dollars: the price in real time less USD
+
+	InputTokens  int64 // of answers with a price; includes CachedTokens
+	CachedTokens int64
+	OutputTokens int64
+
+	Priced   int64 // answers whose price is known
+	Unpriced int64 // answers whose price is not known: USD and Savings are without these answers
+
+	PricesDate string // of the built-in prices, as 2006-01-02; "" if no answer has a known price
+}
+
+// CostPart is the cost of the answers of one model for one caller.
+type CostPart struct {
+	Payer  string // tells accounts apart, as in QueueStats
+	Caller string // name of the caller; "" unless a server has named its clients
+	Model  string // as in the table of prices; of answers without a known price, as the calls name the model
+	Cost   Cost
+}
+
+// BudgetStats is the state of Options.Budget. All fields are zero without a budget.
+type BudgetStats struct {
+	LimitUSD    float64
+	SpentUSD    float64 // since midnight UTC, if the budget is for a day
+	ReservedUSD float64 // for calls without an answer
+	Refused     int64   // calls, since New
+}
+
+// costParts returns the cost by account, caller and model.
+func costParts(m *price.Meter) (parts []CostPart) {
+	for _, p := range m.Parts() {
+		parts = append(parts, CostPart{p.Payer, p.Caller, p.Model, Cost(p.Total)})
+	}
+	return parts
+}
+
+// priced is what decides about the price of a call.
+func priced(c *call) price.Call {
+	r := &c.Request
+	return price.Call{Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name}
+}
+
+// plan plans the reservation of a call, if there is a budget. A call whose price is
+// not known is refused: a budget could not limit its cost.
+func (r *router) plan(c *call, asked *requestbody.Call) error {
+	budget := r.meter.Budget()
+	if budget == nil {
+		return nil
+	}
+	q, known := &c.Request, false
+	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
+		return nil
+	}
+	budget.Refused()
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and the price of the model " + q.model +
+		" is not known; add the price to the operator's price map (--prices, Options.Prices), or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
+}
+
+// exhausted is the answer for a call that does not fit into the budget.
+func (r *router) exhausted(err error) *reply.RequestError {
+	r.meter.Budget().Refused()
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodeBudgetExhausted, Message: err.Error() +
+		" (estimates); retry when calls have been answered or the budget begins anew, name a smaller max_tokens, or raise the budget"}
+}

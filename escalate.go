@@ -1,0 +1,134 @@
+package autobatcher
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/ratelimit"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/internal/retry"
+)
+
+// deadlineNear is why a call is sent in real time that its batch may answer yet.
+const deadlineNear = "its deadline is near"
+
+// An escalator sends calls in real time, once and at full price, within the budget
+// of Options.EscalateLimit. Callers with names of their own have budgets of their
+// own, so that no caller can use up the budget of another.
+type escalator struct {
+	t      *Transport
+	budget *ratelimit.Hourlies
+}
+
+func newEscalator(t *Transport, limit int) *escalator {
+	return &escalator{t: t, budget: ratelimit.NewHourlies(limit)}
+}
+
+// untilUrgent is how long a call can wait for its batch before it must be sent in
+// real time to meet its deadline; 0 if it never must.
+func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
+	if e.t.opts.Escalate != EscalateDeadline {
+		return 0
+	}
+	left := c.Request.deadline
+	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
+		left = time.Until(at)
+	}
+	if left == 0 {
+		return 0
+	}
+	return max(left-e.t.opts.EscalateMargin, 1)
+}
+
+// allow reports whether a call may be sent in real time for that reason, and takes the
+// call from the budgets. The call that is sent must end spending.
+func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
+	if e.t.opts.Escalate == EscalateNever || e.t.ctx.Err() != nil {
+		return nil, false
+	}
+	spending, err := e.t.router.meter.Begin(priced(c), e.t.registry.InRealtime(c))
+	if err != nil {
+		e.t.opts.Logger.Warn("call not escalated: "+err.Error(), "caller", c.Request.caller.Name, "reason", reason)
+		return nil, false
+	}
+	if wait, ok := e.budget.Take(c.Request.caller.Budget); !ok {
+		spending.End(false)
+		e.t.opts.Logger.Warn("call not escalated: the hour's budget is used up", "caller", c.Request.caller.Name, "reason", reason, "again in", wait)
+		return nil, false
+	}
+	return spending, true
+}
+
+// report reports that a call is sent in real time.
+func (e *escalator) report(c *call, reason string) {
+	batchID, customID := e.t.registry.NameOf(c)
+	e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
+	e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
+}
+
+// escalate sends a call in real time whose deadline is near. Its line is of no
+// use to a retry once the caller has read the answer.
+func (e *escalator) escalate(req *http.Request, c *call, w *waiter, began time.Time, spending *price.RealtimeCall) (*http.Response, error) {
+	detached, found := e.t.registry.Leave(w, true)
+	if found != nil {
+		spending.End(false)
+		return e.t.answer(req, c, found, began)
+	}
+	if detached == nil {
+		detached = c
+	}
+	e.report(detached, deadlineNear)
+	return e.send(req, c, began, spending, func(served, _ bool) {
+		if served {
+			e.t.registry.Dismiss(detached)
+		}
+	})
+}
+
+// send sends the call as its caller made the call, once. Its deadline still
+// holds, counted from when the call began. ended is called once: served says that the
+// caller has read a successful answer, left that the caller disconnected before it read
+// an answer. The caller counts as waiting until then.
+func (e *escalator) send(req *http.Request, c *call, began time.Time, spending *price.RealtimeCall, ended func(served, left bool)) (*http.Response, error) {
+	ctx, cancel := req.Context(), func() {}
+	if c.Request.deadline > 0 {
+		ctx, cancel = context.WithDeadline(ctx, began.Add(c.Request.deadline))
+	}
+	paid, handed := false, false
+	var whole atomic.Bool
+	end := sync.OnceFunc(func() {
+		cancel()
+		spending.End(paid)
+		ended(paid && whole.Load(), !whole.Load() && req.Context().Err() != nil)
+		e.t.registry.CallerLeft()
+	})
+	defer func() {
+		if !handed { // also after a panic in the user's RoundTripper
+			end()
+		}
+	}()
+	res, err := e.t.opts.Base.RoundTrip(requestbody.Restore(callheader.Strip(req), c.Request.raw).WithContext(ctx))
+	if err == nil {
+		res.Header.Set(callheader.Mode, "realtime")
+		res.Request = req
+		paid = res.StatusCode < 300 // after a failure, the line may have a better answer for a retry
+		res.Body = &reply.WatchedBody{ReadCloser: res.Body, Context: req.Context(), Scan: spending.Scan, Whole: func() { whole.Store(true) }, End: end}
+		handed = true
+		return res, nil
+	}
+	switch {
+	case req.Context().Err() != nil:
+		return nil, retry.ContextError(req.Context())
+	case ctx.Err() != nil:
+		return failure(http.StatusFailedDependency, CodeDeadlineExceeded,
+			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.Request.deadline)).Response(req), nil
+	}
+	return failure(http.StatusBadGateway, CodeRealtimeFailed, "the call was sent in real time, and failed: "+err.Error()).Response(req), nil
+}

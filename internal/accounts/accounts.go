@@ -1,0 +1,292 @@
+// Package accounts keeps the accounts that pay for calls: for each account its
+// credentials, and what is known of its limits and batches at the provider.
+package accounts
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"hash"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/autobatcher/autobatcher/internal/account"
+	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/batchapi"
+	"github.com/autobatcher/autobatcher/internal/credential"
+	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/ratelimit"
+	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// An Account pays for calls at one base URL. Calls of different accounts never
+// share a batch, and never see each other's lines. All methods may be called
+// concurrently; the exported fields never change.
+type Account struct {
+	Name     string            // for statistics; says nothing about the identity
+	Hash     journal.Hash      // the account in the journal
+	Profile  *provider.Profile // of the base URL
+	Limiter  *ratelimit.Limiter
+	Statuses *backend.StatusCache
+	Retries  journalsession.Retries
+	Legacy   *Legacy // nil: the credential is the account, or Options.Legacy is false
+
+	base        string      // upstream URL as far as "/v1", with the query
+	identity    string      // what separates the account from others; may hold a credential
+	tenant      http.Header // headers that select an organization, a project or a tenant
+	credentials *credential.Set
+	batches     atomic.Int64 // batches that have not ended
+	called      time.Time    // when the last call came; guarded by Set.mu
+}
+
+// BatchBegins keeps the account in the Set until BatchEnds is called.
+func (a *Account) BatchBegins() { a.batches.Add(1) }
+
+// BatchEnds is called once for each call of BatchBegins.
+func (a *Account) BatchEnds() { a.batches.Add(-1) }
+
+// Upstream returns the base URL without its query.
+func (a *Account) Upstream() string {
+	base, _, _ := strings.Cut(a.base, "?")
+	return base
+}
+
+// batchURL is the URL below which the account's files and batches are found.
+func (a *Account) batchURL() *url.URL {
+	u, err := url.Parse(a.base)
+	if err != nil { // a.base was made of a URL
+		panic(err)
+	}
+	query := u.Query()
+	for name := range query {
+		if !slices.Contains(a.Profile.KeepQuery, name) {
+			query.Del(name)
+		}
+	}
+	u.RawQuery = query.Encode()
+	u.Path, u.RawPath = a.Profile.BatchPath(u.Path), ""
+	return u
+}
+
+// Options configure a Set. All functions must be safe for concurrent use.
+type Options struct {
+	Base   http.RoundTripper // sends the requests of backends
+	Logger *slog.Logger
+	Secret journal.Hash // keys the hashes and the fingerprints
+
+	// Context ends the calls of Credential.
+	Context context.Context
+
+	// Account names the account of a request; "": the credential is the account.
+	// A nil Account names none.
+	Account func(*http.Request) string
+
+	// Credential returns the headers of a valid credential of the account that
+	// has the name, "" for an account without a name. Nil: none.
+	Credential func(ctx context.Context, name string) (http.Header, error)
+
+	// Legacy says that a named account owns also what the journal has for its
+	// credential.
+	Legacy bool
+
+	// Retries returns the queued calls of a new account. The Set calls Retries
+	// with its lock held.
+	Retries func(*Account) journalsession.Retries
+
+	// Added is called after an account was added, without the lock.
+	Added func()
+}
+
+// A Set owns the accounts. The Set forgets an account, and with the account its
+// credentials, an hour after the last call and the last batch. Beyond maxAccounts
+// the Set forgets all accounts without a batch and without a limit to remember. All methods may be called
+// concurrently.
+type Set struct {
+	opts Options
+
+	mu     sync.Mutex
+	known  map[accountID]*Account
+	hashes map[journal.Hash]*Account
+}
+
+// New returns a Set without accounts.
+func New(o Options) *Set {
+	return &Set{opts: o, known: make(map[accountID]*Account), hashes: make(map[journal.Hash]*Account)}
+}
+
+type accountID struct{ base, identity string }
+
+const (
+	maxAccounts   = 1000
+	accountUnused = time.Hour
+)
+
+// Of returns the account that pays for a request. base is the path of the
+// request's URL as far as the endpoint, and p the profile of the URL.
+func (s *Set) Of(req *http.Request, base string, p *provider.Profile) *Account {
+	id := accountID{upstreamOf(req.URL, base), account.Identity(req.Header, p.AccountHeaders...)}
+	nameless := id
+	var name string
+	var own http.Header // the credential, where it does not identify the account
+	if s.opts.Account != nil {
+		if name = s.opts.Account(req); name != "" {
+			var tenant http.Header
+			own, tenant = account.Split(account.Headers(id.identity))
+			id.identity = accountPrefix + oneLine(name) + "\n" + account.Identity(tenant, p.AccountHeaders...)
+		}
+	}
+	s.mu.Lock()
+	a := s.known[id]
+	added := a == nil
+	if added {
+		a = s.addLocked(id, name, own, p)
+		if s.opts.Legacy && id != nameless {
+			s.addLegacyLocked(a, nameless)
+		}
+	}
+	a.called = time.Now()
+	s.mu.Unlock()
+	if added {
+		s.opts.Added()
+	}
+	if own != nil {
+		a.credentials.Add(own)
+	}
+	return a
+}
+
+// accountPrefix cannot begin the identity of an account without a name, since it
+// is no header name.
+const accountPrefix = "account/"
+
+// oneLine is a name without line breaks: what follows a line break in an identity
+// is a header. A name that has none is not changed, since the journal knows hashes
+// of identities.
+func oneLine(name string) string {
+	if strings.Contains(name, "\n") || strings.HasPrefix(name, `"`) {
+		return strconv.Quote(name)
+	}
+	return name
+}
+
+// addLocked makes a new account.
+func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.Profile) *Account {
+	unused := accountUnused
+	if len(s.known) >= maxAccounts {
+		unused = 0
+	}
+	s.forgetLocked(unused)
+	identity := id.identity
+	if own != nil {
+		_, identity, _ = strings.Cut(identity, "\n")
+	}
+	headers := account.Headers(identity)
+	a := &Account{base: id.base, identity: id.identity, Hash: s.hash(id), Profile: p, tenant: headers}
+	a.Name = hex.EncodeToString(a.Hash[:4])
+	a.credentials = credential.NewSet(s.fetchCredential(name))
+	if own == nil {
+		own, a.tenant = account.Split(headers)
+		a.credentials.Add(own)
+	}
+	a.Limiter, a.Statuses = ratelimit.New(p.CreationsPerHour), backend.NewStatusCache()
+	a.Retries = s.opts.Retries(a)
+	s.known[id], s.hashes[a.Hash] = a, a
+	return a
+}
+
+// Forget forgets the accounts that have been unused for an hour.
+func (s *Set) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forgetLocked(accountUnused)
+}
+
+func (s *Set) forgetLocked(unused time.Duration) {
+	for id, a := range s.known {
+		if a.batches.Load() == 0 && time.Since(a.called) >= unused && (unused > 0 || a.Limiter.Idle()) {
+			delete(s.known, id)
+			s.forgetHashesLocked(a)
+		}
+	}
+}
+
+// ByHash returns the account that the journal calls hash, or nil.
+func (s *Set) ByHash(hash journal.Hash) *Account {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hashes[hash]
+}
+
+// hash is the account as the journal knows it.
+func (s *Set) hash(id accountID) journal.Hash {
+	mac := hmac.New(sha256.New, s.opts.Secret[:])
+	mac.Write([]byte(id.base + "\x00" + id.identity))
+	return journal.Hash(mac.Sum(nil))
+}
+
+// fetchCredential is Options.Credential for one account, or nil.
+func (s *Set) fetchCredential(name string) func(context.Context) (http.Header, error) {
+	if s.opts.Credential == nil {
+		return nil
+	}
+	return func(ctx context.Context) (http.Header, error) {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(s.opts.Context, func() { cancel(context.Cause(s.opts.Context)) })()
+		return s.opts.Credential(ctx, name)
+	}
+}
+
+// AppendFingerprint appends to b the fingerprint of a call, by which a retry is
+// known: a keyed hash of the account, the caller, the endpoint and the body as it
+// came. caller separates callers of the same account; "" for the only caller.
+func (s *Set) AppendFingerprint(b []byte, a *Account, caller, suffix string, body []byte) []byte {
+	return s.appendFingerprint(b, a.base, a.identity, caller, suffix, body)
+}
+
+// callerPrefix cannot begin an identity, since it is no header name.
+const callerPrefix = "caller/"
+
+func (s *Set) appendFingerprint(b []byte, base, identity, caller, suffix string, body []byte) []byte {
+	if caller != "" {
+		identity = callerPrefix + strconv.Quote(caller) + "\n" + identity
+	}
+	h := hashes.Get().(hash.Hash) //nolint:forcetypeassert // the pool holds hashes
+	defer hashes.Put(h)
+	h.Reset()
+	h.Write(s.opts.Secret[:])
+	for _, part := range []string{base, identity, suffix} {
+		h.Write(unsafe.Slice(unsafe.StringData(part), len(part)))
+		h.Write(separator)
+	}
+	h.Write(body)
+	return h.Sum(b)
+}
+
+var (
+	hashes    = sync.Pool{New: func() any { return sha256.New() }}
+	separator = []byte{0}
+)
+
+// FilesBackend returns the Batch API of files and batches for an account.
+func (s *Set) FilesBackend(a *Account) backend.Backend {
+	return batchapi.New(a.batchURL(), credential.With(a.tenant, a.credentials.Transport(recovering{s.opts.Base, s.opts.Logger})), *a.Profile, s.opts.Logger)
+}
+
+// upstreamOf is where u leads, as far as the path base, with its query.
+func upstreamOf(u *url.URL, base string) string {
+	if u.RawQuery == "" {
+		return u.Scheme + "://" + u.Host + base
+	}
+	return u.Scheme + "://" + u.Host + base + "?" + u.RawQuery
+}

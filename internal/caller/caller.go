@@ -1,0 +1,60 @@
+// Package caller says which of several callers of the same account made a
+// request. A server that calls the Transport for its own clients puts a Caller
+// into the context of each request.
+package caller
+
+import "context"
+
+// A Caller is one of several callers of an account. Calls of different callers may
+// share a batch. The zero Caller is the only caller of its account.
+type Caller struct {
+	// ID separates callers: calls with different IDs have different fingerprints,
+	// and so never get each other's lines or answers. ID may be a secret.
+	ID string
+
+	// Name is the caller's name in statistics. Name must not be a secret. "": the
+	// statistics do not name the caller.
+	Name string
+
+	// Budget names the hourly budget of escalations (Options.EscalateLimit) that
+	// the caller uses. "": the budget of all requests without a name.
+	Budget string
+
+	// BatchOnly: a call is refused if its body asks for an answer in real time
+	// ("background": true).
+	BatchOnly bool
+
+	// Trace is the trace context of the call, as a value of the header traceparent.
+	// "": the call belongs to no trace.
+	Trace string
+
+	// Waiting is called when the call waits for its batch. Nil: not called.
+	Waiting func(Call)
+}
+
+// A Call is a call that waits for its batch.
+type Call struct {
+	Model  string
+	Stream bool // the answer is to be a stream of events
+
+	// Name returns the names that the call has at the provider: "" for a batch
+	// that was not created yet. Both change when the call is resubmitted.
+	Name func() (batchID, customID string)
+}
+
+type contextKey struct{}
+
+// With returns a context for the requests of c.
+func With(ctx context.Context, c Caller) context.Context {
+	return context.WithValue(ctx, contextKey{}, &c)
+}
+
+// Of returns the caller in ctx, or the zero Caller. The Caller must not be changed.
+func Of(ctx context.Context) *Caller {
+	if c, ok := ctx.Value(contextKey{}).(*Caller); ok {
+		return c
+	}
+	return &only
+}
+
+var only Caller

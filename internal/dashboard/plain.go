@@ -1,0 +1,80 @@
+package dashboard
+
+import (
+	"fmt"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// plainRows is the number of batches on a page without JavaScript.
+const plainRows = 25
+
+// pageData are the values in the page: the header, and the table for browsers
+// without JavaScript.
+type pageData struct {
+	Key      string
+	Options  Options
+	State    snapshot
+	Rows     []plainRow
+	From, Of int
+	Previous string // link to the previous page; "": none
+	Next     string // link to the next page; "": none
+	Made     string // " (made up)" in a sandbox
+	Saved    string
+}
+
+// A plainRow is a batch in the table for browsers without JavaScript.
+type plainRow struct{ ID, About, Status, Done, Failed, Total, Cost, Created, Error string }
+
+// pageData returns the values for a page with the query q.
+func (d *Dashboard) pageData(q url.Values) pageData {
+	d.refresh(time.Now(), true)
+	d.feed.mu.Lock()
+	s := d.feed.state
+	d.feed.mu.Unlock()
+	number, _ := strconv.Atoi(q.Get("page"))
+	last := max(len(s.Batches)-1, 0) / plainRows
+	number = min(max(number, 1), last+1)
+	from := (number - 1) * plainRows
+	p := pageData{Key: q.Get("key"), Options: d.opts, State: s, From: from + 1, Of: len(s.Batches), Saved: "not known"}
+	if d.opts.Sandbox {
+		p.Made = " (made up)"
+	}
+	if s.Cost != nil {
+		p.Saved = fmt.Sprintf("about $%.4f, estimated with prices of %s", s.Cost.Savings, s.Cost.Date)
+	}
+	link := func(number int) string {
+		v := url.Values{"page": {strconv.Itoa(number)}}
+		if p.Key != "" {
+			v.Set("key", p.Key)
+		}
+		return "?" + v.Encode()
+	}
+	if number > 1 {
+		p.Previous = link(number - 1)
+	}
+	if number <= last {
+		p.Next = link(number + 1)
+	}
+	for _, b := range s.Batches[from:min(from+plainRows, len(s.Batches))] {
+		p.Rows = append(p.Rows, newPlainRow(b))
+	}
+	return p
+}
+
+func newPlainRow(b batch) plainRow {
+	row := plainRow{
+		ID: b.ID, About: b.Endpoint + " " + strings.Join(b.Models, ", "), Status: strings.ReplaceAll(b.Status, "_", " "),
+		Done: strconv.Itoa(b.done()), Failed: strconv.Itoa(b.Failed), Total: strconv.Itoa(b.Total),
+		Created: time.UnixMilli(b.Created).UTC().Format("2006-01-02 15:04"), Error: b.Error,
+	}
+	if row.ID == "" {
+		row.ID = "not created"
+	}
+	if b.Cost != nil {
+		row.Cost = fmt.Sprintf("about $%.4f", b.Cost.USD)
+	}
+	return row
+}

@@ -1,0 +1,216 @@
+package price
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func TestBook(t *testing.T) {
+	const own = `{"ours": {"input_cost_per_token": 1, "output_cost_per_token": 10, "cache_read_input_token_cost": 0.5, "mode": "chat"},
+		"sample_spec": {"input_cost_per_token": "text"}, "picture": {"mode": "image_generation", "input_cost_per_token": 1}}`
+	for name, test := range map[string]struct {
+		profile             provider.Profile
+		model, body, header string
+		savings             float64
+		unpriced            int64
+	}{
+		"batch prices of the map":     {provider.OpenAI(), "gpt-4o-mini", `{"usage":{"prompt_tokens":1000000,"completion_tokens":1000000}}`, "0.375", 0.375, 0},
+		"cached tokens once":          {provider.OpenAI(), "ours", `{"usage":{"prompt_tokens":10,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":4}}}`, "10", 8, 0},
+		"responses":                   {provider.OpenAI(), "ours", `{"usage":{"input_tokens":2,"output_tokens":1}}`, "6", 6, 0},
+		"embeddings":                  {provider.OpenAI(), "ours", `{"usage":{"prompt_tokens":2,"total_tokens":2}}`, "1", 1, 0},
+		"the model that answered":     {provider.Azure(), "deployment", `{"model":"gpt-4o-mini","usage":{"prompt_tokens":1000000}}`, "", 0, 0},
+		"a provider without discount": {provider.Generic(), "ours", `{"usage":{"prompt_tokens":2}}`, "2", 0, 0},
+		"an unknown model":            {provider.OpenAI(), "unheard-of", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
+		"another provider's model":    {provider.Generic(), "gpt-4o-mini", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
+		"no usage":                    {provider.OpenAI(), "ours", `{"choices":[]}`, "", 0, 1},
+		"a model that is no chat":     {provider.OpenAI(), "picture", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := NewMeter([]byte(own), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b Bill
+			c := Call{Profile: &test.profile, Model: test.model}
+			got := m.Book(&b, "1", c, []byte(test.body))
+			if name == "the model that answered" {
+				if b.Priced != 1 || got == "" {
+					t.Errorf("cost %q, bill %+v", got, b.Total)
+				}
+				return
+			}
+			if got != test.header || math.Abs(b.Savings-test.savings) > 1e-9 || b.Unpriced != test.unpriced {
+				t.Errorf("cost %q, bill %+v", got, b.Total)
+			}
+			if again := m.Book(&b, "1", c, []byte(test.body)); again != got || m.Total() != b.Total || b.Priced+b.Unpriced != 1 {
+				t.Errorf("a second reading was booked: %q, %+v, %+v", again, b.Total, m.Total())
+			}
+		})
+	}
+}
+
+// An answer in real time is priced in the tier that the answer names.
+func TestBookRealtime(t *testing.T) {
+	const own = `{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4, "input_cost_per_token_flex": 1, "output_cost_per_token_flex": 2,
+		"input_cost_per_token_batches": 0.5}, "plain": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`
+	openai := provider.OpenAI()
+	for name, test := range map[string]struct {
+		model, body  string
+		usd, savings float64
+		known        bool
+	}{
+		"no tier":                     {"ours", `{"model":"ours","usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}`, 10, 0, true},
+		"default":                     {"ours", `{"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"service_tier":"default"}`, 10, 0, true},
+		"flex":                        {"ours", `{"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"service_tier":"flex"}`, 5, 5, true},
+		"flex without a price":        {"plain", `{"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"service_tier":"flex"}`, 0, 0, false},
+		"priority without a price":    {"ours", `{"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"service_tier":"priority"}`, 0, 0, false},
+		"a tier that is not known":    {"ours", `{"usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4},"service_tier":"scale"}`, 0, 0, false},
+		"a stream, which names flex":  {"ours", "data: {\"model\":\"ours\",\"service_tier\":\"flex\",\"usage\":null}\n\ndata: {\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1,\"total_tokens\":4}}\n\n", 5, 5, true},
+		"a stream without usage":      {"ours", "data: {\"model\":\"ours\"}\n\n", 0, 0, false},
+		"the model that answered":     {"alias", `{"model":"ours","usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}`, 10, 0, true},
+		"a model that nobody charges": {"unheard-of", `{"usage":{"prompt_tokens":3,"total_tokens":3}}`, 0, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := budget.New(100, false)
+			m, err := NewMeter([]byte(own), b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			call, err := m.Begin(Call{Profile: &openai, Model: test.model}, 99)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := b.State(); got.ReservedUSD != 99 {
+				t.Errorf("%+v", got)
+			}
+			call.Scan([]byte(test.body))
+			call.End(true)
+			call.End(true)
+			spent := test.usd
+			if !test.known {
+				spent = 99 // what was reserved
+			}
+			total, got := m.Total(), b.State()
+			if (total.Priced == 1) != test.known || total.USD != test.usd || total.Savings != test.savings || total.Priced+total.Unpriced != 1 || got.SpentUSD != spent || got.ReservedUSD != 0 {
+				t.Errorf("%+v, %+v", total, got)
+			}
+		})
+	}
+}
+
+func TestPlan(t *testing.T) {
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), budget.New(1e19, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := provider.OpenAI()
+	for name, test := range map[string]struct {
+		model                  string
+		input, output, answers int64
+		embedding              bool
+		realtime               float64
+		known                  bool
+	}{
+		"a limit":          {"ours", 3, 5, 1, false, 26, true},
+		"two answers":      {"ours", 3, 5, 2, false, 46, true},
+		"no limit":         {"ours", 3, 0, 1, false, 4006, true},
+		"a negative limit": {"ours", 3, -5, 1, false, 4006, true},
+		"an embedding":     {"ours", 3, 5, 1, true, 6, true},
+		"a large limit":    {"ours", 0, math.MaxInt64, math.MaxInt64, false, 4e18, true},
+		"an unknown model": {"other", 3, 5, 1, false, 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, known := m.Plan(Call{Profile: &p, Model: test.model}, test.input, test.output, test.answers, test.embedding)
+			if known != test.known || r.Realtime() != test.realtime {
+				t.Errorf("%v, %t", r.Realtime(), known)
+			}
+			before := m.Budget().State().ReservedUSD
+			if err := r.Take(); err != nil {
+				t.Fatal(err)
+			}
+			if got := m.Budget().State().ReservedUSD - before; got != test.realtime/2 {
+				t.Errorf("%v are reserved for a batch", got)
+			}
+			r.Release()
+		})
+	}
+}
+
+// The parts add up to the total, and callers that name many models cost bounded
+// memory.
+func TestParts(t *testing.T) {
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := provider.OpenAI()
+	var bill Bill
+	book := func(id string, c Call) {
+		c.Profile = &p
+		m.Book(&bill, id, c, []byte(`{"usage":{"prompt_tokens":1}}`))
+	}
+	book("1", Call{Model: "ours", Payer: "a", Caller: "key 1"})
+	book("2", Call{Model: "ours", Payer: "a", Caller: "key 1"})
+	book("3", Call{Model: "ours", Payer: "a", Caller: "key 2"})
+	if parts := m.Parts(); len(parts) != 2 || parts[0].Priced != 2 || parts[1].Caller != "key 2" || parts[0].USD != 2*parts[1].USD {
+		t.Errorf("%+v", parts)
+	}
+	for i := range 3 * maxParts {
+		book(fmt.Sprint("id", i), Call{Model: fmt.Sprint("model", i)})
+	}
+	var sum Total
+	parts := m.Parts()
+	for _, part := range parts {
+		sum.add(&part.Total)
+	}
+	if sum != m.Total() || len(parts) > maxParts+1 || sum.Unpriced != 3*maxParts {
+		t.Errorf("%d parts: %+v, total %+v", len(parts), sum, m.Total())
+	}
+}
+
+func TestBuiltInTable(t *testing.T) {
+	table := BuiltIn()
+	if len(table.entries) < 500 || len(prices) > 300<<10 {
+		t.Errorf("%d models, %d bytes", len(table.entries), len(prices))
+	}
+	rows := strings.Split(strings.TrimSuffix(prices, "\n"), "\n")
+	for _, row := range rows[1:] {
+		f := strings.Split(row, "\t")
+		k := Key{f[0], f[1]}
+		if p := table.entries[k]; p.Row(k) != row || p[Realtime].Input < 0 {
+			t.Errorf("row %q was read as %q", row, p.Row(k))
+		}
+	}
+}
+
+func TestBadMaps(t *testing.T) {
+	for _, text := range []string{`[]`, `{"m": {"input_cost_per_token": "1"}}`, `{"m": {"input_cost_per_token": -1, "output_cost_per_token": 1}}`} {
+		if _, err := NewMeter([]byte(text), nil); err == nil {
+			t.Errorf("%s was accepted", text)
+		}
+	}
+}
+
+// BenchmarkBook measures what the booking of an answer of 1 KB costs.
+func BenchmarkBook(b *testing.B) {
+	body := []byte(`{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4o-mini","choices":[{"index":0,"message":{"role":"assistant","content":"` +
+		strings.Repeat("x", 800) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`)
+	for name, profile := range map[string]provider.Profile{"known": provider.OpenAI(), "unknown": provider.Generic()} {
+		b.Run(name, func(b *testing.B) {
+			m, err := NewMeter(nil, nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			var bill Bill
+			b.ReportAllocs()
+			for i := range b.N {
+				m.Book(&bill, fmt.Sprintf("%36d", i), Call{Profile: &profile, Model: "gpt-4o-mini", Payer: "1234", Caller: "key 1"}, body)
+			}
+		})
+	}
+}

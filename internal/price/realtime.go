@@ -1,0 +1,78 @@
+package price
+
+import (
+	"cmp"
+	"sync"
+
+	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/usage"
+)
+
+const (
+	// assumedOutput is the number of tokens that is reserved for an answer to a call
+	// that names no limit.
+	assumedOutput = 1000
+
+	// mostOutput bounds the limits that calls name, against overflow.
+	mostOutput = 1e9
+)
+
+// Plan plans the reservation of a call: input tokens, and for each of the answers
+// output tokens (0: the call names no limit). An embedding has no output. known is
+// false if the model has no price.
+func (m *Meter) Plan(c Call, input, output, answers int64, embedding bool) (r *budget.Reservation, known bool) {
+	most := usage.Tokens{Input: input}
+	if !embedding {
+		most.Output = min(cmp.Or(max(output, 0), assumedOutput), mostOutput) * min(answers, mostOutput)
+	}
+	usd, realtime, known := m.Estimate(c, most)
+	if !known {
+		return nil, false
+	}
+	return m.budget.Plan(usd, realtime), true
+}
+
+// Estimate returns what tokens of a call's model cost in a batch and in real time, in US
+// dollars; known is false if the price is not known.
+func (m *Meter) Estimate(c Call, tokens usage.Tokens) (batch, realtime float64, known bool) {
+	price, _, known := m.table.find(c.Profile.Name, c.Model)
+	if !known {
+		return 0, 0, false
+	}
+	return price.cost(tokens, Batch, c.Profile)
+}
+
+// A RealtimeCall is a call that is answered in real time. Its cost is reserved
+// until End.
+type RealtimeCall struct {
+	m           *Meter
+	call        Call
+	reservation *budget.Reservation
+	scanner     usage.Scanner
+	ended       sync.Once
+}
+
+// Begin begins a call that may cost usd in real time, unless the amount does not fit into
+// the budget: then the error is a *budget.Exhausted.
+func (m *Meter) Begin(c Call, usd float64) (*RealtimeCall, error) {
+	r := &RealtimeCall{m: m, call: c, reservation: m.budget.Plan(usd, usd), scanner: usage.Scanner{Names: &usage.Names{}}}
+	return r, r.reservation.Take()
+}
+
+// Scan reads the next piece of the answer. Scan and End must not be called
+// concurrently.
+func (r *RealtimeCall) Scan(b []byte) { r.scanner.Scan(b) }
+
+// End books the cost of the answer, if the answer is paid for. Only the first call
+// has an effect, and none on nil.
+func (r *RealtimeCall) End(paid bool) {
+	if r == nil {
+		return
+	}
+	r.ended.Do(func() {
+		if paid && !r.m.bookRealtime(r.call, &r.scanner) {
+			r.reservation.Spend() // the answer names no tokens
+		}
+		r.reservation.Release()
+	})
+}

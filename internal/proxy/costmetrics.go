@@ -1,0 +1,60 @@
+package proxy
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/autobatcher/autobatcher"
+)
+
+// A costCollector shows the estimates of the Transport as metrics. The label model
+// has names of the table of prices only, since the names of further models are text
+// that a client chooses. The label key is the name of a client key, such as "key 2".
+type costCollector struct{ stats func() autobatcher.Stats }
+
+var (
+	costDesc = prometheus.NewDesc("autobatcher_cost_usd_total",
+		"Estimated cost of answers of batches and of escalated calls, in US dollars.", []string{"model", "key"}, nil)
+	savingsDesc = prometheus.NewDesc("autobatcher_savings_usd",
+		"Estimated savings against the price in real time, in US dollars.", []string{"model", "key"}, nil)
+	unpricedDesc = prometheus.NewDesc("autobatcher_unpriced_answers_total",
+		"Answers whose price is not known.", []string{"key"}, nil)
+	budgetDesc   = prometheus.NewDesc("autobatcher_budget_usd", "The limit of --budget, in US dollars.", nil, nil)
+	spentDesc    = prometheus.NewDesc("autobatcher_budget_spent_usd", "What is spent of the budget, in US dollars; for a daily budget since midnight UTC.", nil, nil)
+	reservedDesc = prometheus.NewDesc("autobatcher_budget_reserved_usd", "What is reserved of the budget for calls without an answer, in US dollars.", nil, nil)
+	refusedDesc  = prometheus.NewDesc("autobatcher_budget_refused_total", "Calls that the budget refused.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (c costCollector) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{costDesc, savingsDesc, unpricedDesc, budgetDesc, spentDesc, reservedDesc, refusedDesc} {
+		to <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c costCollector) Collect(to chan<- prometheus.Metric) {
+	type series struct{ model, key string }
+	usd, savings, unpriced := map[series]float64{}, map[series]float64{}, map[string]float64{}
+	stats := c.stats()
+	for _, p := range stats.Costs { // several accounts may have the same model and key
+		if p.Cost.Priced > 0 {
+			usd[series{p.Model, p.Caller}] += p.Cost.USD
+			savings[series{p.Model, p.Caller}] += p.Cost.Savings
+		}
+		unpriced[p.Caller] += float64(p.Cost.Unpriced)
+	}
+	for s := range usd {
+		to <- prometheus.MustNewConstMetric(costDesc, prometheus.CounterValue, usd[s], s.model, s.key)
+		// A gauge, since a batch can cost more than cached input in real time.
+		to <- prometheus.MustNewConstMetric(savingsDesc, prometheus.GaugeValue, savings[s], s.model, s.key)
+	}
+	for key, n := range unpriced {
+		to <- prometheus.MustNewConstMetric(unpricedDesc, prometheus.CounterValue, n, key)
+	}
+	if b := stats.Budget; b.LimitUSD > 0 {
+		to <- prometheus.MustNewConstMetric(budgetDesc, prometheus.GaugeValue, b.LimitUSD)
+		to <- prometheus.MustNewConstMetric(spentDesc, prometheus.GaugeValue, b.SpentUSD)
+		to <- prometheus.MustNewConstMetric(reservedDesc, prometheus.GaugeValue, b.ReservedUSD)
+		to <- prometheus.MustNewConstMetric(refusedDesc, prometheus.CounterValue, float64(b.Refused))
+	}
+}

@@ -1,0 +1,312 @@
+package proxy_test
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// wantMetric checks a line of /metrics.
+func wantMetric(t *testing.T, client *http.Client, line string) {
+	t.Helper()
+	if got := metrics(t, client); !strings.Contains(got, "\n"+line+"\n") {
+		t.Errorf("the metrics lack %q:\n%s", line, got)
+	}
+}
+
+// postAndRead sends a call and reads the response.
+func postAndRead(t *testing.T, client *http.Client, path, body string) *http.Response {
+	t.Helper()
+	res := post(t, client, path, body)
+	readAll(t, res)
+	return res
+}
+
+// keepBody reads and keeps the body of a call, as a Transport does, and responds
+// after a minute.
+var keepBody = respondAfter(time.Minute, http.StatusOK, "application/json", `{}`)
+
+// TestMaxQueued checks that only calls which wait to be sent count: neither calls in
+// batches, nor calls whose body has not arrived.
+func TestMaxQueued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, p, _ := newBatchingProxy(t, slowServer, proxy.Options{MaxQueued: 2, Grace: -1})
+		body, w := io.Pipe() // a body that does not arrive
+		defer w.Close()
+		for range 3 {
+			go func() {
+				if res, err := client.Post("http://proxy/v1/responses", "application/json", body); err == nil {
+					res.Body.Close()
+				}
+			}()
+		}
+		go io.WriteString(w, "{")
+		synctest.Wait()
+		var calls sync.WaitGroup
+		fill := func(round int) {
+			for i := range 2 {
+				calls.Go(func() {
+					res := post(t, client, "/v1/embeddings", fmt.Sprintf(`{"model":"m","input":"%d %d"}`, round, i))
+					if body := readAll(t, res); res.StatusCode != 200 {
+						t.Errorf("%s %s", res.Status, body)
+					}
+				})
+			}
+			synctest.Wait()
+		}
+		for round := range 3 {
+			fill(round)
+			res := post(t, client, "/v1/embeddings", `{"model":"m","input":"more"}`)
+			if code, _ := apiError(t, res); res.StatusCode != 429 || code != "too_many_calls_queued" || res.Header.Get("Retry-After") == "" {
+				t.Errorf("round %d: %s %s %v", round, res.Status, code, res.Header)
+			}
+			time.Sleep(time.Minute) // the batch is sent
+		}
+		if got := p.Usage().Waiting; got < 6 {
+			t.Errorf("%d calls are held", got)
+		}
+		wantMetric(t, client, `autobatcher_refused_total{reason="queue"} 3`)
+		calls.Wait()
+	})
+}
+
+// TestMaxQueuedWhileCallsAreParsed checks that calls count from the arrival of their
+// body, before the Transport has queued them, and that a call which the Transport
+// refuses does not count any more.
+func TestMaxQueuedWhileCallsAreParsed(t *testing.T) {
+	for name, status := range map[string]int{"queued": 200, "refused": 400} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var queued atomic.Int64
+				p := newProxy(t, proxy.Options{
+					MaxQueued: 2, Grace: -1,
+					Stats: func() autobatcher.Stats { return autobatcher.Stats{Queued: int(queued.Load())} },
+					Transport: transport(func(r *http.Request) (*http.Response, error) {
+						if _, err := io.ReadAll(r.Body); err != nil {
+							return nil, err
+						}
+						time.Sleep(time.Second) // to parse
+						if status == 200 {
+							queued.Add(1)
+							defer queued.Add(-1)
+							caller.Of(r.Context()).Waiting(caller.Call{})
+							time.Sleep(time.Second)
+						}
+						return responseTo(r, status, "application/json", `{}`), nil
+					}),
+				})
+				client := serve(t, p)
+				var accepted, refused atomic.Int64
+				var calls sync.WaitGroup
+				for round := range 3 {
+					for range 5 {
+						calls.Go(func() {
+							if res := postAndRead(t, client, "/v1/embeddings", "{}"); res.StatusCode == 429 {
+								refused.Add(1)
+							} else {
+								accepted.Add(1)
+							}
+						})
+						time.Sleep(100 * time.Millisecond) // the queue is measured each time
+					}
+					calls.Wait()
+					time.Sleep(time.Minute)
+					if a, r := accepted.Load(), refused.Load(); a != int64(2*(round+1)) || r != int64(3*(round+1)) {
+						t.Fatalf("round %d: %d calls were accepted, %d refused", round, a, r)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestTinyAnnouncedTimeout checks that a client cannot cause heartbeats more often
+// than once a second.
+func TestTinyAnnouncedTimeout(t *testing.T) {
+	for _, timeout := range []string{"1e-9", "0.001", "0.5"} {
+		synctest.Test(t, func(t *testing.T) {
+			start := time.Now()
+			p := newProxy(t, proxy.Options{Transport: respondAfter(10*time.Second, 200, "application/json", `{}`)})
+			res := post(t, serve(t, p), "/v1/embeddings", chatCall, "X-Stainless-Timeout", timeout)
+			if got := time.Since(start); got != time.Second {
+				t.Errorf("timeout %s: the answer began after %v", timeout, got)
+			}
+			if got := strings.Count(readAll(t, res), "\n"); got < 9 || got > 10 {
+				t.Errorf("timeout %s: %d heartbeats in 10 s", timeout, got)
+			}
+		})
+	}
+}
+
+// TestMaxPassedThrough checks the limit of requests that pass through.
+func TestMaxPassedThrough(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := serve(t, newProxy(t, proxy.Options{MaxPassedThrough: 1, Transport: keepBody}))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			readAll(t, post(t, client, "/v1/files", ""))
+		}()
+		synctest.Wait()
+		res := post(t, client, "/v1/files", "")
+		if code, _ := apiError(t, res); res.StatusCode != 503 || code != "too_many_requests_passed_through" || res.Header.Get("Retry-After") == "" {
+			t.Errorf("%s %s", res.Status, code)
+		}
+		if res := postAndRead(t, client, "/v1/embeddings", "{}"); res.StatusCode != 200 {
+			t.Errorf("a held call: %s", res.Status)
+		}
+		<-done
+		if res := postAndRead(t, client, "/v1/files", ""); res.StatusCode != 200 {
+			t.Errorf("afterwards: %s", res.Status)
+		}
+	})
+}
+
+// TestMaxSentInRealtime checks that held calls which the Transport sends in real time
+// count as requests that pass through.
+func TestMaxSentInRealtime(t *testing.T) {
+	groq := provider.Groq()
+	for name, test := range map[string]struct {
+		profile    *provider.Profile
+		path, body string
+	}{
+		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`},
+		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`},
+		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				upstream := batchtest.New(batchtest.Options{Turnaround: time.Hour})
+				slow := transport(func(r *http.Request) (*http.Response, error) {
+					if strings.HasSuffix(r.URL.Path, test.path) {
+						time.Sleep(time.Minute)
+						_, err := io.Copy(io.Discard, r.Body)
+						return responseTo(r, 200, "application/json", `{}`), err
+					}
+					return upstream.Transport().RoundTrip(r)
+				})
+				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: test.profile, Escalate: autobatcher.EscalateDeadline})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tr.Close()
+				client := serve(t, newProxy(t, proxy.Options{MaxPassedThrough: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr}))
+				for round := range 2 { // the place of an answered call is free
+					var calls sync.WaitGroup
+					var statuses atomic.Int64
+					for i := range 2 {
+						calls.Go(func() {
+							res := post(t, client, test.path, fmt.Sprintf(test.body, 2*round+i), "Autobatcher-Deadline", "10m")
+							statuses.Add(int64(res.StatusCode))
+							if res.StatusCode == 200 {
+								readAll(t, res)
+							} else if code, _ := apiError(t, res); code != "too_many_requests_passed_through" || res.Header.Get("Retry-After") == "" {
+								t.Errorf("%s %s", res.Status, code)
+							}
+						})
+					}
+					calls.Wait()
+					if got := statuses.Load(); got != 200+503 {
+						t.Errorf("round %d: sum of the statuses %d, want one 200 and one 503", round, got)
+					}
+					synctest.Wait()
+				}
+			})
+		})
+	}
+}
+
+// TestBodilessStatus checks that a result line with a status that allows no body does
+// not break the connection.
+func TestBodilessStatus(t *testing.T) {
+	for _, status := range []int{http.StatusNoContent, http.StatusNotModified} {
+		synctest.Test(t, func(t *testing.T) {
+			client, _, _ := newBatchingProxy(t, batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome {
+				return batchtest.Outcome{Status: status, Body: []byte(`{"id":"x"}`)}
+			}}, proxy.Options{})
+			res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`)
+			if body := readAll(t, res); res.StatusCode != 200 || body != `{"id":"x"}` {
+				t.Errorf("%d: %s %s", status, res.Status, body)
+			}
+		})
+	}
+}
+
+// TestStreamsPerConnection checks that one HTTP/2 connection carries a limited number
+// of requests, and that a client with more requests opens further connections.
+func TestStreamsPerConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := serveH2C(t, newProxy(t, proxy.Options{Transport: keepBody}))
+		base := client.Transport.(*http.Transport)
+		var connections atomic.Int64
+		connect := base.DialContext
+		base.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			connections.Add(1)
+			return connect(ctx, network, address)
+		}
+		if res := postAndRead(t, client, "/v1/embeddings", "{}"); res.StatusCode != 200 { // the client learns the limit
+			t.Fatal(res.Status)
+		}
+		var calls sync.WaitGroup
+		for range 1000 {
+			calls.Go(func() { readAll(t, post(t, client, "/v1/embeddings", "{}")) })
+		}
+		calls.Wait()
+		if got := connections.Load(); got < 4 {
+			t.Errorf("1000 calls used %d connections", got)
+		}
+	})
+}
+
+// TestHTTP2ClientAcceptsNoBytes checks that the response to a client without a key
+// does not keep a stream for ever if the client's flow control accepts no bytes.
+func TestHTTP2ClientAcceptsNoBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := dial(t, newProxy(t, proxy.Options{ClientKeys: []string{"key"}}))
+		frame := func(kind, flags byte, stream uint32, payload string) string {
+			head := binary.BigEndian.AppendUint32(nil, uint32(len(payload))<<8|uint32(kind))
+			return string(binary.BigEndian.AppendUint32(append(head, flags), stream)) + payload
+		}
+		go io.WriteString(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+
+			frame(4, 0, 0, "\x00\x04\x00\x00\x00\x00")+ // SETTINGS: initial window 0
+			frame(1, 5, 1, "\x82\x86\x44\x03/v1\x41\x01x")) // HEADERS: GET http://x/v1
+		start := time.Now()
+		for {
+			var head [9]byte
+			if _, err := io.ReadFull(conn, head[:]); err != nil {
+				t.Fatalf("after %v: %v", time.Since(start), err)
+			}
+			payload := make([]byte, binary.BigEndian.Uint32(head[:4])>>8)
+			if _, err := io.ReadFull(conn, payload); err != nil {
+				t.Fatal(err)
+			}
+			switch {
+			case head[3] == 6 && head[4] == 0: // PING: the client is alive
+				go io.WriteString(conn, frame(6, 1, 0, string(payload)))
+			case head[3] == 3: // RST_STREAM
+				if got := time.Since(start); got > 2*time.Minute {
+					t.Errorf("the stream was reset after %v", got)
+				}
+				return
+			}
+			if time.Since(start) > time.Hour {
+				t.Fatal("the stream was not reset within an hour")
+			}
+		}
+	})
+}

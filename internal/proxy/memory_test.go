@@ -1,0 +1,191 @@
+package proxy_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/proxy"
+)
+
+// TestMaxMemory checks that calls beyond the budget get 503, and that the bytes are
+// free again when the calls end.
+func TestMaxMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := serve(t, newProxy(t, proxy.Options{MaxMemory: 1000, Transport: keepBody}))
+		body := strings.Repeat("x", 400)
+		var held sync.WaitGroup
+		for range 2 {
+			held.Go(func() {
+				if res := postAndRead(t, client, "/v1/embeddings", body); res.StatusCode != 200 {
+					t.Error(res.Status)
+				}
+			})
+		}
+		synctest.Wait()
+		wantMetric(t, client, "autobatcher_request_memory_bytes 800")
+		for _, path := range []string{"/v1/embeddings", "/v1/moderations"} { // a Transport may batch more endpoints
+			res := post(t, client, path, body)
+			if code, _ := apiError(t, res); res.StatusCode != 503 || code != "out_of_memory" || res.Header.Get("Retry-After") == "" {
+				t.Errorf("%s: %s %s", path, res.Status, code)
+			}
+		}
+		if res := postAndRead(t, client, "/v1/embeddings", "{}"); res.StatusCode != 200 {
+			t.Errorf("a small call: %s", res.Status)
+		}
+		held.Wait()
+		synctest.Wait()
+		wantMetric(t, client, "autobatcher_request_memory_bytes 0")
+		wantMetric(t, client, `autobatcher_refused_total{reason="memory"} 2`)
+		if res := postAndRead(t, client, "/v1/embeddings", body); res.StatusCode != 200 {
+			t.Errorf("when the calls have ended: %s", res.Status)
+		}
+		res := post(t, client, "/v1/embeddings", strings.Repeat("x", 1001))
+		if apiError(t, res); res.StatusCode != http.StatusRequestEntityTooLarge {
+			t.Errorf("a body that never fits: %s", res.Status)
+		}
+	})
+}
+
+// TestAnnouncedBytesAreNotReserved checks that a Content-Length alone costs no
+// memory: neither of the budget nor of the process.
+func TestAnnouncedBytesAreNotReserved(t *testing.T) {
+	const callers = 200
+	upstream := batchtest.New(batchtest.Options{})
+	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tr.Close()
+	p := newProxy(t, proxy.Options{Upstream: parse(t, upstream.URL), Transport: tr, MaxMemory: 2 << 20})
+	client := serve(t, p)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range callers {
+		conn, err := client.Transport.(*http.Transport).DialContext(t.Context(), "tcp", "proxy:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n{"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(30 * time.Second); p.Usage().Waiting < callers || !strings.Contains(metrics(t, client), fmt.Sprintf("memory_bytes %d\n", callers)); {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d calls are held", p.Usage().Waiting)
+		}
+		time.Sleep(time.Millisecond) // polling: the test uses no synctest bubble, to measure the memory
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > callers*128<<10 {
+		t.Errorf("%d connections use %d kB each", callers, grown>>10/callers)
+	}
+}
+
+func compressed(t *testing.T, encoding, body string) string {
+	t.Helper()
+	var b bytes.Buffer
+	var w io.WriteCloser = gzip.NewWriter(&b)
+	var err error
+	switch encoding {
+	case "deflate":
+		w = zlib.NewWriter(&b)
+	case "zstd":
+		if w, err = zstd.NewWriter(&b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = io.WriteString(w, body)
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// TestCompressedBodies checks that a compressed call is batched, and that its
+// decoded bytes count against MaxBody and MaxMemory before they are held.
+func TestCompressedBodies(t *testing.T) {
+	question := `{"model":"m","input":"hello"}`
+	large := `{"model":"m","input":"` + strings.Repeat("x", 100<<20) + `"}`
+	for _, encoding := range []string{"gzip", "deflate", "zstd"} {
+		bomb := compressed(t, encoding, large)
+		for _, test := range []struct {
+			name, body string
+			o          proxy.Options
+			status     int
+			code       string
+		}{
+			{"small", compressed(t, encoding, question), proxy.Options{}, 200, ""},
+			{"not compressed", question, proxy.Options{}, 400, "invalid_request"},
+			{"cut", compressed(t, encoding, question)[:12], proxy.Options{}, 400, "invalid_request"},
+			{"empty", "", proxy.Options{}, 400, "invalid_request"},
+			{"bomb", bomb, proxy.Options{MaxBody: 1 << 20}, 413, "request_too_large"},
+			{"bomb for the memory", bomb, proxy.Options{MaxBody: 50 << 20, MaxMemory: 1 << 20}, 413, "request_too_large"},
+		} {
+			t.Run(encoding+", "+test.name, func(t *testing.T) {
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				synctest.Test(t, func(t *testing.T) {
+					client, _, _ := newBatchingProxy(t, batchtest.Options{}, test.o)
+					res := post(t, client, "/v1/embeddings", test.body, "Content-Encoding", encoding)
+					if test.status == 200 {
+						if body := readAll(t, res); res.StatusCode != 200 || !strings.Contains(body, "embedding") {
+							t.Errorf("%s %s", res.Status, body)
+						}
+						return
+					}
+					if code, _ := apiError(t, res); res.StatusCode != test.status || code != test.code {
+						t.Errorf("%s %s, want %d %s", res.Status, code, test.status, test.code)
+					}
+				})
+				runtime.ReadMemStats(&after)
+				if taken := (after.TotalAlloc - before.TotalAlloc) >> 20; taken > 32 {
+					t.Errorf("%d MB were allocated", taken)
+				}
+			})
+		}
+	}
+}
+
+// TestCompressedCallsShareBudget checks that the decoded bytes of held calls count.
+func TestCompressedCallsShareBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := serve(t, newProxy(t, proxy.Options{MaxMemory: 2 << 20, Transport: keepBody}))
+		body := compressed(t, "gzip", strings.Repeat("x", 1<<20))
+		var answered, refused atomic.Int64
+		var calls sync.WaitGroup
+		for range 10 {
+			calls.Go(func() {
+				res := post(t, client, "/v1/embeddings", body, "Content-Encoding", "gzip")
+				readAll(t, res)
+				switch res.StatusCode {
+				case 200:
+					answered.Add(1)
+				case 503:
+					refused.Add(1)
+				}
+			})
+		}
+		calls.Wait()
+		if answered.Load() > 2 || answered.Load()+refused.Load() != 10 {
+			t.Errorf("%d calls were answered, %d refused", answered.Load(), refused.Load())
+		}
+	})
+}

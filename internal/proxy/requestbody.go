@@ -1,0 +1,177 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/requestbody"
+)
+
+// errEncoding is the read error of a body that does not match its Content-Encoding.
+var errEncoding = errors.New("the body does not match its Content-Encoding")
+
+// A requestBody is the body of a held call, without Content-Encoding. The Transport
+// reads and keeps the body; the proxy counts the bytes while the Transport reads. The
+// proxy removes the encoding, because the decoded bytes count against the memory
+// budget while they arrive: a few kilobytes may decode to gigabytes.
+type requestBody struct {
+	raw     io.ReadCloser // as the client sends the body
+	decoded io.Reader     // the same without Content-Encoding
+	limit   int64         // of decoded bytes
+	rc      *http.ResponseController
+	onEOF   func() error // called by Read when the whole body was read
+	memory  *memoryBudget
+
+	mu         sync.Mutex // the Transport may read and close the body on other goroutines
+	size       int64      // raw bytes read so far
+	held       int64      // decoded bytes, counted in memory
+	err        error      // the first error, if reading failed
+	stallTimer *time.Timer
+	lastSize   int64 // size at the last run of checkStall
+	finished   bool  // the body was read to the end or closed
+}
+
+// newRequestBody returns the body of rw.r. If the Content-Encoding is known,
+// newRequestBody removes the encoding and the length from the headers of rw.r. limit
+// is the maximum size, with and without the encoding, in bytes.
+func newRequestBody(rw *responseWriter, memory *memoryBudget, limit int64, onEOF func() error) *requestBody {
+	b := &requestBody{
+		raw:    http.MaxBytesReader(rw.w, rw.r.Body, limit),
+		limit:  limit,
+		rc:     http.NewResponseController(rw.w),
+		onEOF:  onEOF,
+		memory: memory,
+	}
+	b.decoded = (*rawBody)(b)
+	if encoding := rw.r.Header.Get("Content-Encoding"); encoding != "" {
+		b.decode(rw.r, encoding)
+	}
+	b.stallTimer = time.AfterFunc(stallTimeout, b.checkStall)
+	return b
+}
+
+// decode removes an encoding. The Transport refuses an unknown encoding.
+func (b *requestBody) decode(r *http.Request, encoding string) {
+	decoded, known := requestbody.Decoder(b.decoded, encoding)
+	if !known {
+		return
+	}
+	b.decoded = decoded
+	delete(r.Header, "Content-Encoding")
+	delete(r.Header, "Content-Length")
+	r.ContentLength = -1
+}
+
+// checkStall runs every stallTimeout, and makes Read fail if no byte arrived
+// since the last run. The read deadline is set only in the case of a stall: a
+// permanent deadline would end the call, because net/http keeps reading from
+// the connection in order to notice a client that disconnects.
+func (b *requestBody) checkStall() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.finished:
+	case b.size > b.lastSize:
+		b.lastSize = b.size
+		b.stallTimer.Reset(stallTimeout)
+	default:
+		_ = b.rc.SetReadDeadline(time.Now()) // some ResponseWriters do not support deadlines
+	}
+}
+
+// A rawBody is a requestBody with the Content-Encoding.
+type rawBody requestBody
+
+// Read implements io.Reader.
+func (b *rawBody) Read(p []byte) (int, error) {
+	n, err := b.raw.Read(p)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.size += int64(n)
+	switch {
+	case errors.Is(err, io.EOF):
+		b.finished = true
+		b.stallTimer.Stop()
+	case err != nil && b.err == nil:
+		b.err = err
+	}
+	return n, err
+}
+
+// Read implements io.Reader.
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.decoded.Read(p)
+	if err := b.count(n); err != nil {
+		return 0, err
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		if refused := b.onEOF(); refused != nil {
+			err = b.fail(refused)
+		}
+	case err != nil:
+		err = b.fail(errors.Join(errEncoding, err)) // an error of the raw body was recorded before
+	}
+	return n, err
+}
+
+// count counts decoded bytes.
+func (b *requestBody) count(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.held+int64(n) > b.limit:
+		return b.failLocked(&http.MaxBytesError{Limit: b.limit})
+	case !b.memory.reserve(int64(n)):
+		return b.failLocked(errNoMemory)
+	}
+	b.held += int64(n)
+	return nil
+}
+
+// fail records err, unless an earlier error was recorded, and returns the first
+// error.
+func (b *requestBody) fail(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.failLocked(err)
+}
+
+func (b *requestBody) failLocked(err error) error {
+	if b.err == nil {
+		b.err = err
+	}
+	return b.err
+}
+
+// release returns the bytes of the body to the memory budget, at the end of the call.
+func (b *requestBody) release() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.memory.release(b.held)
+	b.held = 0
+}
+
+// Close closes the body. net/http reads a part of an unread body in order to
+// reuse the connection; the deadline limits that reading to one second.
+func (b *requestBody) Close() error {
+	b.mu.Lock()
+	b.stallTimer.Stop()
+	if !b.finished {
+		_ = b.rc.SetReadDeadline(time.Now().Add(time.Second))
+		defer func() { _ = b.rc.SetReadDeadline(time.Time{}) }()
+	}
+	b.finished = true
+	b.mu.Unlock()
+	return b.raw.Close()
+}
+
+// progress returns how many bytes were read, and the first error, if any.
+func (b *requestBody) progress() (int64, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.size, b.err
+}

@@ -1,0 +1,93 @@
+package registry
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/answercache"
+	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/reply"
+)
+
+// A Call is one caller's request. Its line is the request as it stands in the
+// input file of a batch; a retry that takes over the line of an earlier call gets
+// the custom id and the place of that line. R is what the Registry's user knows
+// of the request.
+type Call[R any] struct {
+	line.Line
+	Fingerprint Fingerprint
+	Request     R
+
+	// Reservation is what the call may cost, or nil. A retry that takes over the
+	// line takes over the reservation of the line. After Enter, the Registry owns
+	// the reservation, and releases the reservation when the call ends. Guarded by
+	// Registry.mu.
+	Reservation *budget.Reservation
+
+	// Guarded by Registry.mu.
+	state     state
+	releasing bool               // the journal was asked to release the line
+	reading   bool               // a caller reads the answer, and the journal waits for the end
+	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
+	attempts  int32              // the number of times the call was resubmitted for want of an answer
+	waiter    *Waiter[R]         // nil: the caller has gone
+	lines     *Lines[R]          // the lines of its batch; nil: not sent yet
+	place     int                // of its line in the input file
+	answer    *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
+	kept      *answercache.Entry // of answer
+	prev      *Call[R]           // in a chain of calls with equal fingerprints
+	next      *Call[R]
+}
+
+// inheritLocked replaces the reservation of c by that of the line that c takes
+// over, if the line has one. The caller holds Registry.mu.
+func (c *Call[R]) inheritLocked(line *budget.Reservation) {
+	if line != nil {
+		c.Reservation.Release()
+		c.Reservation = line
+	}
+}
+
+// state says how far a call got.
+type state uint8
+
+const (
+	stateQueued   state = iota // waits to be sent
+	stateOpen                  // has a line without an answer; without a waiter the line is detached
+	stateResubmit              // its batch did not answer the call, which is to be queued again
+	stateDone                  // answered, dropped, or replaced by a retry
+)
+
+// A Waiter is a caller that waits for an answer.
+type Waiter[R any] struct {
+	// Answer receives the answer. The channel has room for the answer, so that the
+	// Registry never blocks.
+	Answer chan *Answer[R]
+	call   *Call[R] // guarded by Registry.mu
+}
+
+// A Fingerprint identifies a call: calls with the same account, URL and body
+// bytes have the same fingerprint. A retry is known by its fingerprint.
+type Fingerprint [sha256.Size]byte
+
+// An Answer ends a call: with a response, with the error that RoundTrip returns,
+// or with the decision to send the call in real time.
+type Answer[R any] struct {
+	reply.Answer
+	Err      error
+	Realtime bool
+	Reopen   bool                // the line may yet answer a retry
+	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
+	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost
+	line     *Call[R]            // the call whose line gave the answer
+}
+
+// FromLine reports whether the answer is the provider's answer to a line.
+func (a *Answer[R]) FromLine() bool { return !a.Local && !a.Realtime && a.Err == nil }
+
+// failureKeepTime is how long a failure is kept whose caller disconnected before
+// reading the failure. SDKs retry within seconds, and the retry must receive the
+// failure instead of paying for another line.
+const failureKeepTime = 2 * time.Minute

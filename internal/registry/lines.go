@@ -1,0 +1,376 @@
+package registry
+
+import (
+	"slices"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/journalsession"
+)
+
+// Lines are the lines of one batch, as far as this process knows them. Its
+// fields are guarded by registry.mu.
+type Lines[R any] struct {
+	r      *Registry[R]
+	record *journalsession.Record
+	idleTo chan<- struct{} // receives when the batch was idle for too long
+
+	ref        string                         // the name of the batch in the journal; "" if the journal does not know the batch
+	id         string                         // of the batch at the provider; "" until known
+	open       map[string]*Call[R]            // the lines without an answer, by custom id
+	waiting    int                            // how many calls of the batch have a caller
+	leaving    map[string]*Call[R]            // lines that the journal is to release, by custom id
+	lent       map[string]*budget.Reservation // of unanswered lines that the journal gives away, by custom id
+	given      int                            // how many unanswered lines the journal gives away
+	cancelling bool                           // no call takes over a line
+	dismissed  bool                           // a line was dismissed
+	reread     bool                           // a line was attached whose result may have been read already
+	ended      bool                           // the provider has ended the batch
+	stale      bool                           // the batch was over before this process knew the batch
+	closed     bool                           // the batch has ended: no call takes over a line
+	idle       *time.Timer                    // runs while no caller waits
+}
+
+// NewLines returns the lines of a new batch. idleTo receives when no caller has
+// waited for a line for too long; it should have room for one value.
+func (r *Registry[R]) NewLines(idleTo chan<- struct{}) *Lines[R] {
+	return &Lines[R]{r: r, idleTo: idleTo, open: make(map[string]*Call[R]), leaving: make(map[string]*Call[R])}
+}
+
+// SetRecord sets the journal record of the batch, before the first line is added.
+func (s *Lines[R]) SetRecord(record *journalsession.Record) { s.record = record }
+
+// joinableLocked reports whether calls may take over lines. The caller holds r.mu.
+func (s *Lines[R]) joinableLocked() bool { return !s.cancelling && !s.closed }
+
+// addLocked makes c the call of a line. The caller holds r.mu.
+func (s *Lines[R]) addLocked(c *Call[R], customID string, place int) {
+	c.ID, c.place, c.lines, c.state = customID, place, s, stateOpen
+	s.open[customID] = c
+	delete(s.leaving, customID) // a caller waits for the line
+	if c.waiter != nil {
+		s.waiting++
+	}
+	s.watchIdleLocked()
+}
+
+// removeLocked takes the line of c out. The caller holds r.mu.
+func (s *Lines[R]) removeLocked(c *Call[R]) {
+	if s.open[c.ID] == c {
+		delete(s.open, c.ID)
+	}
+}
+
+// releaseLocked has the journal asked to release the line of c. The caller holds
+// r.mu.
+func (s *Lines[R]) releaseLocked(c *Call[R]) {
+	s.leaving[c.ID] = c
+	s.record.Detached()
+}
+
+// settleLocked tells the journal what became of a line that has failed: the line may
+// yet answer a retry, or a retry has no use for the line. The caller holds r.mu.
+func (s *Lines[R]) settleLocked(c *Call[R], failure *Answer[R]) {
+	switch {
+	case failure.Reopen:
+		s.releaseLocked(c)
+	case failure.Local:
+		s.record.Delivered(c.place)
+	}
+}
+
+// Known makes the lines findable by the batch's name in the journal.
+func (s *Lines[R]) Known(ref string) {
+	if ref != "" {
+		s.r.mu.Lock()
+		defer s.r.mu.Unlock()
+		s.ref, s.r.sets[ref] = ref, s
+	}
+}
+
+// SetID stores the id of the batch. No goroutine may read the bodies of the lines any
+// more: the bodies of detached lines are freed.
+func (s *Lines[R]) SetID(id string) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.id = id
+	for _, c := range s.open {
+		if c.waiter == nil {
+			c.Body = nil
+		}
+	}
+}
+
+// SetIDLocked is SetID for the function that LinesOf calls.
+func (s *Lines[R]) SetIDLocked(id string) { s.id = id }
+
+// Find returns the call that waits for a result, or nil.
+func (s *Lines[R]) Find(customID string) *Call[R] {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.open[customID]
+}
+
+// Count is the number of lines without an answer.
+func (s *Lines[R]) Count() int {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return len(s.open)
+}
+
+// Census returns the id of the batch, and how many callers wait for its lines.
+// Before the batch has an id, all lines count, and those of the calls of its queue
+// that are not lines yet.
+func (s *Lines[R]) Census(queue []*Call[R]) (id string, calls int) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if s.id != "" {
+		return s.id, s.waiting
+	}
+	calls = len(s.open)
+	for _, c := range queue {
+		if c.state == stateQueued {
+			calls++
+		}
+	}
+	return "", calls
+}
+
+// Ended says that the provider has ended the batch: only results are to be read.
+func (s *Lines[R]) Ended() {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.ended = true
+}
+
+// Ending reports whether the batch ends without waiting: the batch is closed, or
+// has ended at the provider and each line has its answer.
+func (s *Lines[R]) Ending() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.closed || s.ended && len(s.open) == 0
+}
+
+// Stale says that the batch was over before this process knew the batch: that its calls
+// have no answer counts against none of them.
+func (s *Lines[R]) Stale() {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.stale = true
+}
+
+// TakeReread reports whether results that were read already are wanted again.
+func (s *Lines[R]) TakeReread() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	again := s.reread
+	s.reread = false
+	return again
+}
+
+// Dismissed reports whether a line counts as delivered in the journal although the
+// provider may not have executed the line: its caller got an answer elsewhere.
+func (s *Lines[R]) Dismissed() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	return s.dismissed
+}
+
+// RetryLater takes a call out of the lines that is to be resubmitted, and reports
+// whether it did: a call without a caller, or one that was resubmitted too often,
+// stays.
+func (s *Lines[R]) RetryLater(c *Call[R], limit int) bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if c.state != stateOpen || c.waiter == nil || limit <= 0 || int(c.attempts) >= limit && !s.stale {
+		return false
+	}
+	if !s.stale {
+		c.attempts++
+	}
+	c.state = stateResubmit
+	s.removeLocked(c)
+	return true
+}
+
+// ByPlace returns the calls of the lines by place in the input file, nil where a
+// line has none. size is the least number of places: the size of a batch that
+// another process began may not be known.
+func (s *Lines[R]) ByPlace(size int) []*Call[R] {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	lines := make([]*Call[R], size)
+	for _, c := range s.open {
+		for c.place >= len(lines) {
+			lines = append(lines, nil)
+		}
+		lines[c.place] = c
+	}
+	return lines
+}
+
+// Close ends the taking over of lines and returns the calls that are left. With
+// unlessReread, close does nothing and returns false if a call took over a line
+// whose result may have been read already.
+func (s *Lines[R]) Close(unlessReread bool) (rest []*Call[R], closed bool) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if unlessReread && s.reread && len(s.open) > 0 {
+		return nil, false
+	}
+	s.closeLocked()
+	for _, c := range s.open {
+		rest = append(rest, c)
+	}
+	return rest, true
+}
+
+func (s *Lines[R]) closeLocked() {
+	s.closed = true
+	if s.idle != nil {
+		s.idle.Stop()
+		s.idle = nil
+	}
+	if s.r.sets[s.ref] == s {
+		delete(s.r.sets, s.ref)
+	}
+	for _, reservation := range s.lent {
+		reservation.Release()
+	}
+	s.lent = nil
+}
+
+// BeginCancel decides that the batch is to be cancelled: from now on no call
+// takes over a line. With onlyIdle it does so only if no caller waits. It reports
+// whether it decided so now.
+func (s *Lines[R]) BeginCancel(onlyIdle bool) bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if s.cancelling || s.closed || onlyIdle && !s.idleLocked() {
+		return false
+	}
+	s.cancelling = true
+	return true
+}
+
+// CancelFailed says that the batch will not be cancelled: its lines may be taken
+// over again.
+func (s *Lines[R]) CancelFailed() {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.cancelling, s.idle = false, nil
+	for _, c := range s.open {
+		if c.waiter == nil && !c.releasing {
+			if retry := s.r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
+				s.r.unqueueLocked(retry)
+				s.r.attachLocked(retry, c)
+			}
+		}
+	}
+	s.watchIdleLocked()
+}
+
+// idleLocked reports whether lines are left and no caller waits for a line. The
+// caller holds r.mu.
+func (s *Lines[R]) idleLocked() bool { return s.waiting == 0 && len(s.open)+s.given > 0 }
+
+// CloseIfUnused ends the taking over of lines if no caller waits for a line, and
+// reports whether it did.
+func (s *Lines[R]) CloseIfUnused() bool {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	if s.waiting > 0 {
+		return false
+	}
+	s.closeLocked()
+	return true
+}
+
+// watchIdleLocked starts or stops the time after which an idle batch is
+// cancelled. The caller holds r.mu.
+func (s *Lines[R]) watchIdleLocked() {
+	idle := s.idleLocked() && s.r.idleAfter > 0 && !s.closed && !s.cancelling
+	switch {
+	case !idle && s.idle != nil:
+		s.idle.Stop()
+		s.idle = nil
+	case idle && s.idle == nil:
+		s.idle = time.AfterFunc(s.r.idleAfter, func() {
+			select {
+			case s.idleTo <- struct{}{}:
+			default: // the batch has not looked yet
+			}
+		})
+	}
+}
+
+// BeginRelease implements journalsession.Lines.
+func (s *Lines[R]) BeginRelease() []int {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	var places []int
+	for id, c := range s.leaving {
+		if c.unwanted || c.reading || c.state == stateResubmit || c.state == stateQueued {
+			delete(s.leaving, id) // a caller reads the answer of the line, or no retry will come
+			continue
+		}
+		c.releasing = true
+		places = append(places, c.place)
+	}
+	slices.Sort(places)
+	return places
+}
+
+// FinishRelease implements journalsession.Lines.
+func (s *Lines[R]) FinishRelease([]int) {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	for id, c := range s.leaving {
+		if !c.releasing {
+			continue
+		}
+		delete(s.leaving, id)
+		c.releasing = false
+		s.r.detached.remove(c)
+		if s.open[c.ID] == c && c.waiter == nil {
+			delete(s.open, c.ID)
+			c.state = stateDone // the body stays, since an upload may read the body
+			s.given++
+			s.lendLocked(c)
+		}
+	}
+	s.watchIdleLocked()
+}
+
+// lendLocked keeps the reservation of a line that the journal gives away until the
+// line is given back to this process, or the batch ends. The caller holds r.mu.
+func (s *Lines[R]) lendLocked(c *Call[R]) {
+	switch {
+	case c.Reservation == nil:
+	case s.closed:
+		c.Reservation.Release()
+	default:
+		if s.lent == nil {
+			s.lent = make(map[string]*budget.Reservation)
+		}
+		s.lent[c.ID] = c.Reservation
+	}
+}
+
+// Waiting implements journalsession.Lines.
+func (s *Lines[R]) Waiting() []int { return s.places(func(c *Call[R]) bool { return c.waiter != nil }) }
+
+// Unanswered implements journalsession.Lines.
+func (s *Lines[R]) Unanswered() []int { return s.places(func(*Call[R]) bool { return true }) }
+
+func (s *Lines[R]) places(include func(*Call[R]) bool) []int {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	var places []int
+	for _, c := range s.open {
+		if include(c) {
+			places = append(places, c.place)
+		}
+	}
+	return places
+}

@@ -1,0 +1,626 @@
+// Package registry decides which caller waits for which line of a batch.
+package registry
+
+import (
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/autobatcher/autobatcher/internal/answercache"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// keptBytes bounds the answers kept for callers that disconnected.
+const keptBytes = 64 << 20
+
+// A Registry decides which caller waits for which line, which lines are
+// detached, and which call may take a line over. It is complete for this
+// process: a line leaves the registry when the line has an answer, or when the
+// journal has confirmed the release of the line.
+//
+// A detached line never waits beside a queued call with the same fingerprint:
+// the line is given to the call when the call enters, when the caller of the
+// line leaves, or when a release turns out to have failed.
+//
+// The Registry holds mu for map operations only. Lock order: registry.mu, then
+// the locks of the collector and of the journal session.
+type Registry[R any] struct {
+	// dropped is called, with the lock held, for a queued call that left the queue:
+	// its caller has gone, or the call has the line of an earlier call.
+	dropped   func(*Call[R])
+	keepFor   time.Duration
+	idleAfter time.Duration // until a batch without callers is cancelled; negative: never
+
+	mu       sync.Mutex
+	closed   bool          // takes no new calls
+	callers  int           // inside RoundTrip, or reading an answer that was sent in real time
+	drained  chan struct{} // closed when no caller is left after Close
+	queued   chains[R]     // calls that wait to be sent
+	detached chains[R]     // detached lines, and answers kept for a retry
+	sets     map[string]*Lines[R]
+	kept     map[string]*Call[R] // the calls with kept answers, by custom id: the journal may give their lines away
+	reading  map[string]struct{} // custom ids of journalled lines whose answers callers are reading
+	cache    *answercache.Cache
+	counters Counters
+}
+
+// Counters count callers since New.
+type Counters struct {
+	Answered int64 // got the answer of their line
+	Errors   int64 // of Answered: got an answer with a status of 400 or more
+	Failed   int64 // got an error of their batch or of autobatcher
+	Left     int64 // stopped waiting before their answer came
+}
+
+// Drained is closed when no caller is left after Close.
+func (r *Registry[R]) Drained() <-chan struct{} { return r.drained }
+
+// New returns an empty Registry. dropped is described at Registry.
+func New[R any](keepFor, idleAfter time.Duration, dropped func(*Call[R])) *Registry[R] {
+	r := &Registry[R]{
+		keepFor: keepFor, idleAfter: idleAfter, dropped: dropped, drained: make(chan struct{}),
+		queued: make(chains[R]), detached: make(chains[R]),
+		sets: make(map[string]*Lines[R]), kept: make(map[string]*Call[R]), reading: make(map[string]struct{}),
+	}
+	r.cache = answercache.New(keptBytes, func(c any) { r.dropKeptLocked(c.(*Call[R])) }) //nolint:forcetypeassert // keepLocked puts calls
+	return r
+}
+
+// Enter registers a call. The waiter has the answer already if an answer was
+// kept, or waits for a detached line; otherwise queue is true, and the user of
+// the Registry queues the call. ok is false after Close.
+func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
+	c.ID = uuid.NewString()
+	w = &Waiter[R]{Answer: make(chan *Answer[R], 1), call: c}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, false, false
+	}
+	c.waiter = w
+	r.callers++
+	r.cache.Prune()
+	if r.takeOverLocked(c, false) {
+		return w, false, true
+	}
+	r.queued.push(c)
+	return w, true, true
+}
+
+// takeOverLocked gives c a kept answer or a detached line of an earlier call, and
+// reports whether there was one. uncertain includes the lines that the journal
+// was asked to release without an answer. The caller holds r.mu.
+func (r *Registry[R]) takeOverLocked(c *Call[R], uncertain bool) bool {
+	for old := r.detached[c.Fingerprint].first; old != nil; old = old.next {
+		if old.releasing && !uncertain {
+			continue
+		}
+		if old.answer != nil {
+			r.takeKeptLocked(c, old)
+			return true
+		}
+		if old.lines.joinableLocked() {
+			if old.releasing {
+				old.lines.record.HoldLater()
+			}
+			r.attachLocked(c, old)
+			return true
+		}
+	}
+	return false
+}
+
+// takeKeptLocked answers c with the answer kept for old. The caller holds r.mu.
+func (r *Registry[R]) takeKeptLocked(c, old *Call[R]) {
+	a := old.answer
+	r.cache.Remove(old.kept)
+	r.dropKeptLocked(old)
+	old.releasing = false
+	c.state = stateDone
+	c.Reservation.Release()
+	r.answerLocked(c, a)
+}
+
+// dropKeptLocked forgets the answer kept for c. The caller holds r.mu.
+func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
+	c.answer = nil
+	r.detached.remove(c)
+	if r.kept[c.ID] == c {
+		delete(r.kept, c.ID)
+	}
+}
+
+// answerLocked hands the waiter of c its answer. The caller holds r.mu.
+func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
+	switch {
+	case a.Local || a.Err != nil:
+		r.counters.Failed++
+	case !a.Realtime:
+		r.counters.Answered++
+		if a.Status >= http.StatusBadRequest {
+			r.counters.Errors++
+		}
+	}
+	if a.FromLine() && a.line.lines.record.BeginRead() {
+		a.line.reading = true
+		r.reading[a.line.ID] = struct{}{}
+	}
+	c.waiter.Answer <- a
+	c.waiter = nil
+	if !a.Realtime { // the caller stays until the call was answered in real time
+		r.leftLocked()
+	}
+}
+
+// leftLocked counts a caller out. The caller holds r.mu.
+func (r *Registry[R]) leftLocked() {
+	r.callers--
+	if r.closed && r.callers == 0 {
+		close(r.drained)
+	}
+}
+
+// CallerLeft counts a caller out whose call was sent in real time.
+func (r *Registry[R]) CallerLeft() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.leftLocked()
+}
+
+// Close takes no new calls from now on. drained is closed when the last caller
+// has left.
+func (r *Registry[R]) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.closed = true
+		if r.callers == 0 {
+			close(r.drained)
+		}
+	}
+}
+
+// attachLocked makes c the call of old's line. old's body stays, since an upload
+// may read the body. The caller holds r.mu.
+func (r *Registry[R]) attachLocked(c, old *Call[R]) {
+	r.detached.remove(old)
+	old.state = stateDone
+	c.inheritLocked(old.Reservation)
+	c.attempts = max(c.attempts, old.attempts)
+	old.lines.addLocked(c, old.ID, old.place)
+}
+
+// HasWaiter reports whether a caller waits for the call.
+func (r *Registry[R]) HasWaiter(c *Call[R]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.waiter != nil
+}
+
+// InRealtime returns what a call may cost in real time, in US dollars; 0 without a
+// reservation.
+func (r *Registry[R]) InRealtime(c *Call[R]) float64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.Reservation.Realtime()
+}
+
+// LinesOf returns the lines of the batch that has this name in the journal. create
+// makes the lines if no batch of this process has the name.
+func (r *Registry[R]) LinesOf(ref string, create func() *Lines[R]) *Lines[R] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sets[ref]
+	if s == nil {
+		s = create()
+		s.ref, r.sets[ref] = ref, s
+	}
+	return s
+}
+
+// NameOf returns how the provider knows a call, as far as the call was sent.
+func (r *Registry[R]) NameOf(c *Call[R]) (batchID, customID string) {
+	if c == nil {
+		return "", ""
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.lines != nil {
+		batchID = c.lines.id
+	}
+	return batchID, c.ID
+}
+
+// Counters returns the counters.
+func (r *Registry[R]) Counters() Counters {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.counters
+}
+
+// Withdraw takes back a call that is not to be queued. It reports false if the
+// call has the line of an earlier call meanwhile.
+func (r *Registry[R]) Withdraw(c *Call[R]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.state != stateQueued {
+		return false
+	}
+	r.queued.remove(c)
+	c.state, c.waiter = stateDone, nil
+	c.Reservation.Release()
+	r.leftLocked()
+	return true
+}
+
+// Refuse answers those of the calls that are still queued and whose reservation
+// cannot be taken, with the answer for the error.
+func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range calls {
+		if c == nil || c.state != stateQueued {
+			continue
+		}
+		if err := c.Reservation.Take(); err != nil {
+			r.unqueueLocked(c)
+			if r.takeOverLocked(c, true) {
+				continue // the line may be paid for
+			}
+			c.state = stateDone
+			c.Reservation.Release()
+			r.answerLocked(c, answer(err))
+		}
+	}
+}
+
+// Leave says that a caller waits no longer. A call that was not sent never will
+// be; a line is detached. leave returns the call whose line is detached, or the
+// answer that came at the same moment, or neither.
+func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], found *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case a := <-w.Answer:
+		return nil, a
+	default:
+	}
+	c := w.call
+	c.waiter = nil
+	r.counters.Left++
+	if !escalated {
+		r.leftLocked()
+	}
+	switch c.state {
+	case stateQueued:
+		r.queued.remove(c)
+		c.state = stateDone
+		c.Reservation.Release()
+		r.dropped(c)
+		return nil, nil
+	case stateOpen:
+		c.lines.waiting--
+		r.detachLocked(c)
+	default:
+		c.lines.waiting--
+		c.lines.watchIdleLocked()
+	}
+	return c, nil
+}
+
+// detachLocked gives the line of c to a queued retry, or makes the line a
+// detached one, which the journal is asked to release. The caller holds r.mu.
+func (r *Registry[R]) detachLocked(c *Call[R]) {
+	s := c.lines
+	if s.id != "" {
+		c.Body = nil // a retry has the body; without a retry the call is not sent again
+	}
+	if retry := r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
+		r.unqueueLocked(retry)
+		r.attachLocked(retry, c)
+		return
+	}
+	r.detached.push(c)
+	s.releaseLocked(c)
+	s.watchIdleLocked()
+}
+
+func (r *Registry[R]) unqueueLocked(c *Call[R]) {
+	r.queued.remove(c)
+	r.dropped(c)
+}
+
+// Complete ends a call. It is the only place where a line gets its answer.
+func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.state == stateDone {
+		a.Spending.End(false) // the call has ended meanwhile
+		return
+	}
+	s := c.lines
+	if a.Realtime && c.waiter == nil { // the caller has left meanwhile
+		a.Spending.End(false)
+		a = a.Instead
+	}
+	a.BatchID, a.CustomID, a.line = s.id, c.ID, c
+	s.removeLocked(c)
+	c.state, c.Body = stateDone, nil
+	c.Reservation.Release()
+	if c.waiter == nil {
+		r.detached.remove(c)
+		switch {
+		case c.unwanted:
+			s.record.Delivered(c.place)
+		case !a.Local && !a.Retry:
+			r.keepLocked(a)
+		}
+		return
+	}
+	if !a.Realtime { // EndRealtime decides
+		s.settleLocked(c, a)
+	}
+	s.waiting--
+	r.answerLocked(c, a)
+	s.watchIdleLocked()
+}
+
+// keepLocked gives an answer to a queued retry, or keeps the answer for a retry to
+// come: a failure for failureKeepTime at the most. The caller holds r.mu.
+func (r *Registry[R]) keepLocked(a *Answer[R]) {
+	c, keepFor := a.line, r.keepFor
+	if a.Local || a.Status >= 400 {
+		keepFor = min(keepFor, failureKeepTime)
+	}
+	switch {
+	case c.unwanted, c.answer != nil, a.Err != nil, a.Realtime:
+		return
+	case a.Reopen && c.lines.record.Ref() != "":
+		return // the retry finds the line, which may have an answer by then
+	}
+	if retry := r.queued[c.Fingerprint].first; retry != nil && !c.releasing {
+		r.unqueueLocked(retry)
+		retry.state = stateDone
+		retry.Reservation.Release()
+		r.answerLocked(retry, a)
+		return
+	}
+	if keepFor <= 0 {
+		return
+	}
+	c.answer = a
+	r.kept[c.ID] = c
+	r.detached.push(c)
+	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
+}
+
+// Read says that a caller has read an answer to its end.
+func (r *Registry[R]) Read(a *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.endReadingLocked(a.line) {
+		a.line.lines.record.Delivered(a.line.place)
+	}
+}
+
+// endReadingLocked reports whether the journal waits for the end of the reading of
+// c's answer. The caller holds r.mu.
+func (r *Registry[R]) endReadingLocked(c *Call[R]) bool {
+	was := c.reading
+	if was {
+		c.reading = false
+		delete(r.reading, c.ID)
+		c.lines.record.EndRead()
+	}
+	return was
+}
+
+// Unread says that a caller disconnected before it read its answer: the answer
+// is kept for a retry, and the journal is asked to release the line.
+func (r *Registry[R]) Unread(a *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.endReadingLocked(a.line)
+	r.keepLocked(a)
+	if a.FromLine() {
+		a.line.lines.releaseLocked(a.line)
+	}
+}
+
+// EndRealtime ends a call that was answered in real time because its batch failed.
+// served says that the caller has read a successful answer, and left that the caller
+// disconnected before it read an answer: then, and if the line may be paid for, the
+// failure of the batch is kept for a retry, which would otherwise pay for another line.
+func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a.Spending.End(false) // unless it has ended
+	c := a.line
+	if served {
+		c.lines.record.Delivered(c.place)
+		return
+	}
+	failure := a.Instead
+	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
+	if left || failure.Reopen { // a line that may be paid for
+		r.keepLocked(failure)
+	}
+	c.lines.settleLocked(c, failure)
+}
+
+// Dismiss says that no retry will come for a detached line, since its caller has
+// an answer from elsewhere.
+func (r *Registry[R]) Dismiss(c *Call[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if c.lines == nil || c.waiter != nil { // was not sent, or has a caller again
+		return
+	}
+	s := c.lines
+	if current := s.open[c.ID]; current != nil && current != c && current.waiter != nil {
+		return // a retry has taken over the line
+	}
+	c.unwanted, s.dismissed = true, true
+	r.detached.remove(c)
+	if c.answer != nil {
+		r.cache.Remove(c.kept)
+		r.dropKeptLocked(c)
+	}
+	s.record.Delivered(c.place)
+}
+
+// A Queue holds calls that were not sent yet.
+type Queue[R any] interface {
+	Seal() // makes the Queue take no more calls
+	Calls() []*Call[R]
+	Take() []*Call[R] // empties the Queue
+}
+
+// ClaimQueue is Claim for the calls of a queue. The calls leave the queue afterwards, so
+// that each call is found at each moment.
+func (r *Registry[R]) ClaimQueue(q Queue[R], s *Lines[R]) []*Call[R] {
+	q.Seal()
+	claimed := r.Claim(q.Calls(), s)
+	q.Take()
+	return claimed
+}
+
+// Claim makes the calls that are still queued the lines of a batch, in order, and
+// returns them. A call whose earlier line the journal may have released without
+// saying so takes that line over: the line may be paid for.
+func (r *Registry[R]) Claim(calls []*Call[R], s *Lines[R]) []*Call[R] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cache.Prune()
+	claimed := calls[:0]
+	for _, c := range calls {
+		if c == nil || c.state != stateQueued {
+			continue
+		}
+		r.queued.remove(c)
+		if r.takeOverLocked(c, true) {
+			continue
+		}
+		s.addLocked(c, c.ID, len(claimed))
+		claimed = append(claimed, c)
+	}
+	return claimed
+}
+
+// Queued are the fingerprints of those of the calls that are still queued.
+func (r *Registry[R]) Queued(calls []*Call[R]) []journal.Hash {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fingerprints := make([]journal.Hash, 0, len(calls))
+	for _, c := range calls {
+		if c != nil && c.state == stateQueued {
+			fingerprints = append(fingerprints, journal.Hash(c.Fingerprint))
+		}
+	}
+	return fingerprints
+}
+
+// Waiting returns those of the fingerprints for which calls are queued: a
+// fingerprint is returned as often as it is given, but not more often than calls
+// are queued.
+func (r *Registry[R]) Waiting(fingerprints []journal.Hash) []journal.Hash {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := make(map[Fingerprint]*Call[R], len(fingerprints))
+	var waiting []journal.Hash
+	for _, hash := range fingerprints {
+		f := Fingerprint(hash)
+		c, seen := next[f]
+		if !seen {
+			c = r.queued[f].first
+		}
+		if c != nil {
+			waiting = append(waiting, hash)
+			c = c.next
+		}
+		next[f] = c
+	}
+	return waiting
+}
+
+// Requeue makes calls of a batch that will not answer them queued calls again, and
+// gives those to enqueue, which is called with the lock held: otherwise a caller
+// could leave while its call is in no queue. A call without a caller is dropped.
+func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var again []*Call[R]
+	for _, c := range calls {
+		if c.state != stateOpen && c.state != stateResubmit {
+			continue
+		}
+		s := c.lines
+		s.removeLocked(c)
+		s.record.Delivered(c.place)
+		if c.waiter == nil {
+			r.detached.remove(c)
+			c.state, c.Body = stateDone, nil
+			c.Reservation.Release()
+			s.watchIdleLocked()
+			continue
+		}
+		s.waiting--
+		s.watchIdleLocked()
+		c.state, c.lines = stateQueued, nil
+		r.queued.push(c)
+		again = append(again, c)
+	}
+	enqueue(again)
+}
+
+// Place gives lines that the journal gave to this process to the queued calls
+// with the same fingerprints. A line that a caller here waits for already, or whose
+// answer a caller here is reading, stays with its caller: the journal had released
+// the line when the lease expired, or repeats a lost answer. find
+// returns the lines of a batch, which it begins to poll if no batch here does.
+func (r *Registry[R]) Place(taken []journal.Taken, find func(journal.Batch) *Lines[R]) {
+	for _, t := range taken {
+		s := find(t.Batch)
+		r.mu.Lock()
+		for _, l := range t.Lines {
+			r.placeLocked(s, l)
+		}
+		s.watchIdleLocked()
+		r.mu.Unlock()
+	}
+}
+
+// placeLocked gives a line to a queued call. The caller holds r.mu.
+func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
+	old := s.open[l.CustomID]
+	if _, reading := r.reading[l.CustomID]; reading || old != nil && old.waiter != nil {
+		return
+	}
+	c := r.queued[Fingerprint(l.Fingerprint)].first
+	if c == nil || s.closed { // the caller has left meanwhile, or the batch has ended
+		if old == nil {
+			old = &Call[R]{state: stateDone, lines: s, place: l.N}
+			old.ID = l.CustomID
+		}
+		s.releaseLocked(old)
+		return
+	}
+	r.unqueueLocked(c)
+	if kept := r.kept[l.CustomID]; kept != nil {
+		kept.lines = s
+		r.takeKeptLocked(c, kept)
+		return
+	}
+	c.inheritLocked(s.lent[l.CustomID])
+	delete(s.lent, l.CustomID)
+	if old != nil {
+		r.detached.remove(old)
+		old.state = stateDone
+		c.inheritLocked(old.Reservation)
+	}
+	s.addLocked(c, l.CustomID, l.N)
+	s.given = max(s.given-1, 0)
+	s.reread = true
+}

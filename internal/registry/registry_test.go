@@ -1,0 +1,600 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/registry"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+type (
+	call   = registry.Call[string]
+	waiter = registry.Waiter[string]
+	answer = registry.Answer[string]
+	lines  = registry.Lines[string]
+)
+
+const (
+	keepFor   = time.Hour
+	idleAfter = 2 * time.Minute
+)
+
+// A process has a registry and, unless store is nil, a journal.
+type process struct {
+	*testing.T
+	*registry.Registry[string]
+	session *journalsession.Session
+	dropped []string
+}
+
+func start(t *testing.T, store journal.Store, keepFor time.Duration) *process {
+	p := &process{T: t}
+	p.Registry = registry.New(keepFor, idleAfter, func(c *call) { p.dropped = append(p.dropped, c.Request) })
+	ctx, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	o := journalsession.Options{Logger: slog.New(slog.DiscardHandler), Context: ctx, Start: func(f func()) bool { work.Go(f); return true }}
+	p.session = journalsession.Disabled(o)
+	if store != nil {
+		var err error
+		if p.session, err = journalsession.Open(store, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { stop(); work.Wait() })
+	return p
+}
+
+// enter makes a call; calls of the same text have the same fingerprint.
+func (p *process) enter(text string) (c *call, w *waiter, queued bool) {
+	p.Helper()
+	c = &call{Request: text}
+	copy(c.Fingerprint[:], text)
+	w, queued, ok := p.Enter(c)
+	if !ok {
+		p.Fatal("the registry takes no calls")
+	}
+	return c, w, queued
+}
+
+// batch makes queued calls the lines of a batch.
+func (p *process) batch(calls ...*call) (*lines, chan struct{}) {
+	p.Helper()
+	idle := make(chan struct{}, 1)
+	s := p.NewLines(idle)
+	r := p.session.NewRecord(s)
+	s.SetRecord(r)
+	claimed := p.Claim(calls, s)
+	err := r.Begin(p.Context(), journal.Batch{}, func() (all []journal.Line) {
+		for _, c := range claimed {
+			all = append(all, journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)})
+		}
+		return all
+	})
+	if err != nil {
+		p.Fatal(err)
+	}
+	s.Known(r.Ref())
+	return s, idle
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+func ok(text string) *answer { return &answer{Answer: reply.Answer{Status: 200, Body: []byte(text)}} }
+
+func (p *process) wants(w *waiter, text string) *answer {
+	p.Helper()
+	select {
+	case a := <-w.Answer:
+		if string(a.Body) != text {
+			p.Errorf("got %q, want %q", a.Body, text)
+		}
+		return a
+	default:
+		p.Errorf("no answer, want %q", text)
+		return nil
+	}
+}
+
+func TestRetries(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		play func(p *process)
+	}{
+		{"a retry that enters gets the detached line", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			retry, again, queued := p.enter("a")
+			if queued || s.Find(retry.ID) != retry {
+				p.Error("the retry does not have the line")
+			}
+			p.Complete(retry, ok("A"))
+			p.wants(again, "A")
+		}},
+		{"a caller that leaves gives its line to the queued retry", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, _ := p.batch(c)
+			retry, again, queued := p.enter("a")
+			if !queued {
+				p.Fatal("calls that are alive were merged")
+			}
+			p.Leave(w, false)
+			if len(p.dropped) != 1 || s.Find(retry.ID) != retry {
+				p.Error("the retry does not have the line, or stays in its queue")
+			}
+			p.Complete(retry, ok("A"))
+			p.wants(again, "A")
+		}},
+		{"n retries get n lines", func(p *process) {
+			a, wa, _ := p.enter("a")
+			b, wb, _ := p.enter("a")
+			p.batch(a, b)
+			p.Leave(wa, false)
+			p.Leave(wb, false)
+			for i := range 3 {
+				if _, _, queued := p.enter("a"); queued != (i == 2) {
+					p.Errorf("retry %d of 2 lines is queued: %v", i+1, queued)
+				}
+			}
+		}},
+		{"an answer without a caller is kept, once", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Leave(w, false)
+			p.Complete(c, ok("A"))
+			_, again, _ := p.enter("a")
+			p.wants(again, "A")
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("the answer was given twice")
+			}
+		}},
+		{"an answer that was not read is kept again", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Complete(c, ok("A"))
+			for range 3 {
+				p.Unread(p.wants(w, "A"))
+				_, w, _ = p.enter("a")
+			}
+			p.Read(p.wants(w, "A"))
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("an answer that was read is given again")
+			}
+		}},
+		{"kept answers expire exactly", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Leave(w, false)
+			p.Complete(c, ok("A"))
+			time.Sleep(keepFor)
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("an expired answer was given")
+			}
+		}},
+		{"a transient failure is not kept", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Leave(w, false)
+			p.Complete(c, &answer{Answer: reply.Answer{Status: 429, Retry: true}})
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("a 429 was given to a retry")
+			}
+		}},
+		{"nothing is kept of a call that was answered elsewhere", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			left, _ := p.Leave(w, false)
+			p.Dismiss(left)
+			p.Complete(c, ok("A"))
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("a dismissed line was given to a retry")
+			}
+		}},
+		{"no call takes over a line of a batch that is being cancelled", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, idle := p.batch(c)
+			if s.BeginCancel(true) {
+				p.Error("a batch is cancelled while a caller waits")
+			}
+			p.Leave(w, false)
+			time.Sleep(idleAfter)
+			synctest.Wait()
+			if len(idle) != 1 || !s.BeginCancel(true) {
+				p.Fatal("an idle batch is not cancelled")
+			}
+			retry, _, queued := p.enter("a")
+			if !queued {
+				p.Error("a line was taken over that is being cancelled")
+			}
+			s.CancelFailed()
+			if s.Find(c.ID) != retry {
+				p.Error("the queued retry does not get the line of a batch that runs on")
+			}
+		}},
+		{"a retry resets the idle time", func(p *process) {
+			c, w, _ := p.enter("a")
+			_, idle := p.batch(c)
+			p.Leave(w, false)
+			time.Sleep(idleAfter - time.Second)
+			_, again, _ := p.enter("a")
+			time.Sleep(idleAfter)
+			p.Leave(again, false)
+			time.Sleep(idleAfter - time.Second)
+			synctest.Wait()
+			if len(idle) != 0 {
+				p.Error("a batch is idle that had a caller a moment ago")
+			}
+		}},
+		{"a call that is resubmitted can leave", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, _ := p.batch(c)
+			if !s.RetryLater(c, 1) {
+				p.Fatal("not resubmitted")
+			}
+			p.Leave(w, false)
+			p.Requeue([]*call{c}, func(again []*call) {
+				if len(again) != 0 {
+					p.Error("a call without a caller was queued again")
+				}
+			})
+		}},
+		{"a batch is idle whose last caller leaves a call that is resubmitted", func(p *process) {
+			c, w, _ := p.enter("a")
+			other, left, _ := p.enter("b")
+			s, idle := p.batch(c, other)
+			p.Leave(left, false)
+			s.RetryLater(c, 1)
+			p.Leave(w, false)
+			time.Sleep(idleAfter)
+			synctest.Wait()
+			if len(idle) != 1 {
+				p.Error("the batch is not idle")
+			}
+		}},
+		{"a queued retry gets the answer of a line that it could not take over", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			s.BeginCancel(false)
+			retry, again, queued := p.enter("a")
+			p.Complete(c, ok("A"))
+			p.wants(again, "A")
+			if !queued || !slices.Equal(p.dropped, []string{"a"}) || len(p.Queued([]*call{retry})) != 0 {
+				p.Errorf("the retry is still queued; dropped: %v", p.dropped)
+			}
+		}},
+		{"a queued retry gets the answer that its first attempt did not read", func(p *process) {
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Complete(c, ok("A"))
+			a := p.wants(w, "A")
+			_, again, _ := p.enter("a")
+			p.Unread(a)
+			p.wants(again, "A")
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("one answer was given twice")
+			}
+		}},
+		{"callers that come and go leave no bodies behind", func(p *process) {
+			const rounds, size = 100, 1 << 20
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			before := heap()
+			for range rounds {
+				p.Leave(w, false)
+				c, w, _ = p.enter("a")
+				c.Body = make([]byte, size)
+			}
+			if grown := heap() - before; grown > rounds*size/10 {
+				p.Errorf("the heap grew by %d bytes", grown)
+			}
+			runtime.KeepAlive(p)
+		}},
+		{"a closed batch gives no line away", func(p *process) {
+			c, w, _ := p.enter("a")
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			if rest, closed := s.Close(false); !closed || len(rest) != 1 {
+				p.Errorf("%d calls are left, want one", len(rest))
+			}
+			if _, _, queued := p.enter("a"); !queued {
+				p.Error("a line of a batch that has ended was taken over")
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { tt.play(start(t, nil, keepFor)) })
+		})
+	}
+}
+
+// A detached line of a batch that the provider has must not keep its body; before, the
+// body may still be uploaded.
+func TestBodiesOfDetachedLines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, nil, keepFor)
+		body := []byte("body")
+		early, leavesEarly, _ := p.enter("early")
+		late, leavesLate, _ := p.enter("late")
+		stays, waiter, _ := p.enter("stays")
+		for _, c := range []*call{early, late, stays} {
+			c.Body = body
+		}
+		s, _ := p.batch(early, late, stays)
+		p.Leave(leavesEarly, false)
+		if early.Body == nil {
+			t.Error("the body was freed during the upload")
+		}
+		s.SetID("batch")
+		p.Leave(leavesLate, false)
+		if early.Body != nil || late.Body != nil {
+			t.Error("a detached line keeps its body")
+		}
+		if stays.Body == nil {
+			t.Error("the body of a waiting call was freed")
+		}
+		retry, again, queued := p.enter("late")
+		if queued || retry == late {
+			t.Error("the retry did not take over the line")
+		}
+		p.Complete(retry, ok("late"))
+		p.Complete(stays, ok("stays"))
+		p.wants(again, "late")
+		p.wants(waiter, "stays")
+	})
+}
+
+func TestNothingIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, nil, -1)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		p.Complete(c, ok("A"))
+		p.Unread(p.wants(w, "A"))
+		if _, _, queued := p.enter("a"); !queued {
+			t.Error("an answer was kept")
+		}
+	})
+}
+
+// place gives lines to queued calls. It makes the lines of a batch when first asked.
+func (p *process) place(taken []journal.Taken) { p.Place(taken, p.linesOf) }
+
+func (p *process) linesOf(b journal.Batch) *lines {
+	return p.LinesOf(b.Ref, func() *lines {
+		s := p.NewLines(make(chan struct{}, 1))
+		s.SetRecord(p.session.Resume(b.Ref, s))
+		return s
+	})
+}
+
+// takeOver takes over the lines of a queued call.
+func (p *process) takeOver(c *call) {
+	p.Helper()
+	if err := p.session.TakeOver(p.Context(), journal.Hash{}, func() []journal.Hash { return p.Queued([]*call{c}) }, p.place); err != nil {
+		p.Error(err)
+	}
+}
+
+// A batch is cancelled only while no caller waits for a line, and from then on no
+// caller takes over a line.
+func TestALineIsNotTakenOverWhileItsBatchIsCancelled(t *testing.T) {
+	p := start(t, nil, keepFor)
+	c, w, _ := p.enter("a")
+	s, _ := p.batch(c)
+	if s.BeginCancel(true) {
+		t.Error("the batch is to be cancelled while a caller waits")
+	}
+	p.Leave(w, false)
+	if !s.BeginCancel(true) {
+		t.Error("the batch is not to be cancelled although nobody waits")
+	}
+	if _, _, queued := p.enter("a"); !queued {
+		t.Error("a retry took over a line that is about to be cancelled")
+	}
+}
+
+// The journal does not give a line away whose next caller came before the release.
+func TestALineWithANewCallerIsNotReleased(t *testing.T) {
+	p := start(t, nil, keepFor)
+	c, w, _ := p.enter("a")
+	s, _ := p.batch(c)
+	p.Leave(w, false)
+	if _, _, queued := p.enter("a"); queued {
+		t.Fatal("the retry did not get the line")
+	}
+	if places := s.BeginRelease(); len(places) != 0 {
+		t.Errorf("lines %v are to be released, and a caller waits for them", places)
+	}
+}
+
+// A line whose answer a caller is reading is not given to an equal call, although
+// this process holds the line.
+func TestALineIsNotPlacedWhoseAnswerIsBeingRead(t *testing.T) {
+	p := start(t, journal.NewMemory(), keepFor)
+	c, w, _ := p.enter("a")
+	p.batch(c)
+	p.Complete(c, ok("A"))
+	p.wants(w, "A")
+	equal, _, _ := p.enter("a")
+	held := journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)}
+	p.Place([]journal.Taken{{Batch: journal.Batch{Ref: "b"}, Lines: []journal.Line{held}}}, p.linesOf)
+	if len(p.Queued([]*call{equal})) != 1 {
+		t.Error("two live calls have one line")
+	}
+}
+
+// An answer that comes while the journal is asked to release its line goes to one call:
+// to the call that the journal gives the line to.
+func TestAnAnswerThatComesDuringARelease(t *testing.T) {
+	store := journal.NewMemory()
+	p := start(t, store, keepFor)
+	c, w, _ := p.enter("a")
+	s, _ := p.batch(c)
+	p.Leave(w, false)
+	places := s.BeginRelease() // as the session does
+	_, again, _ := p.enter("a")
+	p.Complete(c, ok("A"))
+	if len(again.Answer) > 0 {
+		t.Error("the answer was given away, and the journal may give the line away")
+	}
+	s.FinishRelease(places)
+}
+
+// noReleases is a journal that cannot release lines.
+type noReleases struct{ journal.Store }
+
+func (noReleases) Release(context.Context, string, string, []int) error { return errors.New("no") }
+
+// A line whose answer was kept is placed with its answer, although its release is
+// uncertain.
+func TestAPlacedLineHasItsKeptAnswer(t *testing.T) {
+	p := start(t, noReleases{journal.NewMemory()}, keepFor)
+	c, w, _ := p.enter("a")
+	s, _ := p.batch(c)
+	p.Leave(w, false)
+	p.Complete(c, ok("A"))
+	s.BeginRelease() // a request whose answer is lost
+	_, first, _ := p.enter("a")
+	other, second, _ := p.enter("a")
+	held := journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)}
+	p.Place([]journal.Taken{{Lines: []journal.Line{held}}}, func(journal.Batch) *lines { return s })
+	p.wants(first, "A")
+	next := p.NewLines(make(chan struct{}, 1))
+	next.SetRecord(p.session.NewRecord(next))
+	if claimed := p.Claim([]*call{other}, next); len(claimed) != 1 || len(second.Answer) != 0 {
+		t.Error("one line answers two live calls")
+	}
+}
+
+func TestJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		p := start(t, store, keepFor)
+		c, w, _ := p.enter("a")
+		s, _ := p.batch(c)
+		p.Leave(w, false)
+		synctest.Wait() // the journal confirms the release
+		if s.Count() != 0 {
+			t.Error("the registry still has a line that the journal gives away")
+		}
+		retry, again, queued := p.enter("a")
+		if !queued {
+			t.Error("the registry gave a line that the journal gives away")
+		}
+		p.takeOver(retry)
+		if s.Find(retry.ID) != retry || !s.TakeReread() {
+			t.Error("the retry does not have the line, or the results are not read again")
+		}
+		// The answer comes, and the caller does not read the answer: the next retry
+		// takes over the line, and gets the answer that was kept.
+		p.Complete(retry, ok("A"))
+		p.Unread(p.wants(again, "A"))
+		synctest.Wait()
+		third, again, _ := p.enter("a")
+		p.takeOver(third)
+		p.Read(p.wants(again, "A"))
+		synctest.Wait()
+		if list, _ := store.Batches(t.Context(), journal.Filter{}); len(list) != 1 || list[0].Delivered != 1 {
+			t.Errorf("%+v; want the line delivered", list)
+		}
+	})
+}
+
+// Equal calls in two queues take over two lines: a line that is given to the call
+// of the other queue is replaced by another line.
+func TestEqualCallsInTwoQueues(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		dead := start(t, store, keepFor)
+		one, _, _ := dead.enter("a")
+		two, _, _ := dead.enter("a")
+		dead.batch(one, two)
+		dead.session.Leave()
+
+		p := start(t, store, keepFor)
+		first, _, _ := p.enter("a")
+		second, _, _ := p.enter("a")
+		p.takeOver(second) // the line is given to the first call
+		if got := p.Queued([]*call{first, second}); len(got) != 0 {
+			t.Errorf("%d calls have no line", len(got))
+		}
+		third, _, _ := p.enter("a")
+		p.takeOver(first) // another take-over was under way for the call
+		if got := p.Queued([]*call{third}); len(got) != 1 {
+			t.Error("a line was taken over that the journal does not have")
+		}
+	})
+}
+
+// A line of a batch that ends while the line is taken over goes to the call all
+// the same.
+func TestALineOfABatchThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		dead := start(t, store, keepFor)
+		left, _, _ := dead.enter("a")
+		dead.batch(left)
+		dead.session.Leave()
+
+		p := start(t, store, keepFor)
+		c, _, _ := p.enter("a")
+		found := 0
+		place := func(taken []journal.Taken) {
+			p.Place(taken, func(b journal.Batch) *lines {
+				s := p.linesOf(b)
+				if found++; found == 1 {
+					s.Close(false)
+				}
+				return s
+			})
+		}
+		if err := p.session.TakeOver(t.Context(), journal.Hash{}, func() []journal.Hash { return p.Queued([]*call{c}) }, place); err != nil {
+			t.Error(err)
+		}
+		if found != 2 || len(p.Queued([]*call{c})) != 0 {
+			t.Errorf("the line was placed %d times, want twice: the batch had ended at first", found)
+		}
+	})
+}
+
+// BenchmarkCall is what the registry costs a call that is queued, sent and
+// answered.
+func BenchmarkCall(b *testing.B) {
+	r := registry.New(keepFor, idleAfter, func(*call) {})
+	session := journalsession.Disabled(journalsession.Options{})
+	s := r.NewLines(make(chan struct{}, 1))
+	s.SetRecord(session.NewRecord(s))
+	calls := make([]*call, 0, b.N)
+	b.ReportAllocs()
+	b.ResetTimer()
+	for i := range b.N {
+		c := &call{Line: line.Line{Body: bytes.Clone([]byte("{}"))}}
+		copy(c.Fingerprint[:], strconv.Itoa(i))
+		if _, queue, ok := r.Enter(c); !queue || !ok {
+			b.Fatal("not queued")
+		}
+		calls = append(calls, c)
+	}
+	for _, c := range r.Claim(calls, s) {
+		r.Complete(c, ok("A"))
+	}
+}

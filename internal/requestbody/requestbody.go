@@ -1,0 +1,174 @@
+// Package requestbody reads the bodies of model calls: completely, up to a limit,
+// and without their Content-Encoding; and makes the bodies of lines.
+package requestbody
+
+import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/autobatcher/autobatcher/internal/reply"
+)
+
+// Read reads r to its end. Length is the announced number of bytes, which may be
+// wrong, or -1 if the number is unknown. A body of more than limit bytes is a
+// *reply.RequestError; every other error comes from r. A nil r is an empty body.
+func Read(r io.Reader, length, limit int64) ([]byte, error) {
+	if r == nil {
+		return nil, nil
+	}
+	if length > limit {
+		return nil, tooLarge(limit)
+	}
+	body := make([]byte, 0, firstRead(length))
+	for {
+		if int64(len(body)) == length { // nearly always the body has ended here
+			var next [1]byte
+			n, err := io.ReadFull(r, next[:])
+			if n == 0 {
+				return body, unlessEOF(err)
+			}
+			body = append(body, next[0])
+		} else if len(body) == cap(body) {
+			body = grow(body, length)
+		}
+		n, err := r.Read(body[len(body):cap(body)])
+		body = body[:len(body)+n]
+		switch {
+		case int64(len(body)) > limit:
+			return nil, tooLarge(limit)
+		case errors.Is(err, io.EOF):
+			return clip(body), nil
+		case err != nil:
+			return nil, err
+		}
+	}
+}
+
+// firstRead is the size of the memory for the first bytes of a body of the
+// announced length: memory grows as bytes arrive.
+func firstRead(length int64) int64 {
+	if length < 0 {
+		return minRead
+	}
+	return min(length, maxFirst)
+}
+
+const (
+	minRead  = 512
+	maxFirst = 16 << 10
+)
+
+// grow doubles the capacity of body, but not beyond an announced length that was not
+// reached yet.
+func grow(body []byte, length int64) []byte {
+	size := max(2*int64(len(body)), minRead)
+	if length > int64(len(body)) {
+		size = min(size, length)
+	}
+	grown := make([]byte, len(body), size)
+	copy(grown, body)
+	return grown
+}
+
+// clip returns body without unused memory, if much memory is unused.
+func clip(body []byte) []byte {
+	if cap(body)-len(body) > len(body)/4 {
+		return bytes.Clone(body)
+	}
+	return body
+}
+
+// unlessEOF returns err, or nil for io.EOF.
+func unlessEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func tooLarge(limit int64) error {
+	return &reply.RequestError{Status: http.StatusRequestEntityTooLarge, Code: "request_too_large", Message: fmt.Sprintf(
+		"the request body is larger than the %d bytes that one line of a batch may hold; send it with the header Autobatcher-Mode: realtime, or send less", limit)}
+}
+
+// Decoder returns a reader of r without the Content-Encoding, or r itself if there is
+// no encoding. known is false if Decoder does not know the encoding. The decoded
+// bytes are not limited. Nothing is read from r before the first Read.
+func Decoder(r io.Reader, encoding string) (decoded io.Reader, known bool) {
+	switch strings.ToLower(strings.TrimSpace(encoding)) {
+	case "", "identity":
+		return r, true
+	case "gzip", "x-gzip":
+		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) { return gzip.NewReader(r) }}, true
+	case "deflate":
+		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }}, true
+	case "zstd":
+		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) {
+			// Without concurrency the decoder has no goroutines, and need not be closed.
+			return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
+		}}, true
+	}
+	return nil, false
+}
+
+// maxWindow bounds the memory of a zstd decoder, in bytes: the most that RFC 9659
+// allows for HTTP.
+const maxWindow = 8 << 20
+
+// A decoder is a reader that reads the header of the encoding at the first Read.
+type decoder struct {
+	src  io.Reader
+	open func(io.Reader) (io.Reader, error)
+	r    io.Reader
+}
+
+func (d *decoder) Read(p []byte) (n int, err error) {
+	if d.r == nil {
+		if d.r, err = d.open(d.src); err != nil {
+			d.r = nil
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF // the end of an empty body is not the end of an encoded body
+			}
+			return 0, err
+		}
+	}
+	return d.r.Read(p)
+}
+
+// Decode removes the Content-Encoding from raw, since a line of a batch has no
+// encoding. An unknown encoding, a broken body, and a decoded body of more than
+// limit bytes are a *reply.RequestError. Without an encoding Decode returns raw itself.
+func Decode(raw []byte, encoding string, limit int64) ([]byte, error) {
+	src := bytes.NewReader(raw)
+	r, known := Decoder(src, encoding)
+	switch {
+	case !known:
+		return nil, &reply.RequestError{Status: http.StatusUnsupportedMediaType, Code: "unsupported_content_encoding", Message: fmt.Sprintf(
+			"Content-Encoding %q cannot be batched; send the body as it is, or with gzip, deflate or zstd", encoding)}
+	case r == src:
+		return raw, nil
+	}
+	body, err := Read(r, -1, limit)
+	if r := (*reply.RequestError)(nil); err == nil || errors.As(err, &r) {
+		return body, err
+	}
+	return nil, reply.InvalidBody("", "the body is not "+encoding+" as its Content-Encoding says: "+err.Error())
+}
+
+// Restore returns a copy of a request whose body was read, with the body again.
+// The copy shares the headers of the request.
+func Restore(req *http.Request, body []byte) *http.Request {
+	clone := req.WithContext(req.Context())
+	clone.ContentLength = int64(len(body))
+	clone.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	clone.Body, _ = clone.GetBody()
+	return clone
+}

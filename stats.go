@@ -1,0 +1,101 @@
+package autobatcher
+
+import (
+	"slices"
+	"time"
+)
+
+// Stats is what a Transport holds at one moment. It names no credential.
+type Stats struct {
+	Queued   int   // calls that were not sent yet
+	Running  int   // calls whose line was sent and whose caller waits
+	Answered int64 // callers that got the answer of their line, since New
+	Errors   int64 // of Answered: callers whose answer has a status of 400 or more
+	Failed   int64 // callers that got an error of their batch or of autobatcher, since New
+	Left     int64 // callers that stopped waiting before their answer came, since New
+	Queues   []QueueStats
+	Cost     Cost       // since New
+	Costs    []CostPart // Cost by account, caller and model; the part without names has what is beyond 1,000 parts
+	Budget   BudgetStats
+}
+
+// QueueStats describes a batch that was not sent yet.
+type QueueStats struct {
+	Payer    string // tells accounts apart without naming them; differs from process to process, unless the processes share a journal
+	Upstream string // base URL, without its query
+	Endpoint string
+	Models   []string // sorted, each once
+	Callers  []string // names of the callers, sorted, each once; only where a server has named its clients
+	Calls    int
+	Bytes    int64
+	Opened   time.Time
+}
+
+// Stats returns a snapshot.
+func (t *Transport) Stats() Stats {
+	n := t.registry.Counters()
+	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Cost: Cost(t.router.meter.Total()), Costs: costParts(t.router.meter), Budget: BudgetStats(t.router.meter.Budget().State())}
+	for _, b := range t.allBatches() {
+		queued := b.queue.Calls() // before Census: a call may become a line meanwhile, and counts once
+		id, calls := b.lines.Census(queued)
+		if id != "" {
+			s.Running += calls
+			continue
+		}
+		q := b.queueStats(queued)
+		q.Calls = calls
+		s.Queued += q.Calls
+		s.Queues = append(s.Queues, q)
+	}
+	return s
+}
+
+// queueStats describes the calls that were not sent yet, without their number.
+func (b *batch) queueStats(queued []*call) QueueStats {
+	_, bytes := b.queue.Size()
+	a := b.key.account
+	q := QueueStats{Payer: a.Name, Upstream: a.Upstream(), Bytes: bytes, Opened: b.queue.Opened}
+	if first := b.queue.First; first != nil { // b.url changes when calls become lines
+		q.Endpoint = first.URL
+	} else { // of another process
+		q.Endpoint = b.url
+	}
+	n := namesOf(queued)
+	q.Models, q.Callers = n.models, n.callers
+	return q
+}
+
+// names are what calls have in common: the models and the callers, sorted, and the
+// traces of the first calls, each once.
+type names struct {
+	models  []string
+	callers []string // none for a batch of another process
+	traces  []string // of a batch; at most maxTraces
+}
+
+func namesOf(calls []*call) names {
+	var models, callers []string
+	for _, c := range calls {
+		models = append(models, c.Request.model)
+		if name := c.Request.caller.Name; name != "" {
+			callers = append(callers, name)
+		}
+	}
+	slices.Sort(models)
+	slices.Sort(callers)
+	return names{models: slices.Compact(models), callers: slices.Compact(callers)}
+}
+
+// maxTraces is the number of traces that a batch records: OpenTelemetry's default
+// limit on the links of a span.
+const maxTraces = 128
+
+// tracesOf returns the first maxTraces traces of calls, each once.
+func tracesOf(calls []*call) (traces []string) {
+	for _, c := range calls {
+		if trace := c.Request.caller.Trace; trace != "" && len(traces) < maxTraces && !slices.Contains(traces, trace) {
+			traces = append(traces, trace)
+		}
+	}
+	return traces
+}
