@@ -161,7 +161,7 @@ func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 	w.checkLate(e, b)
 	w.mu.Lock()
 	before := w.handed[id]
-	w.handed[id] = append(before, delivery{e, p})
+	w.handed[id] = append(before, delivery{e, p, time.Now()})
 	w.mu.Unlock()
 	for _, h := range before {
 		if !w.mayBeForgotten(h.by, id) && !h.by.hasLapsed() && !p.hasLapsed() {

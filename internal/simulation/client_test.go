@@ -132,12 +132,12 @@ type attempt struct {
 
 // try makes a call once. It returns how the call ended, or "" if the client is to
 // retry.
-func (w *world) try(p *replica, e attempt) (end string) {
+func (w *world) try(p *replica, e attempt) string {
 	ctx, cancel := context.WithTimeout(context.Background(), min(e.timeout, w.longest()))
 	defer cancel()
 	defer context.AfterFunc(p.gone, cancel)()
 	v := w.enter(e.clientCall, p)
-	defer func() { w.exit(v, end != "") }()
+	defer w.exit(v)
 	began := time.Now()
 	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, w.srv.URL+e.prompt.path, strings.NewReader(e.prompt.body))
 	req.Header.Set("Authorization", "Bearer "+w.credential(e.key))

@@ -19,7 +19,6 @@ type visit struct {
 	at    *replica
 	began time.Time
 	ended time.Time // zero while the client waits
-	final bool      // the call has its answer, or its error
 }
 
 // enter notes that a client waits for an answer.
@@ -31,12 +30,11 @@ func (w *world) enter(c *clientCall, p *replica) *visit {
 	return v
 }
 
-// exit notes that a client waits no longer. The call is final if the client does
-// not retry.
-func (w *world) exit(v *visit, final bool) {
+// exit notes that a client waits no longer.
+func (w *world) exit(v *visit) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v.ended, v.final = time.Now(), final
+	v.ended = time.Now()
 }
 
 // A sentLine is a line of an input file that a process has sent.
@@ -177,48 +175,41 @@ func (w *world) notice(at, by *replica) time.Duration {
 }
 
 // linesElsewhere counts the lines that might yet answer a call when a process
-// decided to cancel a batch, outside of the batch. A line whose answer was handed
-// out counts if more answers were handed out than clients had read by then: a
-// client hung up, and waits again, or the answer came since. The caller must not
-// hold world.mu.
+// decided to cancel a batch: lines outside of the batch, and lines of any batch
+// whose answer was handed out since. The caller must not hold world.mu.
 func (w *world) linesElsewhere(id ident, c cancellation) int {
-	live := make(map[string]bool) // by custom id, of lines in batches
-	w.mu.Lock()
-	unread := 0
-	for _, v := range w.visits[id] {
-		if v.final && !v.ended.After(c.decided.at) {
-			unread--
-		}
-	}
-	w.mu.Unlock()
+	n := 0
+	created := make(map[string]bool) // by custom id
 	for _, b := range w.srv.Batches() {
 		for _, l := range b.Lines {
 			if (ident{b.APIKey, textOf(l.Body)}) != id {
 				continue
 			}
-			w.mu.Lock()
-			handed := len(w.handed[lineID{b.ID, l.CustomID}]) > 0
-			w.mu.Unlock()
-			if handed {
-				unread++
+			created[l.CustomID] = true
+			switch at := w.handedAt(lineID{b.ID, l.CustomID}); {
+			case at.After(c.decided.at), at.IsZero() && b.ID != c.batch.ID && c.by.mayHope(b):
+				n++
 			}
-			live[l.CustomID] = live[l.CustomID] || !handed && b.ID != c.batch.ID && c.by.mayHope(b)
-		}
-	}
-	n := max(unread, 0)
-	for _, is := range live {
-		if is {
-			n++
 		}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for customID, l := range w.sent {
-		if _, created := live[customID]; !created && l.ident == id && !l.by.isDead() {
+		if !created[customID] && l.ident == id && !l.by.isDead() {
 			n++ // the batch may be about to be created
 		}
 	}
 	return n
+}
+
+// handedAt is when the answer of a line was first handed out; zero if never.
+func (w *world) handedAt(id lineID) time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if all := w.handed[id]; len(all) > 0 {
+		return all[0].at
+	}
+	return time.Time{}
 }
 
 // mayHope reports whether a retry at the process may wait for a line of the batch. A

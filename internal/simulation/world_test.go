@@ -57,6 +57,7 @@ type lineID struct{ batch, custom string }
 type delivery struct {
 	call *clientCall
 	by   *replica
+	at   time.Time
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
