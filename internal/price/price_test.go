@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
@@ -100,6 +101,31 @@ func TestBookRealtime(t *testing.T) {
 				t.Errorf("%+v, %+v", total, got)
 			}
 		})
+	}
+}
+
+// A body may be closed while it is read: the answer is booked once, with the tokens
+// that were read before.
+func TestAnAnswerEndsWhileItIsRead(t *testing.T) {
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	openai := provider.OpenAI()
+	call, err := m.Begin(Call{Profile: &openai, Model: "ours"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := []byte(`data: {"model":"ours","usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}` + "\n\n")
+	call.Scan(event)
+	var work sync.WaitGroup
+	work.Go(func() { call.Scan(event) })
+	work.Go(func() { call.End(true) })
+	work.Wait()
+	call.Scan([]byte(`data: {"usage":{"prompt_tokens":300,"completion_tokens":100,"total_tokens":400}}` + "\n\n"))
+	call.End(true)
+	if got := m.Total(); got.USD != 10 || got.Priced != 1 {
+		t.Errorf("%+v", got)
 	}
 }
 
