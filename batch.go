@@ -336,7 +336,6 @@ func (b *batch) logEnd(o outcome, err error) {
 func (b *batch) giveUp(c *call, a *answer) {
 	if a.Err == nil && b.t.registry.HasWaiter(c) {
 		if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
-			b.t.escalator.report(c, a.ErrorMessage())
 			a = &answer{Realtime: true, Instead: a, Spending: spending}
 		}
 	}

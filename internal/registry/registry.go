@@ -222,9 +222,6 @@ func (r *Registry[R]) LinesOf(ref string, create func() *Lines[R]) *Lines[R] {
 
 // NameOf returns how the provider knows a call, as far as the call was sent.
 func (r *Registry[R]) NameOf(c *Call[R]) (batchID, customID string) {
-	if c == nil {
-		return "", ""
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c.lines != nil {
@@ -277,14 +274,13 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 }
 
 // Leave says that a caller waits no longer. A call that was not sent never will
-// be; a line is detached. leave returns the call whose line is detached, or the
-// answer that came at the same moment, or neither.
-func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], found *Answer[R]) {
+// be; a line is detached. Leave returns the answer that came at the same moment, or nil.
+func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
 	case a := <-w.Answer:
-		return nil, a
+		return a
 	default:
 	}
 	c := w.call
@@ -299,7 +295,6 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], fo
 		c.state = stateDone
 		c.Reservation.Release()
 		r.dropped(c)
-		return nil, nil
 	case stateOpen:
 		c.lines.waiting--
 		r.detachLocked(c)
@@ -307,7 +302,7 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], fo
 		c.lines.waiting--
 		c.lines.watchIdleLocked()
 	}
-	return c, nil
+	return nil
 }
 
 // detachLocked gives the line of c to a queued retry, or makes the line a
