@@ -48,10 +48,6 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 	return max(left-e.t.opts.EscalateMargin, 1)
 }
 
-// errNoRoom is why a call is not escalated while a server sends too many calls in real
-// time.
-var errNoRoom = errors.New("too many requests are sent in real time already")
-
 // allow reports whether a call may be sent in real time for that reason, and takes the
 // call from the budgets. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
@@ -64,7 +60,7 @@ func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall,
 		if wait, ok := e.budget.Take(by.Budget); !ok {
 			err = fmt.Errorf("the hour's budget is used up; again in %v", wait)
 		} else if by.Realtime != nil && !by.Realtime() {
-			err = errNoRoom
+			err = errors.New("too many requests are sent in real time already")
 		}
 	}
 	if err != nil {

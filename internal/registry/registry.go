@@ -349,7 +349,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 		switch {
 		case c.unwanted:
 			s.record.Delivered(c.place)
-		case !a.Local && !a.Retry:
+		case a.Paid, !a.Local && !a.Retry:
 			r.keepLocked(a)
 		}
 		return
@@ -439,10 +439,14 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 	}
 	failure := a.Instead
 	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
-	if left || failure.Reopen { // a line that may be paid for
+	if left || failure.Paid {
 		r.keepLocked(failure)
 	}
-	c.lines.settleLocked(c, failure)
+	if failure.Paid {
+		c.lines.releaseLocked(c) // a retry at another replica finds the line
+	} else {
+		c.lines.settleLocked(c, failure)
+	}
 }
 
 // Dismiss says that no retry will come for a detached line, since its caller has
