@@ -301,6 +301,24 @@ func TestEscalationsOfOneMomentShareTheBudget(t *testing.T) {
 	})
 }
 
+// A caller that hangs up and does not read that its call is refused leaves nothing
+// behind.
+func TestARefusalThatIsNotRead(t *testing.T) {
+	u := budgeted(fiveTokens(0), 100)
+	u.options.Journal = journal.NewMemory()
+	u.play(t, func(s *scene) {
+		ctx, leave := context.WithCancel(s.Context())
+		res, err := s.tr.RoundTrip(s.request(ctx, "/chat/completions", limited("a", 1000)))
+		if err != nil || res.StatusCode != http.StatusPaymentRequired {
+			s.Fatalf("%v, %v; want a refusal", res, err)
+		}
+		leave()
+		res.Body.Close()
+		s.budget(0, 0)
+		s.post("/chat/completions", limited("a", 1000)).want(402, 20*time.Second)
+	})
+}
+
 // A Logger that panics when a call is escalated costs its caller the answer, and
 // leaves nothing reserved.
 func TestALoggerThatPanicsReservesNothing(t *testing.T) {

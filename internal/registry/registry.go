@@ -413,10 +413,14 @@ func (r *Registry[R]) endReadingLocked(c *Call[R]) bool {
 }
 
 // Unread says that a caller disconnected before it read its answer: the answer
-// is kept for a retry, and the journal is asked to release the line.
+// is kept for a retry, and the journal is asked to release the line. An answer of Refuse
+// belongs to no line, and is not kept.
 func (r *Registry[R]) Unread(a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if a.line == nil {
+		return
+	}
 	r.endReadingLocked(a.line)
 	r.keepLocked(a)
 	if a.FromLine() {
