@@ -72,7 +72,7 @@ func verdictAnswer(b *batch, _ error) *answer {
 // unreadAnswer is the answer for a call whose result exists and could not be
 // downloaded. With a journal, the same call again looks for the result again.
 func unreadAnswer(b *batch, _ error) *answer {
-	a := failure(http.StatusFailedDependency, CodeResultsUnread,
+	a := paidFailure(CodeResultsUnread,
 		fmt.Sprintf("the results of batch %s (%s) could not be downloaded within %v: %v", b.id(), b.status.Word, b.results.Timeout(), b.results.Err()))
 	a.Reopen = true
 	return a
@@ -96,7 +96,7 @@ func lostAnswer(b *batch, err error) *answer {
 	if errors.Is(err, errOverdue) && b.results.Verdict() > results.Missing {
 		return unreadAnswer(b, err)
 	}
-	a := failure(http.StatusFailedDependency, lostCode(err), strings.TrimSuffix("batch "+b.id(), " ")+" was given up: "+err.Error())
+	a := paidFailure(lostCode(err), strings.TrimSuffix("batch "+b.id(), " ")+" was given up: "+err.Error())
 	var failed *backend.Error
 	a.Reopen = errors.As(err, &failed) && failed.Status != http.StatusNotFound && failed.Status != http.StatusGone // the batch runs, for a credential that may be valid again
 	return a
@@ -110,7 +110,7 @@ func refusedAnswer(_ *batch, err error) *answer {
 	case errors.Is(err, journalsession.ErrFailed):
 		return failure(http.StatusServiceUnavailable, CodeJournalFailed, "the call was not submitted: "+err.Error())
 	case errors.Is(err, backend.ErrUnsure):
-		return failure(http.StatusFailedDependency, CodeCreateUnknown, "the batch could not be submitted: "+err.Error())
+		return paidFailure(CodeCreateUnknown, "the batch could not be submitted: "+err.Error())
 	}
 	var failed *backend.Error
 	switch {
@@ -145,7 +145,7 @@ func lineFailure(batchID string, r *line.Result) *answer {
 // lineUnreadable is the answer for a line whose result cannot be read. The line
 // was paid for, and another line would be paid for, too.
 func lineUnreadable(batchID string) *answer {
-	return failure(http.StatusFailedDependency, CodeLineUnreadable,
+	return paidFailure(CodeLineUnreadable,
 		"batch "+batchID+" answered this request with a result line that cannot be read")
 }
 

@@ -336,7 +336,6 @@ func (b *batch) logEnd(o outcome, err error) {
 func (b *batch) giveUp(c *call, a *answer) {
 	if a.Err == nil && b.t.registry.HasWaiter(c) {
 		if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
-			b.t.escalator.report(c, a.ErrorMessage())
 			a = &answer{Realtime: true, Instead: a, Spending: spending}
 		}
 	}
@@ -368,9 +367,6 @@ func (b *batch) deleteFiles(d deletion, err error) {
 	}
 }
 
-// unknownStatus is the status of a batch that may or may not exist.
-const unknownStatus = "unknown"
-
 // updateRecord stores the last state of a batch. Where it is not known whether
 // the batch was created, the record says so, so that no other process waits for
 // the batch.
@@ -380,7 +376,7 @@ func (b *batch) updateRecord(u lastUpdate, err error) {
 	switch {
 	case u == updateNone:
 	case b.id() == "" && errors.Is(err, backend.ErrUnsure):
-		last.Status = unknownStatus
+		last.Status = "unknown" // the batch may or may not exist
 		b.record.End(ctx, last)
 	case u == updateDiscarded:
 		b.record.Discard(ctx)

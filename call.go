@@ -1,6 +1,7 @@
 package autobatcher
 
 import (
+	"net/http"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
@@ -47,4 +48,10 @@ type key struct {
 // failure is an error response of autobatcher, in OpenAI's shape.
 func failure(status int, code, message string) *answer {
 	return &answer{Answer: reply.Failure(status, code, message)}
+}
+
+// paidFailure is the failure of a call whose line may be paid for: a retry within two
+// minutes gets the same failure.
+func paidFailure(code, message string) *answer {
+	return &answer{Answer: reply.Failure(http.StatusFailedDependency, code, message), Paid: true}
 }

@@ -182,8 +182,12 @@ func (t *Transport) cancelAll(batches []*batch) {
 	wg.Wait()
 }
 
-// adopt adds a batch that does not run, since the Transport is closing.
-func (t *Transport) adopt(b *batch) {
+// startOrAdopt runs a batch. While the Transport is closing, the batch does not run, and
+// Close answers its callers.
+func (t *Transport) startOrAdopt(b *batch) {
+	if t.startBatch(b) {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.batches[b] = struct{}{}

@@ -2,6 +2,7 @@ package autobatcher
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -53,50 +54,42 @@ func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall,
 	if e.t.opts.Escalate == EscalateNever || e.t.ctx.Err() != nil {
 		return nil, false
 	}
+	by := c.Request.caller
 	spending, err := e.t.router.meter.Begin(priced(c), e.t.registry.InRealtime(c))
-	if err != nil {
-		e.t.opts.Logger.Warn("call not escalated: "+err.Error(), "caller", c.Request.caller.Name, "reason", reason)
-		return nil, false
+	if err == nil {
+		if wait, ok := e.budget.Take(by.Budget); !ok {
+			err = fmt.Errorf("the hour's budget is used up; again in %v", wait)
+		} else if by.Realtime != nil && !by.Realtime() {
+			err = errors.New("too many requests are sent in real time already")
+		}
 	}
-	if wait, ok := e.budget.Take(c.Request.caller.Budget); !ok {
+	if err != nil {
 		spending.End(false)
-		e.t.opts.Logger.Warn("call not escalated: the hour's budget is used up", "caller", c.Request.caller.Name, "reason", reason, "again in", wait)
+		e.t.opts.Logger.Warn("call not escalated: "+err.Error(), "caller", by.Name, "reason", reason)
 		return nil, false
 	}
 	return spending, true
 }
 
-// report reports that a call is sent in real time.
-func (e *escalator) report(c *call, reason string) {
-	batchID, customID := e.t.registry.NameOf(c)
-	e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
-	e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
-}
-
 // escalate sends a call in real time whose deadline is near. Its line is of no
 // use to a retry once the caller has read the answer.
 func (e *escalator) escalate(req *http.Request, c *call, w *waiter, began time.Time, spending *price.RealtimeCall) (*http.Response, error) {
-	detached, found := e.t.registry.Leave(w, true)
-	if found != nil {
+	if found := e.t.registry.Leave(w, true); found != nil {
 		spending.End(false)
 		return e.t.answer(req, c, found, began)
 	}
-	if detached == nil {
-		detached = c
-	}
-	e.report(detached, deadlineNear)
-	return e.send(req, c, began, spending, func(served, _ bool) {
+	return e.send(req, c, deadlineNear, began, spending, func(served, _ bool) {
 		if served {
-			e.t.registry.Dismiss(detached)
+			e.t.registry.Dismiss(c)
 		}
 	})
 }
 
-// send sends the call as its caller made the call, once. Its deadline still
-// holds, counted from when the call began. ended is called once: served says that the
+// send sends the call as its caller made the call, once, for that reason. Its deadline
+// still holds, counted from when the call began. ended is called once: served says that the
 // caller has read a successful answer, left that the caller disconnected before it read
 // an answer. The caller counts as waiting until then.
-func (e *escalator) send(req *http.Request, c *call, began time.Time, spending *price.RealtimeCall, ended func(served, left bool)) (*http.Response, error) {
+func (e *escalator) send(req *http.Request, c *call, reason string, began time.Time, spending *price.RealtimeCall, ended func(served, left bool)) (*http.Response, error) {
 	ctx, cancel := req.Context(), func() {}
 	if c.Request.deadline > 0 {
 		ctx, cancel = context.WithDeadline(ctx, began.Add(c.Request.deadline))
@@ -110,10 +103,13 @@ func (e *escalator) send(req *http.Request, c *call, began time.Time, spending *
 		e.t.registry.CallerLeft()
 	})
 	defer func() {
-		if !handed { // also after a panic in the user's RoundTripper
+		if !handed { // also after a panic in the user's Logger or RoundTripper
 			end()
 		}
 	}()
+	batchID, customID := e.t.registry.NameOf(c)
+	e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
+	e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
 	res, err := e.t.opts.Base.RoundTrip(requestbody.Restore(callheader.Strip(req), c.Request.raw).WithContext(ctx))
 	if err == nil {
 		res.Header.Set(callheader.Mode, "realtime")

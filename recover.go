@@ -105,9 +105,7 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 		b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: known.BatchID}
 		b.lines.SetIDLocked(known.BatchID)
 		close(b.submitted)
-		if !t.startBatch(b) {
-			t.adopt(b) // Close answers the callers
-		}
+		t.startOrAdopt(b)
 		return b.lines
 	})
 }
@@ -151,6 +149,7 @@ func (b *batch) findExisting() error {
 func (b *batch) update(known journal.Batch) {
 	b.recovered, b.size, b.created = known.State, known.Lines, cmp.Or(known.Created, known.Began)
 	b.names.traces = strings.Fields(known.Traces)
+	b.bill.Earlier(known.Cost)
 	b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: cmp.Or(known.BatchID, b.id())}
 	b.lines.SetID(b.id())
 }

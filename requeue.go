@@ -58,9 +58,7 @@ func (b *batch) resubmit(calls []*call, delay time.Duration) {
 	for _, q := range queues {
 		next := b.t.newBatch(q, collecting)
 		next.history = history{attempts: b.history.attempts + 1, delay: delay, guesses: b.history.guesses}
-		if !b.t.startBatch(next) {
-			b.t.adopt(next) // Close answers the callers
-		}
+		b.t.startOrAdopt(next)
 	}
 }
 

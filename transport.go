@@ -253,11 +253,10 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 				}
 			}
 		case <-deadline:
-			detached, found := t.registry.Leave(w, false)
-			if found != nil {
+			if found := t.registry.Leave(w, false); found != nil {
 				return t.answer(req, c, found, began)
 			}
-			batchID, _ := t.registry.NameOf(detached)
+			batchID, _ := t.registry.NameOf(c)
 			return late(c.Request.deadline, batchID).Response(req), nil
 		case <-req.Context().Done():
 			t.disconnect(w)
@@ -272,7 +271,7 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 // answer gives the caller its answer, or gets one in real time.
 func (t *Transport) answer(req *http.Request, c *call, a *answer, began time.Time) (*http.Response, error) {
 	if a.Realtime {
-		return t.escalator.send(req, c, began, a.Spending, func(served, left bool) { t.registry.EndRealtime(a, served, left) })
+		return t.escalator.send(req, c, a.Instead.ErrorMessage(), began, a.Spending, func(served, left bool) { t.registry.EndRealtime(a, served, left) })
 	}
 	return t.respond(req, c, a)
 }
@@ -280,8 +279,7 @@ func (t *Transport) answer(req *http.Request, c *call, a *answer, began time.Tim
 // disconnect is the leaving of a caller that would not read an answer: an answer
 // that came at the same moment is kept for a retry.
 func (t *Transport) disconnect(w *waiter) {
-	_, found := t.registry.Leave(w, false)
-	switch {
+	switch found := t.registry.Leave(w, false); {
 	case found == nil:
 	case found.Realtime:
 		t.registry.EndRealtime(found, false, true)

@@ -1,8 +1,10 @@
 package blackbox_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -298,3 +300,67 @@ func TestEscalationsOfOneMomentShareTheBudget(t *testing.T) {
 		}
 	})
 }
+
+// A caller that hangs up and does not read that its call is refused leaves nothing
+// behind.
+func TestARefusalThatIsNotRead(t *testing.T) {
+	u := budgeted(fiveTokens(0), 100)
+	u.options.Journal = journal.NewMemory()
+	u.play(t, func(s *scene) {
+		ctx, leave := context.WithCancel(s.Context())
+		res, err := s.tr.RoundTrip(s.request(ctx, "/chat/completions", limited("a", 1000)))
+		if err != nil || res.StatusCode != http.StatusPaymentRequired {
+			s.Fatalf("%v, %v; want a refusal", res, err)
+		}
+		leave()
+		res.Body.Close()
+		s.budget(0, 0)
+		s.post("/chat/completions", limited("a", 1000)).want(402, 20*time.Second)
+	})
+}
+
+// A Logger that panics when a call is escalated costs its caller the answer, and
+// leaves nothing reserved.
+func TestALoggerThatPanicsReservesNothing(t *testing.T) {
+	late := budgeted(fiveTokens(10*time.Hour), 1000)
+	late.options.Escalate, late.options.PollInterval = autobatcher.EscalateDeadline, time.Minute
+	failed := budgeted(hopeless, 1000)
+	failed.options.Escalate = autobatcher.EscalateFailed
+	for name, test := range map[string]struct {
+		setup
+		reserved float64 // for the line of the batch
+	}{"near its deadline": {late, 60}, "after its batch failed": {failed, 0}} {
+		test.options.Logger = slog.New(panicking("call escalated"))
+		test.run(t, name, func(s *scene) {
+			req := s.request(s.Context(), "/chat/completions", limited("a", 60), with("Autobatcher-Deadline", "20m"))
+			func() {
+				defer func() {
+					if p := recover(); p != "log" {
+						s.Errorf("the caller's panic is %v, want that of its Logger", p)
+					}
+				}()
+				s.do(req)
+			}()
+			s.budget(0, test.reserved)
+			if err := s.tr.Shutdown(s.Context()); err != nil { // no caller is left
+				s.Error(err)
+			}
+		})
+	}
+}
+
+// panicking is a log handler that panics at a message.
+type panicking string
+
+func (panicking) Enabled(context.Context, slog.Level) bool { return true }
+
+func (p panicking) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == string(p) {
+		panic("log")
+	}
+	return nil
+}
+
+func (p panicking) WithAttrs([]slog.Attr) slog.Handler { return p }
+
+func (p panicking) WithGroup(string) slog.Handler { return p }

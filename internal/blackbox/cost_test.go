@@ -1,9 +1,14 @@
 package blackbox_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
@@ -44,5 +49,51 @@ func TestCostsOfABatch(t *testing.T) {
 		if text, err := json.Marshal(e); err != nil || !json.Valid(text) {
 			s.Errorf("%s, %v", text, err)
 		}
+	})
+}
+
+// The journal has the cost of all lines of a batch, although the process that ends the
+// batch answers only some of the lines, and does not forget the cost when a later process
+// reads the results again.
+func TestCostsAfterACrash(t *testing.T) {
+	inFleet(t, fiveTokens(10*time.Minute), func(f *fleet) {
+		o := autobatcher.Options{Prices: []byte(tokenPrices), KeepFor: 48 * time.Hour}
+		wantCost := func(when string) {
+			f.Helper()
+			time.Sleep(time.Minute)
+			if b := f.only(); b.Cost != "15" || b.Savings != "15" {
+				f.Errorf("%s: the journal has the cost %q and the savings %q of three lines, want 15 and 15", when, b.Cost, b.Savings)
+			}
+		}
+		first := f.start(o)
+		for i := range 3 {
+			first.ask(f.Context(), fmt.Sprint("prompt ", i))
+		}
+		time.Sleep(time.Minute)
+		first.cut()
+		for i := range 2 {
+			later := f.start(o)
+			f.wantAnswer(later.ask(f.Context(), fmt.Sprint("prompt ", i)), "x")
+			wantCost(fmt.Sprint("process ", i+1))
+			synctest.Wait()
+			if got := later.Stats().Cost; got.USD != 5 || got.Priced != 1 {
+				f.Errorf("process %d counts %+v, want the line that it answered", i+1, got)
+			}
+			later.cut()
+			time.Sleep(time.Minute)
+		}
+		all := f.srv.Batches()[0].Lines
+		last := all[slices.IndexFunc(all, func(l batchtest.BatchLine) bool { return bytes.Contains(l.Body, []byte("prompt 2")) })]
+		f.srv.Keep(batchtest.OpContent, rewrite(func(body []byte, _ http.Header) []byte { // only a part of the results is left
+			for line := range bytes.Lines(body) {
+				if bytes.Contains(line, []byte(last.CustomID)) {
+					return line
+				}
+			}
+			return nil
+		}))
+		f.wantAnswer(f.start(o).ask(f.Context(), "prompt 2"), "x")
+		wantCost("with a part of the results")
+		f.wantPaid(3, 1)
 	})
 }

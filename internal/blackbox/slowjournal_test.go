@@ -108,6 +108,70 @@ func TestAnEscalatedCallWhoseCallerHangsUp(t *testing.T) {
 	}
 }
 
+// A call whose batch may be paid for, and which then fails in real time, is not paid for
+// in another batch when an SDK retries the call.
+func TestARetryAfterAFailureInRealtime(t *testing.T) {
+	for _, withJournal := range []bool{false, true} {
+		for name, trouble := range map[string]func(s *scene) (end func()){
+			"a create that stays unknown": func(s *scene) func() {
+				s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
+				return s.srv.Keep(batchtest.OpList, batchtest.HTML(403))
+			},
+			"a batch that is unknown": func(s *scene) func() { return s.srv.Keep(batchtest.OpRetrieve, batchtest.HTML(404)) },
+		} {
+			o := autobatcher.Options{Escalate: autobatcher.EscalateFailed}
+			if withJournal {
+				o.Journal = journal.NewMemory()
+			}
+			setup{options: o}.run(t, fmt.Sprint(name, ", journal ", withJournal), func(s *scene) {
+				end := trouble(s)
+				s.srv.Control(batchtest.OpRealtime, batchtest.Status(503, nil, `{"error":{"message":"busy"}}`))
+				if r := s.chat("a").within(3 * time.Hour); r.status != 503 || r.header.Get("Autobatcher-Mode") != "realtime" {
+					s.Fatalf("%d, %v; want the failure in real time", r.status, r.header)
+				}
+				end()
+				time.Sleep(time.Second)
+				if r := s.chat("a").within(3 * time.Hour); r.status != 424 {
+					s.Errorf("the retry got %d, want 424", r.status)
+				}
+				if n := len(s.srv.Batches()); n != 1 {
+					s.Errorf("%d batches, want 1", n)
+				}
+			})
+		}
+	}
+}
+
+// A caller that hangs up before it is known that its batch may be paid for gets the
+// failure when it retries.
+func TestARetryAfterACreateThatStaysUnknown(t *testing.T) {
+	for _, withJournal := range []bool{false, true} {
+		o := autobatcher.Options{}
+		if withJournal {
+			o.Journal = journal.NewMemory()
+		}
+		setup{options: o}.run(t, fmt.Sprint("journal ", withJournal), func(s *scene) {
+			s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
+			end := s.srv.Keep(batchtest.OpList, func(w http.ResponseWriter, r *http.Request) bool {
+				time.Sleep(10 * time.Second)
+				return batchtest.HTML(403)(w, r)
+			})
+			first := s.chat("a")
+			s.until(15 * time.Second)
+			first.left()
+			s.until(time.Minute)
+			s.event(autobatcher.BatchSubmissionFailed)
+			end()
+			if r := s.chat("a").within(3 * time.Hour); r.status != 424 {
+				s.Errorf("the retry got %d, want 424", r.status)
+			}
+			if n := len(s.srv.Batches()); n != 1 {
+				s.Errorf("%d batches, want 1", n)
+			}
+		})
+	}
+}
+
 // A partlyFailing is a journal of which one kind of request fails.
 type partlyFailing struct {
 	journal.Store

@@ -112,8 +112,8 @@ func (b *Budget) Spend(usd float64) {
 	b.spent += usd
 }
 
-// A Reservation is an amount that a call may cost. It is reserved by Take or Force
-// and freed by Release.
+// A Reservation is an amount that a call may cost. Take reserves the amount, and
+// Release or Spend frees the amount.
 type Reservation struct {
 	b        *Budget
 	usd      float64
@@ -161,13 +161,9 @@ func (r *Reservation) Take() error {
 	if err := r.b.fitsLocked(r.usd); err != nil {
 		return err
 	}
-	r.takeLocked()
-	return nil
-}
-
-func (r *Reservation) takeLocked() {
 	r.state = taken
 	r.b.reserved += r.usd
+	return nil
 }
 
 // Release frees the amount. Only the first call has an effect.

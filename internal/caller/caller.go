@@ -24,6 +24,11 @@ type Caller struct {
 	// ("background": true).
 	BatchOnly bool
 
+	// Realtime is asked before a call that waits for its batch is sent in real time, and
+	// reports whether the server has room for the call. Without room the call stays in
+	// its batch. Realtime may be called after the end of the call. Nil: there is room.
+	Realtime func() bool
+
 	// Trace is the trace context of the call, as a value of the header traceparent.
 	// "": the call belongs to no trace.
 	Trace string

@@ -309,7 +309,9 @@ func (r *Record) sendReleases(ctx context.Context, ref string) error {
 	if sent = len(lines) == 0; sent {
 		return nil
 	}
+	began := time.Now()
 	err := s.do(ctx, len(lines), func(ctx context.Context) error { return s.store.Release(ctx, s.owner, ref, lines) })
+	s.noteAlone(ctx, "release", began, err)
 	s.logError("release", err)
 	if sent = final(err); !sent {
 		return err

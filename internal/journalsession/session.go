@@ -103,6 +103,7 @@ type Session struct {
 
 	mu        sync.Mutex
 	answered  time.Time                       // when the journal last carried out a request
+	failing   map[string]time.Time            // releases and take-overs: the first failure since the last success
 	renewed   time.Time                       // when the lease was surely renewed last
 	records   map[*Record]struct{}            // the records of batches that have not ended
 	pending   map[*Record]struct{}            // records with updates that the journal has not confirmed
@@ -126,7 +127,7 @@ func Open(store journal.Store, o Options) (*Session, error) {
 	s := Disabled(o)
 	s.store, s.owner = store, rand.Text()
 	s.records, s.pending = make(map[*Record]struct{}), make(map[*Record]struct{})
-	s.wanted = make(map[journal.Hash]*wanted)
+	s.wanted, s.failing = make(map[journal.Hash]*wanted), make(map[string]time.Time)
 	s.uncertain, s.logged = make(map[journal.Hash][]journal.Hash), make(map[string]time.Time)
 	s.renewed = time.Now().Round(0)
 	err := s.do(context.Background(), 0, func(ctx context.Context) (err error) {
@@ -347,6 +348,19 @@ func (s *Session) do(ctx context.Context, lines int, request func(context.Contex
 		s.answered = time.Now()
 	}
 	return err
+}
+
+// noteAlone remembers since when releases or take-overs fail, by an attempt that began
+// then. An attempt that its caller ended says nothing.
+func (s *Session) noteAlone(ctx context.Context, kind string, began time.Time, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch _, known := s.failing[kind]; {
+	case final(err):
+		delete(s.failing, kind)
+	case !known && ctx.Err() == nil:
+		s.failing[kind] = began
+	}
 }
 
 // guard turns a panic of the store, which is the user's code, into an error.

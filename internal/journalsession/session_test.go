@@ -3,6 +3,7 @@ package journalsession_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -556,4 +557,62 @@ func TestAStoreThatExitsTheGoroutine(t *testing.T) {
 			t.Errorf("released %v, want the line", l.released)
 		}
 	})
+}
+
+// hanging is a journal of which one kind of request never returns.
+type hanging struct {
+	journal.Store
+	kind string
+}
+
+func (h hanging) hang(ctx context.Context, kind string) error {
+	if h.kind != kind {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (h hanging) Release(ctx context.Context, owner, ref string, lines []int) error {
+	if err := h.hang(ctx, "release"); err != nil {
+		return err
+	}
+	return h.Store.Release(ctx, owner, ref, lines)
+}
+
+func (h hanging) TakeOver(ctx context.Context, owner string, account journal.Hash, fingerprints []journal.Hash) ([]journal.Taken, error) {
+	if err := h.hang(ctx, "take over"); err != nil {
+		return nil, err
+	}
+	return h.Store.TakeOver(ctx, owner, account, fingerprints)
+}
+
+// Requests of one kind that always hang hold no take-over up for long, although the
+// journal answers others, and although many take-overs wait for one another.
+func TestRequestsThatHang(t *testing.T) {
+	for _, kind := range []string{"release", "take over"} {
+		for _, callers := range []int{1, 40} {
+			t.Run(fmt.Sprint(kind, " ", callers), func(t *testing.T) {
+				bubble(t, func(t *testing.T, store journal.Store) {
+					o := open(t, hanging{store, kind}, false)
+					r, l := o.begin(t)
+					l.detach()
+					r.Detached()
+					var work sync.WaitGroup
+					began := time.Now()
+					for range callers {
+						work.Go(func() {
+							if err := o.TakeOver(t.Context(), account, wants(journal.Hash{9}), func([]journal.Taken) {}); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					work.Wait()
+					if took := time.Since(began); took > time.Minute {
+						t.Errorf("the last take-over took %v", took)
+					}
+				})
+			})
+		}
+	}
 }

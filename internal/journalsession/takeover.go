@@ -92,7 +92,9 @@ func (s *Session) takeOver(ctx context.Context, account journal.Hash, waiting Wa
 		return 0, 0, busy(ctx)
 	}
 	defer s.give()
+	began := time.Now()
 	if err := s.findLost(ctx, account, place); err != nil {
+		s.noteAlone(ctx, "take over", began, err)
 		return 0, 0, err
 	}
 	fingerprints := waiting()
@@ -104,6 +106,7 @@ func (s *Session) takeOver(ctx context.Context, account journal.Hash, waiting Wa
 		taken, err = s.store.TakeOver(ctx, s.owner, account, fingerprints)
 		return err
 	})
+	s.noteAlone(ctx, "take over", began, err)
 	switch {
 	case err == nil && len(taken) > 0:
 		place(taken)
@@ -119,7 +122,8 @@ func (s *Session) takeOver(ctx context.Context, account journal.Hash, waiting Wa
 // errBusy is returned where other goroutines had a token for too long.
 var errBusy = fmt.Errorf("other requests to the journal take too long: %w", context.DeadlineExceeded)
 
-// busyTimeout bounds how long a take-over waits for other requests.
+// busyTimeout bounds how long a take-over waits for other requests that succeed, and take
+// their time.
 const busyTimeout = 10 * time.Minute
 
 // busy is the error of a request that got no token.
@@ -130,12 +134,21 @@ func busy(ctx context.Context) error {
 	return errBusy
 }
 
-// fails reports whether an error means that the journal fails. Other requests that take
-// their time do not, while the journal carries out any request.
+// fails reports whether an error means that the journal fails. Waiting for other requests
+// that take their time does not, while the journal carries out any request, and while
+// neither releases nor take-overs have failed for failTimeout.
 func (s *Session) fails(err error) bool {
+	if !errors.Is(err, errBusy) {
+		return err != nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return err != nil && (!errors.Is(err, errBusy) || time.Since(s.answered) >= 2*heartbeatInterval)
+	for _, since := range s.failing {
+		if time.Since(since) >= failTimeout {
+			return true
+		}
+	}
+	return time.Since(s.answered) >= 2*heartbeatInterval
 }
 
 // noteLost remembers the fingerprints of a take-over that failed: the journal

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -111,50 +112,56 @@ func (m *Meter) Parts() []Part {
 	return all
 }
 
-// A Bill is the cost of one batch. The zero Bill is empty. A Bill is not safe for
-// concurrent use.
+// A Bill is the cost of one batch: of the answers that calls of this process got, and of
+// all results that were read. The zero Bill is empty. A Bill is not safe for concurrent
+// use.
 type Bill struct {
-	Total
+	Total // of the answers that calls of this process got
 
-	booked map[uint64]struct{} // hashes of the ids of lines: results may be read again
+	read    Total           // of all results that were read
+	seen    map[uint64]bool // by hash of the id of a line: whether a call of this process got the answer
+	earlier float64         // the cost that the journal has, in US dollars
 }
 
-// Amounts returns the cost and the savings as decimal numbers, "" if no price is
-// known.
+// Earlier notes the cost of the batch that the journal has from another process, or from
+// an earlier reading of the results: a decimal number, "" if not known.
+func (b *Bill) Earlier(cost string) { b.earlier, _ = strconv.ParseFloat(cost, 64) }
+
+// Amounts returns the cost and the savings of all results that were read, as decimal
+// numbers. Both are "" if no price is known, and if the journal has the cost of more
+// results.
 func (b *Bill) Amounts() (cost, savings string) {
-	if b.Priced == 0 {
+	if b.read.Priced == 0 || b.read.USD < b.earlier {
 		return "", ""
 	}
-	return Decimal(b.USD), Decimal(b.Savings)
+	return Decimal(b.read.USD), Decimal(b.read.Savings)
 }
 
-// seed is for Bill.booked: a hash of 64 bits needs less memory than an id.
+// seed is for Bill.seen: a hash of 64 bits needs less memory than an id.
 var seed = maphash.MakeSeed()
 
-// once reports whether a line was not booked yet.
-func (b *Bill) once(id string) bool {
+// see reports whether a line was not read yet, and whether no call of this process got
+// its answer yet. answers says that a call gets the answer now. Results may be read again.
+func (b *Bill) see(id string, answers bool) (unread, unanswered bool) {
 	hash := maphash.String(seed, id)
-	if _, again := b.booked[hash]; again {
-		return false
+	answered, read := b.seen[hash]
+	if b.seen == nil {
+		b.seen = make(map[uint64]bool)
 	}
-	if b.booked == nil {
-		b.booked = make(map[uint64]struct{})
-	}
-	b.booked[hash] = struct{}{}
-	return true
+	b.seen[hash] = answered || answers
+	return !read, !answered
 }
 
-// Book adds the successful answer of a line to the bill and to the total, unless
-// the line was booked already. Book returns the cost in US dollars as a decimal
-// number, or "" if the price is not known.
+// Book adds the successful answer of a line, which a call gets, to the bill and to the
+// total, unless the line was booked already. Book returns the cost in US dollars as a
+// decimal number, or "" if the price is not known.
 func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
-	price, model, known := m.answered(c, body)
-	var u usage.Tokens
-	if known { // the scan of the body costs time
-		u = usage.Of(body)
+	model, t := m.costOf(c, body)
+	unread, unanswered := b.see(id, true)
+	if unread {
+		b.read.add(&t)
 	}
-	t := m.totalOf(price, u, Batch, c.Profile)
-	if b.once(id) {
+	if unanswered {
 		b.add(&t)
 		m.add(c, cmp.Or(model, c.Model), &t)
 	}
@@ -162,6 +169,37 @@ func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
 		return ""
 	}
 	return Decimal(t.USD)
+}
+
+// Note adds the result of a line that no call of this process waits for to the bill only,
+// if the result is a successful answer: another process may have delivered the answer.
+// models are those of the batch.
+func (m *Meter) Note(b *Bill, r *line.Result, p *provider.Profile, models []string) {
+	if !r.Answered() || r.Status >= 300 {
+		return
+	}
+	if unread, _ := b.see(r.ID, false); !unread {
+		return
+	}
+	c := Call{Profile: p}
+	if len(models) == 1 {
+		c.Model = models[0]
+	} else {
+		c.Model = usage.Model(r.Body)
+	}
+	_, t := m.costOf(c, r.Body)
+	b.read.add(&t)
+}
+
+// costOf returns the cost of the answer to a line, and the model as the table names the
+// model.
+func (m *Meter) costOf(c Call, body []byte) (model string, t Total) {
+	price, model, known := m.answered(c, body)
+	var u usage.Tokens
+	if known { // the scan of the body costs time
+		u = usage.Of(body)
+	}
+	return model, m.totalOf(price, u, Batch, c.Profile)
 }
 
 // bookRealtime adds a successful answer in real time to the total, and reports

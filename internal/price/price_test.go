@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -51,6 +53,45 @@ func TestBook(t *testing.T) {
 				t.Errorf("a second reading was booked: %q, %+v, %+v", again, b.Total, m.Total())
 			}
 		})
+	}
+}
+
+// The amounts of a bill are those of all results that were read, each once; the totals
+// are those of the answers that calls got.
+func TestBill(t *testing.T) {
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 0, "input_cost_per_token_batches": 1, "output_cost_per_token_batches": 0}}`), budget.New(100, false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := provider.OpenAI()
+	var b Bill
+	note := func(id string, status int, body []byte, models ...string) {
+		m.Note(&b, &line.Result{ID: id, Status: status, Body: body}, &p, models)
+	}
+	body := func(n int) []byte { return fmt.Appendf(nil, `{"model":"ours","usage":{"prompt_tokens":%d}}`, n) }
+	b.Earlier("5")
+	for i, step := range []struct {
+		do             func()
+		total, budget  float64
+		amount, saving string
+	}{
+		{func() { note("1", 200, body(3), "ours") }, 0, 0, "", ""}, // the journal has more
+		{func() { m.Book(&b, "2", Call{Profile: &p, Model: "ours"}, body(4)) }, 4, 4, "7", "7"},
+		{func() { note("2", 200, body(4), "ours", "other") }, 4, 4, "7", "7"},
+		{func() { m.Book(&b, "1", Call{Profile: &p, Model: "ours"}, body(3)) }, 7, 7, "7", "7"}, // a retry came
+		{func() { note("3", 200, body(5), "other", "ours") }, 7, 7, "12", "12"},
+		{func() { note("4", 200, []byte(`{"usage":{"prompt_tokens":9}}`), "other") }, 7, 7, "12", "12"},
+		{func() { note("5", 400, body(9), "ours") }, 7, 7, "12", "12"},
+	} {
+		step.do()
+		cost, savings := b.Amounts()
+		if cost != step.amount || savings != step.saving || b.USD != step.total || m.Budget().State().SpentUSD != step.budget {
+			t.Errorf("step %d: cost %q, savings %q, bill %+v, budget %+v", i, cost, savings, b.Total, m.Budget().State())
+		}
+	}
+	b.Earlier("")
+	if cost, _ := b.Amounts(); cost != "12" {
+		t.Errorf("without an earlier cost: %q", cost)
 	}
 }
 
@@ -100,6 +141,31 @@ func TestBookRealtime(t *testing.T) {
 				t.Errorf("%+v, %+v", total, got)
 			}
 		})
+	}
+}
+
+// A body may be closed while it is read: the answer is booked once, with the tokens
+// that were read before.
+func TestAnAnswerEndsWhileItIsRead(t *testing.T) {
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	openai := provider.OpenAI()
+	call, err := m.Begin(Call{Profile: &openai, Model: "ours"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := []byte(`data: {"model":"ours","usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}` + "\n\n")
+	call.Scan(event)
+	var work sync.WaitGroup
+	work.Go(func() { call.Scan(event) })
+	work.Go(func() { call.End(true) })
+	work.Wait()
+	call.Scan([]byte(`data: {"usage":{"prompt_tokens":300,"completion_tokens":100,"total_tokens":400}}` + "\n\n"))
+	call.End(true)
+	if got := m.Total(); got.USD != 10 || got.Priced != 1 {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -43,13 +43,15 @@ func (m *Meter) Estimate(c Call, tokens usage.Tokens) (batch, realtime float64, 
 }
 
 // A RealtimeCall is a call that is answered in real time. Its cost is reserved
-// until End.
+// until End. Scan and End may be called concurrently, as the Read and Close of a body.
 type RealtimeCall struct {
 	m           *Meter
 	call        Call
 	reservation *budget.Reservation
-	scanner     usage.Scanner
-	ended       sync.Once
+
+	mu      sync.Mutex
+	scanner usage.Scanner
+	ended   bool
 }
 
 // Begin begins a call that may cost usd in real time, unless the amount does not fit into
@@ -59,9 +61,14 @@ func (m *Meter) Begin(c Call, usd float64) (*RealtimeCall, error) {
 	return r, r.reservation.Take()
 }
 
-// Scan reads the next piece of the answer. Scan and End must not be called
-// concurrently.
-func (r *RealtimeCall) Scan(b []byte) { r.scanner.Scan(b) }
+// Scan reads the next piece of the answer. After End, Scan does nothing.
+func (r *RealtimeCall) Scan(b []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended {
+		r.scanner.Scan(b)
+	}
+}
 
 // End books the cost of the answer, if the answer is paid for. Only the first call
 // has an effect, and none on nil.
@@ -69,10 +76,14 @@ func (r *RealtimeCall) End(paid bool) {
 	if r == nil {
 		return
 	}
-	r.ended.Do(func() {
-		if paid && !r.m.bookRealtime(r.call, &r.scanner) {
-			r.reservation.Spend() // the answer names no tokens
-		}
-		r.reservation.Release()
-	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ended {
+		return
+	}
+	r.ended = true
+	if paid && !r.m.bookRealtime(r.call, &r.scanner) {
+		r.reservation.Spend() // the answer names no tokens
+	}
+	r.reservation.Release()
 }

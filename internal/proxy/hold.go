@@ -26,7 +26,7 @@ type heldCall struct {
 
 	place queuePlace
 
-	passing atomic.Bool // the call is sent in real time, and counts in Proxy.passing
+	passing atomic.Int32 // a passState
 
 	result io.Reader // the body of the Transport's response, without credentials
 
@@ -84,6 +84,7 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 // and the client may still be sending.
 func (c *heldCall) withCaller(ctx context.Context) context.Context {
 	known := *c.caller
+	known.Realtime = c.passThrough
 	known.Waiting = func(call caller.Call) {
 		c.place.queued()
 		c.startHeartbeats(call)

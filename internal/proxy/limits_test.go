@@ -178,29 +178,33 @@ func TestMaxPassedThrough(t *testing.T) {
 }
 
 // TestMaxSentInRealtime checks that held calls which the Transport sends in real time
-// count as requests that pass through.
+// count as requests that pass through. A call that is not escalated for that reason
+// stays in its batch, which answers in time.
 func TestMaxSentInRealtime(t *testing.T) {
 	groq := provider.Groq()
 	for name, test := range map[string]struct {
 		profile    *provider.Profile
 		path, body string
+		want       int64 // sum of the statuses of two calls
 	}{
-		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`},
-		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`},
-		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`},
+		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503},
+		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503},
+		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				upstream := batchtest.New(batchtest.Options{Turnaround: time.Hour})
+				upstream := batchtest.New(batchtest.Options{Turnaround: 9*time.Minute + 30*time.Second})
+				var sent atomic.Int64
 				slow := transport(func(r *http.Request) (*http.Response, error) {
 					if strings.HasSuffix(r.URL.Path, test.path) {
+						sent.Add(1)
 						time.Sleep(time.Minute)
 						_, err := io.Copy(io.Discard, r.Body)
 						return responseTo(r, 200, "application/json", `{}`), err
 					}
 					return upstream.Transport().RoundTrip(r)
 				})
-				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: test.profile, Escalate: autobatcher.EscalateDeadline})
+				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: test.profile, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Second})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -221,14 +225,38 @@ func TestMaxSentInRealtime(t *testing.T) {
 						})
 					}
 					calls.Wait()
-					if got := statuses.Load(); got != 200+503 {
-						t.Errorf("round %d: sum of the statuses %d, want one 200 and one 503", round, got)
+					if got := statuses.Load(); got != test.want {
+						t.Errorf("round %d: sum of the statuses %d, want %d", round, got, test.want)
+					}
+					if got := int(sent.Load()); got != round+1 {
+						t.Errorf("%d calls were sent in real time in %d rounds", got, round+1)
 					}
 					synctest.Wait()
 				}
 			})
 		})
 	}
+}
+
+// TestRoomAfterTheCall checks that a call takes no room when the Transport asks for room
+// after the end of the call: a batch may fail while the client leaves.
+func TestRoomAfterTheCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var room func() bool
+		client := serve(t, newProxy(t, proxy.Options{MaxPassedThrough: 1, Transport: transport(func(r *http.Request) (*http.Response, error) {
+			room = caller.Of(r.Context()).Realtime
+			return responseTo(r, 200, "application/json", `{}`), nil
+		})}))
+		for range 2 {
+			postAndRead(t, client, "/v1/embeddings", "{}")
+			if room() {
+				t.Error("there is room for a call that has ended")
+			}
+			if res := postAndRead(t, client, "/v1/files", ""); res.StatusCode != 200 {
+				t.Errorf("a request that passes through: %s", res.Status)
+			}
+		}
+	})
 }
 
 // TestBodilessStatus checks that a result line with a status that allows no body does

@@ -11,7 +11,8 @@ import (
 // LimitRealtime returns base for Options.Base of the Transport. Held calls that the
 // Transport sends in real time (escalated calls, "background": true, and calls that the
 // provider does not batch) then count as requests that pass through: with
-// Options.MaxPassedThrough such requests, a further call gets 503.
+// Options.MaxPassedThrough such requests, a further call gets 503, and a call that waits
+// for its batch is not escalated.
 func LimitRealtime(base http.RoundTripper) http.RoundTripper { return realtimeLimit{base} }
 
 type realtimeLimit struct{ http.RoundTripper }
@@ -41,24 +42,34 @@ func (c *heldCall) withHeld(ctx context.Context) context.Context {
 	return context.WithValue(ctx, heldKey{}, c)
 }
 
+// A passState says whether a held call counts in Proxy.passing.
+type passState = int32
+
+const (
+	notPassing passState = iota
+	passing              // the call is sent in real time
+	passEnded            // the call has ended, and counts no more
+)
+
 // passThrough reports whether the call may be sent in real time, and then counts the
-// call until endPassThrough.
+// call until endPassThrough. The Transport asks before the call leaves its batch, also
+// in goroutines that outlive the call.
 func (c *heldCall) passThrough() bool {
-	if c.passing.Load() {
-		return true // sent again
+	if state := c.passing.Load(); state != notPassing {
+		return state == passing // asked again
 	}
 	if !c.p.beginPassing() {
 		return false
 	}
-	if c.passing.Swap(true) {
+	if !c.passing.CompareAndSwap(notPassing, passing) {
 		c.p.passing.Add(-1)
 	}
-	return true
+	return c.passing.Load() == passing
 }
 
 // endPassThrough runs at the end of the call.
 func (c *heldCall) endPassThrough() {
-	if c.passing.Load() {
+	if c.passing.Swap(passEnded) == passing {
 		c.p.passing.Add(-1)
 	}
 }

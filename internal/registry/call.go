@@ -79,6 +79,7 @@ type Answer[R any] struct {
 	Err      error
 	Realtime bool
 	Reopen   bool                // the line may yet answer a retry
+	Paid     bool                // a failure of a batch that the provider may have executed
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost
 	line     *Call[R]            // the call whose line gave the answer

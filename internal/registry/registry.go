@@ -222,9 +222,6 @@ func (r *Registry[R]) LinesOf(ref string, create func() *Lines[R]) *Lines[R] {
 
 // NameOf returns how the provider knows a call, as far as the call was sent.
 func (r *Registry[R]) NameOf(c *Call[R]) (batchID, customID string) {
-	if c == nil {
-		return "", ""
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c.lines != nil {
@@ -277,14 +274,13 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 }
 
 // Leave says that a caller waits no longer. A call that was not sent never will
-// be; a line is detached. leave returns the call whose line is detached, or the
-// answer that came at the same moment, or neither.
-func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], found *Answer[R]) {
+// be; a line is detached. Leave returns the answer that came at the same moment, or nil.
+func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
 	case a := <-w.Answer:
-		return nil, a
+		return a
 	default:
 	}
 	c := w.call
@@ -299,7 +295,6 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], fo
 		c.state = stateDone
 		c.Reservation.Release()
 		r.dropped(c)
-		return nil, nil
 	case stateOpen:
 		c.lines.waiting--
 		r.detachLocked(c)
@@ -307,7 +302,7 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (detached *Call[R], fo
 		c.lines.waiting--
 		c.lines.watchIdleLocked()
 	}
-	return c, nil
+	return nil
 }
 
 // detachLocked gives the line of c to a queued retry, or makes the line a
@@ -354,7 +349,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 		switch {
 		case c.unwanted:
 			s.record.Delivered(c.place)
-		case !a.Local && !a.Retry:
+		case a.Paid, !a.Local && !a.Retry:
 			r.keepLocked(a)
 		}
 		return
@@ -418,10 +413,14 @@ func (r *Registry[R]) endReadingLocked(c *Call[R]) bool {
 }
 
 // Unread says that a caller disconnected before it read its answer: the answer
-// is kept for a retry, and the journal is asked to release the line.
+// is kept for a retry, and the journal is asked to release the line. An answer of Refuse
+// belongs to no line, and is not kept.
 func (r *Registry[R]) Unread(a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if a.line == nil {
+		return
+	}
 	r.endReadingLocked(a.line)
 	r.keepLocked(a)
 	if a.FromLine() {
@@ -444,10 +443,14 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 	}
 	failure := a.Instead
 	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
-	if left || failure.Reopen { // a line that may be paid for
+	if left || failure.Paid {
 		r.keepLocked(failure)
 	}
-	c.lines.settleLocked(c, failure)
+	if failure.Paid {
+		c.lines.releaseLocked(c) // a retry at another replica finds the line
+	} else {
+		c.lines.settleLocked(c, failure)
+	}
 }
 
 // Dismiss says that no retry will come for a detached line, since its caller has

@@ -13,11 +13,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/registry"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 type (
@@ -201,8 +204,8 @@ func TestRetries(t *testing.T) {
 		{"nothing is kept of a call that was answered elsewhere", func(p *process) {
 			c, w, _ := p.enter("a")
 			p.batch(c)
-			left, _ := p.Leave(w, false)
-			p.Dismiss(left)
+			p.Leave(w, false)
+			p.Dismiss(c)
 			p.Complete(c, ok("A"))
 			if _, _, queued := p.enter("a"); !queued {
 				p.Error("a dismissed line was given to a retry")
@@ -574,6 +577,44 @@ func TestALineOfABatchThatEnds(t *testing.T) {
 			t.Errorf("the line was placed %d times, want twice: the batch had ended at first", found)
 		}
 	})
+}
+
+// What is reserved for a call in real time is free again if the call has ended
+// meanwhile, if its caller has left, and when the call in real time ends.
+func TestReservationsInRealtime(t *testing.T) {
+	for name, end := range map[string]func(p *process, c *call, w *waiter, escalated *answer){
+		"the line was answered": func(p *process, c *call, _ *waiter, escalated *answer) {
+			p.Complete(c, ok("A"))
+			p.Complete(c, escalated)
+		},
+		"the caller has left": func(p *process, c *call, w *waiter, escalated *answer) {
+			p.Leave(w, false)
+			p.Complete(c, escalated)
+		},
+		"the call in real time ends": func(p *process, c *call, w *waiter, escalated *answer) {
+			p.Complete(c, escalated)
+			p.EndRealtime(<-w.Answer, false, false)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spends := budget.New(100, false)
+			meter, err := price.NewMeter(nil, spends)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spending, err := meter.Begin(price.Call{Profile: &provider.Profile{}}, 60)
+			if err != nil || spends.State().ReservedUSD != 60 {
+				t.Fatalf("%v, %+v", err, spends.State())
+			}
+			p := start(t, nil, keepFor)
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			end(p, c, w, &answer{Realtime: true, Instead: &answer{Answer: reply.Failure(424, "failed", "failed")}, Spending: spending})
+			if got := spends.State(); got.ReservedUSD != 0 || got.SpentUSD != 0 {
+				t.Errorf("%+v", got)
+			}
+		})
+	}
 }
 
 // BenchmarkCall is what the registry costs a call that is queued, sent and

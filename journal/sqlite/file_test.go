@@ -3,10 +3,12 @@
 package sqlite
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,6 +53,32 @@ func TestFileIsReplaced(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A second Store of the same file in one process must not end the locks of the first:
+// closing any descriptor of a file ends all POSIX locks of the process on the file.
+func TestTwoStoresInOneProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	for _, owner := range []string{"first", "second"} {
+		s := mustOpen(t, path)
+		defer s.Close()
+		mustBeat(t, s, owner)
+		if got := start(t, "locks", path, "child").says(); got != "error: "+syscall.EAGAIN.Error() {
+			t.Errorf("with the Store of the %s owner, a process that locks the file says %q", owner, got)
+		}
+	}
+}
+
+func init() {
+	// locks locks the bytes that the users of a journal in SQLite's format share.
+	children["locks"] = func(_ context.Context, path, _ string) error {
+		file, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		return syscall.FcntlFlock(file.Fd(), syscall.F_SETLK, &syscall.Flock_t{Type: syscall.F_WRLCK, Start: 1<<30 + 2, Len: 510})
 	}
 }
 

@@ -164,7 +164,9 @@ func (s *Store) disconnect() error {
 }
 
 // makeFile makes the file if it does not exist, readable by this user only. SQLite
-// gives the files beside it the same mode.
+// gives the files beside the journal the same mode. makeFile does not open a file that
+// exists: closing any descriptor of a file ends all POSIX locks of the process on the
+// file, also the locks of another Store in this process.
 func (s *Store) makeFile() error {
 	folder := filepath.Dir(s.path)
 	if err := os.MkdirAll(folder, 0o700); err != nil {
@@ -173,11 +175,23 @@ func (s *Store) makeFile() error {
 	if err := onLocalDisk(folder); err != nil {
 		return err
 	}
-	if info, err := os.Stat(s.path); err == nil && !info.Mode().IsRegular() {
+	switch info, err := os.Stat(s.path); {
+	case err == nil && info.Mode().IsRegular():
+		return nil
+	case err == nil:
 		return &fs.PathError{Op: "open", Path: s.path, Err: errors.New("not a regular file")}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
-	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
+	exclusive := os.O_EXCL
+	if info, err := os.Lstat(s.path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		exclusive = 0 // a link to a file that does not exist yet
+	}
+	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR|exclusive, 0o600)
+	switch {
+	case errors.Is(err, fs.ErrExist): // made meanwhile
+		return nil
+	case err != nil:
 		return err
 	}
 	return f.Close()

@@ -224,7 +224,7 @@ var mutants = []mutant{
 	{
 		name:  "lines of callers that left are not released",
 		file:  "internal/journalsession/record.go",
-		old:   "	err := s.do(ctx, len(lines), func(ctx context.Context) error { return s.store.Release(ctx, s.owner, ref, lines) })\n	s.logError(\"release\", err)\n",
+		old:   "	began := time.Now()\n	err := s.do(ctx, len(lines), func(ctx context.Context) error { return s.store.Release(ctx, s.owner, ref, lines) })\n	s.noteAlone(ctx, \"release\", began, err)\n	s.logError(\"release\", err)\n",
 		new:   "	var err error\n",
 		seeds: []uint64{31},
 	},
