@@ -104,7 +104,7 @@ func TestMaxQueuedWhileCallsAreParsed(t *testing.T) {
 						if status == 200 {
 							queued.Add(1)
 							defer queued.Add(-1)
-							caller.Of(r.Context()).Waiting(caller.Call{})
+							caller.ObserverOf(r.Context()).Waiting(caller.Call{})
 							time.Sleep(time.Second)
 						}
 						return responseTo(r, status, "application/json", `{}`), nil

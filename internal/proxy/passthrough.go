@@ -196,13 +196,14 @@ func (p *Proxy) passThrough(rw *responseWriter, r *http.Request) {
 		return
 	}
 	defer p.passing.Add(-1)
-	ctx, cancel := withCancel(caller.With(r.Context(), *rw.caller))
+	ctx, cancel := withCancel(caller.With(r.Context(), rw.caller))
 	defer cancel(nil)
 	r = r.WithContext(context.WithValue(ctx, passedKey{}, rw))
 	rw.upgradeTimeout, rw.stopUpgrade = p.opts.PassThroughTimeout, func() { cancel(errStalled) }
 	if rw.passed = p.watchRequest(rw, r, cancel); rw.passed != nil {
-		defer func() { p.memory.release(rw.passed.held.Load()) }()
+		defer rw.passed.held.release()
 		defer rw.passed.endSending()
+		r = r.WithContext(caller.Observe(r.Context(), rw.passed.held))
 	}
 	p.reverseProxy.ServeHTTP(rw, r)
 }

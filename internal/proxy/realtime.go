@@ -2,10 +2,11 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"io"
 	"net/http"
 	"strconv"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
 )
 
 // LimitRealtime returns base for Options.Base of the Transport. Held calls that the
@@ -18,7 +19,7 @@ type realtimeLimit struct{ http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
-	if c, held := r.Context().Value(heldKey{}).(*heldCall); held && !c.passThrough() {
+	if c, held := caller.ObserverOf(r.Context()).(*heldCall); held && !c.passThrough() {
 		if r.Body != nil {
 			_ = r.Body.Close()
 		}
@@ -32,13 +33,6 @@ func (l realtimeLimit) CloseIdleConnections() {
 	if base, ok := l.RoundTripper.(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()
 	}
-}
-
-// heldKey is the key of the heldCall in the context of its request.
-type heldKey struct{}
-
-func (c *heldCall) withHeld(ctx context.Context) context.Context {
-	return context.WithValue(ctx, heldKey{}, c)
 }
 
 // passThrough reports whether the call may be sent in real time, and then counts the
