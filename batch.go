@@ -35,8 +35,8 @@ type batch struct {
 	failed  []*call     // lines that failed without an answer, to be resubmitted
 	remedy  triage.Plan // for a rejected input
 
-	size      int     // the number of lines
-	names     names   // of the models and the callers of the lines
+	size      int   // the number of lines
+	names     names // of the models and the callers of the lines
 	bill      price.Bill
 	url       string // the endpoint as the first line names it
 	created   time.Time
