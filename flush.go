@@ -179,15 +179,14 @@ func (b *batch) beginRecord() error {
 	return err
 }
 
-// inputFile is the input file of the batch.
-func (b *batch) inputFile() line.File {
-	sent := b.lines.Sent()
+// inputFile is the input file of a batch with the lines of the calls.
+func inputFile(sent []*call) line.File {
 	return line.File{Lines: len(sent), At: func(i int) *line.Line { return &sent[i].Line }}
 }
 
 // upload uploads the input file.
 func (b *batch) upload() error {
-	h, err := b.backend.Prepare(b.t.ctx, b.inputFile(), b.params("batch-"+uuid.NewString()+".jsonl"))
+	h, err := b.backend.Prepare(b.t.ctx, inputFile(b.lines.Sent()), b.params("batch-"+uuid.NewString()+".jsonl"))
 	b.status.Handle = h // also after an error, so that the file is deleted
 	if err != nil {
 		return err
@@ -219,7 +218,7 @@ func (b *batch) create() error {
 		}
 		return wanted()
 	}
-	_, status, err := b.backend.Create(ctx, b.inputFile(), b.status.Handle, params)
+	_, status, err := b.backend.Create(ctx, inputFile(b.lines.Sent()), b.status.Handle, params)
 	if err != nil {
 		return b.createError(ctx, err)
 	}

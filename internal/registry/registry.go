@@ -562,8 +562,8 @@ func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
 		}
 		s := c.lines
 		s.removeLocked(c)
-		s.record.Delivered(c.place)
 		c.sending = false
+		s.record.Delivered(c.place)
 		if c.waiter == nil {
 			r.detached.remove(c)
 			c.state = stateDone
