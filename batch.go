@@ -35,9 +35,8 @@ type batch struct {
 	failed  []*call     // lines that failed without an answer, to be resubmitted
 	remedy  triage.Plan // for a rejected input
 
-	sent      []*call // the lines in the order of the input file, until the batch was created
-	size      int     // the number of lines
-	names     names   // of the models and the callers of the lines
+	size      int   // the number of lines
+	names     names // of the models and the callers of the lines
 	bill      price.Bill
 	url       string // the endpoint as the first line names it
 	created   time.Time
@@ -306,7 +305,7 @@ func (b *batch) leave() {
 	default:
 		close(b.submitted)
 	}
-	b.sent = nil
+	b.lines.EndSending()
 	b.record.Close()
 	b.t.mu.Lock()
 	defer b.t.mu.Unlock()

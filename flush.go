@@ -111,17 +111,17 @@ func (b *batch) claim() error {
 	if b.t.router.meter.Budget() != nil {
 		b.t.registry.Refuse(calls, func(err error) *answer { return &answer{Answer: b.t.router.exhausted(err).Answer()} })
 	}
-	b.sent = b.t.registry.ClaimQueue(b.queue, b.lines)
-	b.size = len(b.sent)
-	b.names = namesOf(b.sent)
-	b.names.traces = tracesOf(b.sent)
+	sent := b.t.registry.ClaimQueue(b.queue, b.lines)
+	b.size = len(sent)
+	b.names = namesOf(sent)
+	b.names.traces = tracesOf(sent)
 	switch {
 	case err != nil:
 		return err
 	case b.size == 0:
 		return errNoCallers // each call has another line, or no caller
 	}
-	b.url = b.sent[0].URL
+	b.url = sent[0].URL
 	return nil
 }
 
@@ -169,8 +169,8 @@ func (b *batch) beginRecord() error {
 		Account: a.Hash, Upstream: a.Upstream(), Provider: b.key.account.Profile.Name,
 		Endpoint: b.url, Window: b.key.window, Models: b.names.models, Traces: strings.Join(b.names.traces, " "),
 	}, func() []journal.Line {
-		lines := make([]journal.Line, len(b.sent))
-		for i, c := range b.sent {
+		lines := make([]journal.Line, b.size)
+		for i, c := range b.lines.Sent() {
 			lines[i] = journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)}
 		}
 		return lines
@@ -186,7 +186,7 @@ func inputFile(sent []*call) line.File {
 
 // upload uploads the input file.
 func (b *batch) upload() error {
-	h, err := b.backend.Prepare(b.t.ctx, inputFile(b.sent), b.params("batch-"+uuid.NewString()+".jsonl"))
+	h, err := b.backend.Prepare(b.t.ctx, inputFile(b.lines.Sent()), b.params("batch-"+uuid.NewString()+".jsonl"))
 	b.status.Handle = h // also after an error, so that the file is deleted
 	if err != nil {
 		return err
@@ -218,13 +218,12 @@ func (b *batch) create() error {
 		}
 		return wanted()
 	}
-	_, status, err := b.backend.Create(ctx, inputFile(b.sent), b.status.Handle, params)
+	_, status, err := b.backend.Create(ctx, inputFile(b.lines.Sent()), b.status.Handle, params)
 	if err != nil {
 		return b.createError(ctx, err)
 	}
 	b.status, b.created = status, time.Now()
 	b.lines.SetID(b.id())
-	b.sent = nil
 	close(b.submitted)
 	b.record.Running(ctx, b.id())
 	b.t.opts.Logger.Info("batch submitted", "batch", b.id(), "calls", b.size, "endpoint", b.url)
@@ -251,7 +250,7 @@ func (b *batch) createError(ctx context.Context, err error) error {
 func (b *batch) params(name string) backend.Params {
 	o := &b.t.opts
 	p := backend.Params{
-		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.sent[0].Request.suffix), Window: b.key.window, Metadata: o.Metadata,
+		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.suffix), Window: b.key.window, Metadata: o.Metadata,
 	}
 	if o.Files == FilesExpire {
 		p.FileExpiry = b.key.account.Profile.FileExpiry(b.key.window)

@@ -72,13 +72,13 @@ func (b *batch) resubmitFailed() {
 // plan makes the plan for a rejection, and reports whether there is a remedy. The
 // limiter learns from a batch that was too much for the provider's queue.
 func (b *batch) plan(r triage.Rejection) bool {
-	calls := b.lines.ByPlace(b.size)
+	calls, lines := b.lines.ByPlace(b.size)
 	b.size = len(calls) // the size of a batch that another process began may not have been known
 	in := triage.Input{Rejection: r, Attempts: b.history.attempts, Lines: make([]triage.Line, len(calls))}
 	for i, c := range calls {
 		if c != nil {
-			in.Lines[i] = triage.Line{Waiting: true, Model: c.Request.model, Bytes: c.Size(), Strict: !line.HasLoneSurrogate(c.Body)}
-			in.Tokens += int64(c.Size()) / bytesPerToken
+			in.Lines[i] = triage.Line{Waiting: true, Model: c.Request.model, Bytes: lines[i].Size(), Strict: !line.HasLoneSurrogate(lines[i].Body)}
+			in.Tokens += int64(lines[i].Size()) / bytesPerToken
 		}
 	}
 	limiter := b.key.account.Limiter
@@ -102,7 +102,7 @@ func (b *batch) plan(r triage.Rejection) bool {
 // the plan. A call that took over a line since the plan was made is resubmitted,
 // too.
 func (b *batch) carryOut() {
-	calls := b.lines.ByPlace(b.size)
+	calls, _ := b.lines.ByPlace(b.size)
 	for _, a := range b.remedy.Answers {
 		c := calls[a.Place]
 		calls[a.Place] = nil

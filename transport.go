@@ -220,16 +220,16 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case pass != nil:
 		return t.opts.Base.RoundTrip(pass)
 	}
+	observer := caller.ObserverOf(req.Context())
+	c.Freed = observer.Hold()
 	w, err := t.enter(c)
 	if err != nil {
 		return refuse(req, err)
 	}
-	if report := c.Request.caller.Waiting; report != nil {
-		report(caller.Call{
-			Model: c.Request.model, Stream: c.Request.stream,
-			Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
-		})
-	}
+	observer.Waiting(caller.Call{
+		Model: c.Request.model, Stream: c.Request.stream,
+		Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
+	})
 	return t.await(req, c, w)
 }
 

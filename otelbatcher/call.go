@@ -69,7 +69,7 @@ func (r *roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 	c := r.telemetry.begin(req, operationOf(suffix), providerOf(profile.Name), deployment)
 	own := *caller.Of(c.ctx)
 	own.Trace = traceparent(c.ctx)
-	res, err := r.next.RoundTrip(req.WithContext(caller.With(c.ctx, own)))
+	res, err := r.next.RoundTrip(req.WithContext(caller.With(c.ctx, &own)))
 	if err != nil {
 		c.fail(err)
 		return nil, err

@@ -6,11 +6,14 @@ package clients
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
+	"github.com/openai/openai-go/v3/packages/ssestream"
 	"github.com/openai/openai-go/v3/responses"
 )
 
@@ -94,9 +97,19 @@ func TestOpenAIGo(t *testing.T) {
 					if err == nil {
 						t.Fatalf("a failure became the answer %q", text)
 					}
-					t.Logf("%T: %v", err, err)
-					if status, ok := errors.AsType[*openai.Error](err); !late && (!ok || status.StatusCode != 400) {
-						t.Errorf("got error %v, want status 400", err)
+					status, hasStatus := errors.AsType[*openai.Error](err)
+					streamed, isStreamError := errors.AsType[*ssestream.StreamError](err)
+					switch {
+					case !late:
+						if !hasStatus || status.StatusCode != 400 {
+							t.Errorf("got error %v, want status 400", err)
+						}
+					case strings.HasSuffix(name, "stream"): // docs/operations.md says the same of late failures
+						if !isStreamError || hasStatus || !strings.Contains(streamed.Message, "Bad Request.") {
+							t.Errorf("got %T: %v; want a StreamError with the provider's message", err, err)
+						}
+					case !errors.Is(err, io.ErrUnexpectedEOF) || hasStatus:
+						t.Errorf("got %T: %v; want an unexpected EOF", err, err)
 					}
 				})
 			}

@@ -21,9 +21,10 @@ import pytest
 from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
 from agents.models.openai_responses import OpenAIResponsesModel
 from langchain_openai import ChatOpenAI
+from langchain_openai.chat_models.base import OpenAIInvalidRequestError
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai import OpenAI as LlamaIndexOpenAI
-from pydantic_ai import Agent as PydanticAgent
+from pydantic_ai import Agent as PydanticAgent, ModelHTTPError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel as PydanticResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -125,6 +126,17 @@ CLIENTS = {
     "litellm chat": litellm_chat,
     "llama-index chat": llama_index,
 }
+# What a late failure raises: docs/operations.md has the same table. Not streamed, the
+# client retries the broken answer, and the retry gets the failure with its status.
+LATE_FAILURES = {
+    # the first word of the client: (not streamed, streamed), each a class and a status
+    "openai": ((openai.BadRequestError, 400), (openai.APIError, None)),
+    "langchain": ((OpenAIInvalidRequestError, 400), (openai.APIError, None)),
+    "agents": ((openai.BadRequestError, 400), (openai.APIError, None)),
+    "pydantic-ai": ((ModelHTTPError, 400), (openai.APIError, None)),
+    "litellm": ((litellm.BadRequestError, 400), (litellm.exceptions.MidStreamFallbackError, 500)),
+    "llama-index": ((openai.BadRequestError, 400), (openai.APIError, None)),
+}
 CASES = list(itertools.product(CLIENTS, [False, True], [False, True], [False, True]))
 CHUNK_TIMEOUT = 1.0
 DELAY = "3s"
@@ -176,12 +188,15 @@ def status(error):
     "case", CASES, ids=lambda c: f"{c[0]}-{'late' if c[1] else 'in time'}-{'failure' if c[2] else 'success'}-{'stream' if c[3] else 'complete'}"
 )
 def test_outcome(outcomes, case):
-    _, late, failure, stream = case
+    client, late, failure, stream = case
     outcome = outcomes[case]
     if not failure:
         assert outcome.error is None
         assert outcome.text == f"You said: {outcome.prompt}"
         return
     assert outcome.error is not None, f"a failure became the answer {outcome.text!r}"
+    assert "Bad Request." in str(outcome.error), "the provider's message is lost"
     if not late:
         assert status(outcome.error) == 400
+        return
+    assert (type(outcome.error), status(outcome.error)) == LATE_FAILURES[client.split()[0]][stream]

@@ -224,7 +224,7 @@ func (s *submitSettings) runJob(ctx context.Context, p process, log *slog.Logger
 
 // send sends a request of a job.
 func (b *backend) send(ctx context.Context, r submit.Request, queued func()) (*http.Response, error) {
-	ctx = caller.With(ctx, caller.Caller{Waiting: func(caller.Call) { queued() }})
+	ctx = caller.Observe(ctx, queuedObserver(queued))
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, b.served.Upstream.JoinPath(r.Endpoint).String(), bytes.NewReader(r.Body))
 	if err != nil {
 		return nil, err
@@ -233,6 +233,15 @@ func (b *backend) send(ctx context.Context, r submit.Request, queued func()) (*h
 	req.Header.Set("Content-Type", "application/json")
 	return b.served.Transport.RoundTrip(req)
 }
+
+// A queuedObserver is called when its call is queued.
+type queuedObserver func()
+
+// Waiting implements caller.Observer.
+func (f queuedObserver) Waiting(caller.Call) { f() }
+
+// Hold implements caller.Observer. A job limits the bytes of its requests by itself.
+func (queuedObserver) Hold() func() { return nil }
 
 // jobSummary returns the last line of output of a job.
 func (s status) jobSummary() string {

@@ -1,6 +1,6 @@
 // Package caller says which of several callers of the same account made a
 // request. A server that calls the Transport for its own clients puts a Caller
-// into the context of each request.
+// into the context of each request, and an Observer if the server follows the call.
 package caller
 
 import "context"
@@ -32,9 +32,18 @@ type Caller struct {
 	// Trace is the trace context of the call, as a value of the header traceparent.
 	// "": the call belongs to no trace.
 	Trace string
+}
 
-	// Waiting is called when the call waits for its batch. Nil: not called.
-	Waiting func(Call)
+// An Observer follows one call. The Transport keeps no reference to the Observer when
+// RoundTrip has returned. Its methods must not block.
+type Observer interface {
+	// Waiting is called when the call waits for its batch.
+	Waiting(Call)
+
+	// Hold is called when the Transport keeps the body of the call. The Transport calls
+	// release once, when it keeps no byte of the body any more: during RoundTrip, or
+	// later if the call is a line of an upload. release must not block. Nil is allowed.
+	Hold() (release func())
 }
 
 // A Call is a call that waits for its batch.
@@ -47,19 +56,41 @@ type Call struct {
 	Name func() (batchID, customID string)
 }
 
-type contextKey struct{}
+type (
+	callerKey   struct{}
+	observerKey struct{}
+)
 
-// With returns a context for the requests of c.
-func With(ctx context.Context, c Caller) context.Context {
-	return context.WithValue(ctx, contextKey{}, &c)
+// With returns a context for the requests of c, which must not be changed any more.
+func With(ctx context.Context, c *Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
 }
 
 // Of returns the caller in ctx, or the zero Caller. The Caller must not be changed.
 func Of(ctx context.Context) *Caller {
-	if c, ok := ctx.Value(contextKey{}).(*Caller); ok {
+	if c, ok := ctx.Value(callerKey{}).(*Caller); ok {
 		return c
 	}
 	return &only
 }
 
 var only Caller
+
+// Observe returns a context for the one call that o follows.
+func Observe(ctx context.Context, o Observer) context.Context {
+	return context.WithValue(ctx, observerKey{}, o)
+}
+
+// ObserverOf returns the Observer in ctx, or an Observer that does nothing.
+func ObserverOf(ctx context.Context) Observer {
+	if o, ok := ctx.Value(observerKey{}).(Observer); ok {
+		return o
+	}
+	return nobody{}
+}
+
+type nobody struct{}
+
+func (nobody) Waiting(Call) {}
+
+func (nobody) Hold() func() { return nil }

@@ -25,13 +25,11 @@ func (p *Proxy) addSecrets() {
 }
 
 // cleanHeader removes from a response header what is not meant for the client. A
-// cookie of the upstream may stand for the proxy's credential, as that of a server
-// with a login.
+// cookie of the upstream may stand for the credential of a call, as that of a server
+// with a login, and a browser would send the cookie to all servers on the proxy's host.
 func (p *Proxy) cleanHeader(h http.Header, status int) {
 	removeAccessControl(h)
-	if p.upstream.credential != "" {
-		delete(h, "Set-Cookie")
-	}
+	delete(h, "Set-Cookie")
 	for name, values := range h {
 		for i, value := range values {
 			if clean := p.opts.Secrets.Value(value, isError(status)); clean != value {

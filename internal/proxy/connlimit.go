@@ -25,9 +25,10 @@ const (
 	// and to read the response.
 	refuseTimeout = 2 * time.Second
 
-	// minRefuseTime is how long a refused connection may be silent, at least, when more
-	// than maxRefusing connections arrive: the oldest silent one then gives up its
-	// place, so that silent connections do not keep /health from its answer.
+	// minRefuseTime is how long a refused connection has for its request, at least, when
+	// more than maxRefusing connections arrive: the oldest one then gives up its place,
+	// so that slow connections do not keep /health from its answer. A connection that
+	// has its answer gives up its place at once.
 	minRefuseTime = 300 * time.Millisecond
 
 	// maxDrained is how many bytes of a refused request are read, in bytes: a client
@@ -56,9 +57,9 @@ type limitedListener struct {
 
 // A refusal is a connection that is being refused.
 type refusal struct {
-	conn   net.Conn
-	since  time.Time
-	spoken atomic.Bool // the client has sent something
+	conn     net.Conn
+	since    time.Time
+	answered atomic.Bool // the client can read the response
 }
 
 // Accept implements net.Listener.
@@ -94,33 +95,34 @@ func (l *limitedListener) beginRefusal(conn net.Conn) *refusal {
 	return r
 }
 
-// awaitRefusal waits until a place is free, or takes the place of the oldest silent
-// connection.
+// awaitRefusal waits until a place is free, or takes the place of a connection that has
+// its answer, or else of the oldest connection.
 func (l *limitedListener) awaitRefusal() {
-	silent := l.oldestSilent()
-	if silent == nil { // each one will have its answer soon
-		l.refusing <- struct{}{}
-		return
-	}
-	select {
-	case l.refusing <- struct{}{}:
-		return
-	case <-time.After(time.Until(silent.since.Add(minRefuseTime))):
-	}
-	if !silent.spoken.Load() {
-		_ = silent.conn.Close() // so that refuse returns at once
+	if conn, wait := l.replaceable(); conn != nil {
+		select {
+		case l.refusing <- struct{}{}:
+			return
+		case <-time.After(wait):
+			_ = conn.Close() // so that refuse returns at once
+		}
 	}
 	l.refusing <- struct{}{}
 }
 
-// oldestSilent returns the oldest connection whose client has sent nothing, or nil.
-func (l *limitedListener) oldestSilent() *refusal {
+// replaceable returns the connection that gives up its place next, or nil, and how long
+// the connection keeps its place.
+func (l *limitedListener) replaceable() (conn net.Conn, wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i := slices.IndexFunc(l.refusal, func(r *refusal) bool { return !r.spoken.Load() }); i >= 0 {
-		return l.refusal[i]
+	for _, r := range l.refusal {
+		if r.answered.Load() {
+			return r.conn, 0
+		}
 	}
-	return nil
+	if len(l.refusal) == 0 {
+		return nil, 0
+	}
+	return l.refusal[0].conn, time.Until(l.refusal[0].since.Add(minRefuseTime))
 }
 
 // endRefusal frees the place of a connection.
@@ -137,11 +139,7 @@ func (l *limitedListener) refuse(refused *refusal) {
 	defer conn.Close() //nolint:errcheck // the connection is given up
 	_ = conn.SetDeadline(time.Now().Add(refuseTimeout))
 	sent := &io.LimitedReader{R: conn, N: maxDrained}
-	reader := bufio.NewReader(sent)
-	if _, err := reader.Peek(1); err == nil {
-		refused.spoken.Store(true)
-	}
-	r, err := http.ReadRequest(reader)
+	r, err := http.ReadRequest(bufio.NewReader(sent))
 	f, status, body := failTooManyConnections, "503 Service Unavailable", ""
 	if err == nil && r.URL.Path == "/health" { // the process is healthy; a probe must not restart it
 		status, body = "200 OK", "ok"
@@ -158,6 +156,7 @@ func (l *limitedListener) refuse(refused *refusal) {
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
 	}
+	refused.answered.Store(true)
 	_, _ = io.Copy(io.Discard, sent) // until the client closes
 }
 

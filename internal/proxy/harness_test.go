@@ -69,8 +69,8 @@ func wait(r *http.Request) error {
 	}
 	defer r.Body.Close()
 	body, err := io.ReadAll(r.Body)
-	if waiting := caller.Of(r.Context()).Waiting; err == nil && waiting != nil && r.Header.Get("Autobatcher-Mode") != "realtime" {
-		waiting(caller.Call{
+	if err == nil && r.Header.Get("Autobatcher-Mode") != "realtime" {
+		caller.ObserverOf(r.Context()).Waiting(caller.Call{
 			Model: gjson.GetBytes(body, "model").String(), Stream: gjson.GetBytes(body, "stream").Bool(),
 			Name: func() (batchID, customID string) { return "batch_1", "custom-1" },
 		})

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -57,10 +56,12 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	c.body = newRequestBody(rw, &p.memory, p.opts.MaxBody, c.reserveQueue)
 	defer c.endPassThrough()
 	defer c.place.release()
-	defer c.body.release()
+	defer c.body.held.release()
 	defer c.body.Close()
 	defer c.stopHeartbeats()
-	ctx, cancel := withCancel(c.withHeld(c.withCaller(r.Context())))
+	known := *c.caller
+	known.Realtime = c.passThrough
+	ctx, cancel := withCancel(caller.Observe(caller.With(r.Context(), &known), c))
 	defer cancel(nil)
 	res, err := p.opts.Transport.RoundTrip(p.newRequest(r.WithContext(ctx), c.body))
 	c.place.release()
@@ -79,18 +80,15 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	c.respond(res)
 }
 
-// withCaller returns the context for the Transport, which says when the call waits.
-// Heartbeats start only then: before, the proxy does not know the heartbeat format,
-// and the client may still be sending.
-func (c *heldCall) withCaller(ctx context.Context) context.Context {
-	known := *c.caller
-	known.Realtime = c.passThrough
-	known.Waiting = func(call caller.Call) {
-		c.place.queued()
-		c.startHeartbeats(call)
-	}
-	return caller.With(ctx, known)
+// Waiting implements caller.Observer. Heartbeats start only when the call waits: before,
+// the proxy does not know the heartbeat format, and the client may still be sending.
+func (c *heldCall) Waiting(call caller.Call) {
+	c.place.queued()
+	c.startHeartbeats(call)
 }
+
+// Hold implements caller.Observer.
+func (c *heldCall) Hold() (release func()) { return c.body.held.Hold() }
 
 // reserveQueue runs when the whole body of a call has arrived. The error, if any,
 // ends the call.

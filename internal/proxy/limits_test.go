@@ -104,7 +104,7 @@ func TestMaxQueuedWhileCallsAreParsed(t *testing.T) {
 						if status == 200 {
 							queued.Add(1)
 							defer queued.Add(-1)
-							caller.Of(r.Context()).Waiting(caller.Call{})
+							caller.ObserverOf(r.Context()).Waiting(caller.Call{})
 							time.Sleep(time.Second)
 						}
 						return responseTo(r, status, "application/json", `{}`), nil
@@ -337,4 +337,69 @@ func TestHTTP2ClientAcceptsNoBytes(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestUpstreamThatDoesNotAnswer checks that a request which passes through, and a held
+// call that is sent in real time, get 504 when no response begins, and that the time
+// for an upload does not count.
+func TestUpstreamThatDoesNotAnswer(t *testing.T) {
+	groq := provider.Groq()
+	for name, test := range map[string]struct{ path, body string }{
+		"passed through":              {"/v1/moderations", `{"model":"m","input":"a"}`},
+		"passed through, no body":     {"/v1/models", ""},
+		"held, and sent in real time": {"/v1/embeddings", `{"model":"m","input":"a"}`},
+	} {
+		for delay, want := range map[time.Duration]int{59 * time.Minute: 200, 1000 * time.Hour: 504} {
+			t.Run(fmt.Sprintf("%s, %v", name, delay), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					slow := transport(func(r *http.Request) (*http.Response, error) {
+						time.Sleep(30 * time.Minute) // before the body is read
+						if r.Body != nil {
+							if _, err := io.Copy(io.Discard, r.Body); err != nil {
+								return nil, err
+							}
+						}
+						select {
+						case <-time.After(delay):
+							return responseTo(r, 200, "application/json", `{}`), nil
+						case <-r.Context().Done():
+							return nil, r.Context().Err()
+						}
+					})
+					if test.body == "" {
+						slow = respondAfter(delay, 200, "application/json", `{}`)
+					}
+					tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: &groq})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer tr.Close()
+					client := serve(t, newProxy(t, proxy.Options{PassThroughTimeout: 40 * time.Minute, Transport: tr}))
+					method := http.MethodPost
+					if test.body == "" {
+						method = http.MethodGet
+					}
+					r, err := http.NewRequest(method, "http://proxy"+test.path, strings.NewReader(test.body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					began := time.Now()
+					res, err := client.Do(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if res.StatusCode != want {
+						t.Errorf("%s after %v, want %d", res.Status, time.Since(began), want)
+					}
+					if res.StatusCode == 200 {
+						readAll(t, res)
+						return
+					}
+					if code, _ := apiError(t, res); code != "upstream_timeout" || res.Header.Get("X-Should-Retry") != "false" || time.Since(began) > 91*time.Minute {
+						t.Errorf("code %s after %v, headers %v", code, time.Since(began), res.Header)
+					}
+				})
+			})
+		}
+	}
 }

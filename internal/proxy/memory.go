@@ -3,9 +3,12 @@ package proxy
 import (
 	"errors"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
 )
 
 var (
@@ -36,8 +39,61 @@ func (m *memoryBudget) reserve(n int64) bool {
 	return true
 }
 
-// release returns n bytes that reserve counted.
-func (m *memoryBudget) release(n int64) { m.used.Add(-n) }
+// heldBytes are the bytes of one request body in the budget. They count until the
+// request has ended and the Transport keeps none of the bytes: when a client
+// disconnects, the Transport may need the body for the upload of its batch. All methods
+// may be called concurrently, and do not block. The nil *heldBytes count nothing.
+type heldBytes struct {
+	budget *memoryBudget
+
+	mu      sync.Mutex
+	bytes   int64
+	holders int // the request, until it has ended, and the Transport
+}
+
+// hold returns heldBytes that the request holds.
+func (m *memoryBudget) hold() *heldBytes { return &heldBytes{budget: m, holders: 1} }
+
+// add counts n bytes, or returns false if the bytes do not fit.
+func (h *heldBytes) add(n int64) bool {
+	if h == nil {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.budget.reserve(n) {
+		return false
+	}
+	h.bytes += n
+	return true
+}
+
+// Hold implements caller.Observer for the request: the Transport holds the bytes.
+func (h *heldBytes) Hold() (release func()) {
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holders++
+	return h.release
+}
+
+// release ends the holding of one holder. The last holder returns the bytes to the
+// budget.
+func (h *heldBytes) release() {
+	if h == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.holders--; h.holders == 0 {
+		h.budget.used.Add(-h.bytes)
+	}
+}
+
+// Waiting implements caller.Observer for a request that passes through.
+func (h *heldBytes) Waiting(caller.Call) {}
 
 // newRefusals returns the counter of requests that limits refused.
 func newRefusals() *prometheus.CounterVec {

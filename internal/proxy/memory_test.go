@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // TestMaxMemory checks that calls beyond the budget get 503, and that the bytes are
@@ -188,4 +190,54 @@ func TestCompressedCallsShareBudget(t *testing.T) {
 			t.Errorf("%d calls were answered, %d refused", answered.Load(), refused.Load())
 		}
 	})
+}
+
+// TestMemoryOfCallersWhoLeft checks that the bytes of calls whose clients disconnect
+// during the upload count until the upload has ended, and neither longer nor shorter.
+func TestMemoryOfCallersWhoLeft(t *testing.T) {
+	body := `{"model":"m","input":"` + strings.Repeat("x", 600) + `"}`
+	for _, path := range []string{"/v1/embeddings", "/v1/completions"} { // held; passed through, and batched by this Transport
+		for _, created := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, created: %t", path, created), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					upstream := batchtest.New(batchtest.Options{})
+					uploads, proceed := make(chan struct{}), make(chan struct{})
+					profile := provider.ForURL(parse(t, upstream.URL))
+					profile.Endpoints = []string{"/embeddings", "/completions"}
+					tr, err := autobatcher.New(autobatcher.Options{Provider: &profile, Base: transport(func(r *http.Request) (*http.Response, error) {
+						if strings.HasSuffix(r.URL.Path, "/files") {
+							uploads <- struct{}{}
+							<-proceed
+							if !created {
+								return responseTo(r, 400, "application/json", `{"error":{"message":"no"}}`), nil
+							}
+						}
+						return upstream.Transport().RoundTrip(r)
+					})})
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer tr.Close()
+					client := serve(t, newProxy(t, proxy.Options{Upstream: parse(t, upstream.URL), Transport: tr, MaxMemory: 1000}))
+					ctx, disconnect := context.WithCancel(t.Context())
+					r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://proxy"+path, strings.NewReader(body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					go func() { _, _ = client.Do(r) }() // ends with an error
+					<-uploads
+					disconnect()
+					synctest.Wait()
+					wantMetric(t, client, fmt.Sprintf("autobatcher_request_memory_bytes %d", len(body)))
+					res := post(t, client, path, body)
+					if code, _ := apiError(t, res); code != "out_of_memory" {
+						t.Errorf("another call during the upload: %s %s", res.Status, code)
+					}
+					close(proceed)
+					synctest.Wait()
+					wantMetric(t, client, "autobatcher_request_memory_bytes 0")
+				})
+			})
+		}
+	}
 }

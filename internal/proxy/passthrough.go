@@ -94,36 +94,21 @@ func (p *Proxy) authorize(h http.Header) {
 
 // privateHeaders describe the caller or the path to the proxy, which the upstream
 // does not need to know, or make some servers answer another method or path than
-// the proxy has checked.
+// the proxy has checked. Cookies belong to the proxy and to the other servers on its
+// host, since browsers do not separate the ports of a host; the upstream's own cookies
+// reach no client (cleanHeader).
 var privateHeaders = []string{
-	"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Real-Ip", "Origin", "Referer",
+	"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Real-Ip", "Origin", "Referer", "Cookie",
 	"X-Http-Method", "X-Http-Method-Override", "X-Method-Override", "X-Original-Uri", "X-Original-Url", "X-Rewrite-Url",
 }
 
 // hopByHopHeaders apply to one connection only and are not forwarded.
 var hopByHopHeaders = []string{"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "Expect"}
 
-// removePrivateHeaders removes privateHeaders and the page's cookie.
+// removePrivateHeaders removes privateHeaders.
 func removePrivateHeaders(h http.Header) {
 	for _, name := range privateHeaders {
 		delete(h, name)
-	}
-	if cookies, ok := h["Cookie"]; ok {
-		removePageCookie(h, cookies)
-	}
-}
-
-// removePageCookie removes the cookie that the proxy set for the page.
-func removePageCookie(h http.Header, cookies []string) {
-	var kept []string
-	for _, pair := range strings.Split(strings.Join(cookies, ";"), ";") {
-		if name, _, _ := strings.Cut(strings.TrimSpace(pair), "="); name != cookieName && name != "" {
-			kept = append(kept, strings.TrimSpace(pair))
-		}
-	}
-	delete(h, "Cookie")
-	if len(kept) > 0 {
-		h["Cookie"] = []string{strings.Join(kept, "; ")}
 	}
 }
 
@@ -196,15 +181,17 @@ func (p *Proxy) passThrough(rw *responseWriter, r *http.Request) {
 		return
 	}
 	defer p.passing.Add(-1)
-	ctx, cancel := withCancel(caller.With(r.Context(), *rw.caller))
+	ctx, cancel := withCancel(caller.With(r.Context(), rw.caller))
 	defer cancel(nil)
 	r = r.WithContext(context.WithValue(ctx, passedKey{}, rw))
 	rw.upgradeTimeout, rw.stopUpgrade = p.opts.PassThroughTimeout, func() { cancel(errStalled) }
+	var held *heldBytes
 	if rw.passed = p.watchRequest(rw, r, cancel); rw.passed != nil {
-		defer func() { p.memory.release(rw.passed.held.Load()) }()
+		held = rw.passed.held
+		defer held.release()
 		defer rw.passed.endSending()
 	}
-	p.reverseProxy.ServeHTTP(rw, r)
+	p.reverseProxy.ServeHTTP(rw, r.WithContext(caller.Observe(r.Context(), held)))
 }
 
 // passedKey is the key of the responseWriter in the context of a passed request.

@@ -221,6 +221,8 @@ func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		rw.writeFailure(headerFailure(err))
+	case rw.endpoint == endpointOther && isWebSocket(r.Header) && !asked.Realtime && similarPath(r.URL) != "":
+		rw.writeFailure(failNearMiss(r, similarPath(r.URL)))
 	case rw.endpoint == endpointOther || asked.Realtime:
 		p.passThrough(rw, r)
 	default:

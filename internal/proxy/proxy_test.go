@@ -112,7 +112,7 @@ func TestHeadersSentUpstream(t *testing.T) {
 		"User-Agent", "test",
 	}
 	kept := http.Header{
-		"Autobatcher-Deadline": {"30m"}, "Openai-Organization": {"org"}, "Cookie": {"a=1; b=3"}, "X-Custom": {"yes"},
+		"Autobatcher-Deadline": {"30m"}, "Openai-Organization": {"org"}, "X-Custom": {"yes"},
 		"Content-Type": {"application/json"}, "User-Agent": {"test"},
 	}
 	with := func(name, value string) http.Header {

@@ -3,29 +3,88 @@ package proxy
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
 )
 
-// LimitRealtime returns base for Options.Base of the Transport. Held calls that the
-// Transport sends in real time (escalated calls, "background": true, and calls that the
-// provider does not batch) then count as requests that pass through: with
+// LimitRealtime returns base for Options.Base of the Transport, with limits for what is
+// answered in real time: requests that pass through, and held calls that the Transport
+// sends in real time (escalated calls, "background": true, and calls that the provider
+// does not batch). Such held calls count as requests that pass through: with
 // Options.MaxPassedThrough such requests, a further call gets 503, and a call that waits
-// for its batch is not escalated.
+// for its batch is not escalated. A request whose response does not begin within answerTimeout gets 504.
 func LimitRealtime(base http.RoundTripper) http.RoundTripper { return realtimeLimit{base} }
 
 type realtimeLimit struct{ http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
-	if c, held := r.Context().Value(heldKey{}).(*heldCall); held && !c.passThrough() {
-		if r.Body != nil {
-			_ = r.Body.Close()
+	switch c := caller.ObserverOf(r.Context()).(type) {
+	case *heldCall:
+		if !c.passThrough() {
+			if r.Body != nil {
+				_ = r.Body.Close()
+			}
+			return failTooManyPassed.response(r), nil
 		}
-		return failTooManyPassed.response(r), nil
+		return l.awaitAnswer(r)
+	case *heldBytes: // passes through
+		return l.awaitAnswer(r)
 	}
-	return l.RoundTripper.RoundTrip(r)
+	return l.RoundTripper.RoundTrip(r) // a request of the Transport's own
+}
+
+// answerTimeout is how long the upstream may take from the last byte of a request to the
+// header of the response. Without streaming, the header comes with the whole answer,
+// which takes some models many minutes.
+const answerTimeout = time.Hour
+
+var (
+	errNoAnswer = errors.New("the upstream did not answer in time")
+
+	failNoAnswer = failure{
+		status: http.StatusGatewayTimeout, code: "upstream_timeout", noRetry: true,
+		message: fmt.Sprintf("the provider did not begin to answer within %v; the call may be paid for", answerTimeout),
+	}
+)
+
+// awaitAnswer sends r, and gives up when no response begins for answerTimeout.
+func (l realtimeLimit) awaitAnswer(r *http.Request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(r.Context()) // ends with the context of r, which ends with the request
+	timer := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
+	watched := r.WithContext(ctx)
+	if r.Body != nil && r.Body != http.NoBody {
+		watched.Body = &sentBody{r.Body, timer}
+	}
+	res, err := l.RoundTripper.RoundTrip(watched)
+	if timer.Stop(); !errors.Is(context.Cause(ctx), errNoAnswer) {
+		return res, err
+	}
+	if err == nil {
+		_ = res.Body.Close()
+	}
+	return failNoAnswer.response(r), nil
+}
+
+// A sentBody is a request body that restarts a timer whenever bytes are read.
+type sentBody struct {
+	io.ReadCloser
+	timer *time.Timer
+}
+
+// Read implements io.Reader.
+func (b *sentBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if n > 0 && b.timer.Stop() { // not when the response has begun before
+		b.timer.Reset(answerTimeout)
+	}
+	return n, err
 }
 
 // CloseIdleConnections closes those of the base, as http.Client expects.
@@ -33,13 +92,6 @@ func (l realtimeLimit) CloseIdleConnections() {
 	if base, ok := l.RoundTripper.(interface{ CloseIdleConnections() }); ok {
 		base.CloseIdleConnections()
 	}
-}
-
-// heldKey is the key of the heldCall in the context of its request.
-type heldKey struct{}
-
-func (c *heldCall) withHeld(ctx context.Context) context.Context {
-	return context.WithValue(ctx, heldKey{}, c)
 }
 
 // A passState says whether a held call counts in Proxy.passing.
@@ -88,11 +140,15 @@ func (p *Proxy) beginPassing() bool {
 // response returns the failure as the response to a request of the proxy.
 func (f failure) response(r *http.Request) *http.Response {
 	body := f.body()
+	header := http.Header{"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(body))}}
+	if f.retryAfter != "" {
+		header.Set("Retry-After", f.retryAfter)
+	}
+	if f.noRetry {
+		header.Set("X-Should-Retry", "false")
+	}
 	return &http.Response{
 		Status: strconv.Itoa(f.status) + " " + http.StatusText(f.status), StatusCode: f.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{
-			"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(body))}, "Retry-After": {f.retryAfter},
-		},
-		Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: r,
+		Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)), Request: r,
 	}
 }

@@ -23,15 +23,15 @@ type requestBody struct {
 	limit   int64         // of decoded bytes
 	rc      *http.ResponseController
 	onEOF   func() error // called by Read when the whole body was read
-	memory  *memoryBudget
+	held    *heldBytes   // the decoded bytes
 
-	mu         sync.Mutex // the Transport may read and close the body on other goroutines
-	size       int64      // raw bytes read so far
-	held       int64      // decoded bytes, counted in memory
-	err        error      // the first error, if reading failed
-	stallTimer *time.Timer
-	lastSize   int64 // size at the last run of checkStall
-	finished   bool  // the body was read to the end or closed
+	mu          sync.Mutex // the Transport may read and close the body on other goroutines
+	size        int64      // raw bytes read so far
+	decodedSize int64      // decoded bytes read so far
+	err         error      // the first error, if reading failed
+	stallTimer  *time.Timer
+	lastSize    int64 // size at the last run of checkStall
+	finished    bool  // the body was read to the end or closed
 }
 
 // newRequestBody returns the body of rw.r. If the Content-Encoding is known,
@@ -39,11 +39,11 @@ type requestBody struct {
 // is the maximum size, with and without the encoding, in bytes.
 func newRequestBody(rw *responseWriter, memory *memoryBudget, limit int64, onEOF func() error) *requestBody {
 	b := &requestBody{
-		raw:    http.MaxBytesReader(rw.w, rw.r.Body, limit),
-		limit:  limit,
-		rc:     http.NewResponseController(rw.w),
-		onEOF:  onEOF,
-		memory: memory,
+		raw:   http.MaxBytesReader(rw.w, rw.r.Body, limit),
+		limit: limit,
+		rc:    http.NewResponseController(rw.w),
+		onEOF: onEOF,
+		held:  memory.hold(),
 	}
 	b.decoded = (*rawBody)(b)
 	if encoding := rw.r.Header.Get("Content-Encoding"); encoding != "" {
@@ -123,12 +123,12 @@ func (b *requestBody) count(n int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.held+int64(n) > b.limit:
+	case b.decodedSize+int64(n) > b.limit:
 		return b.failLocked(&http.MaxBytesError{Limit: b.limit})
-	case !b.memory.reserve(int64(n)):
+	case !b.held.add(int64(n)):
 		return b.failLocked(errNoMemory)
 	}
-	b.held += int64(n)
+	b.decodedSize += int64(n)
 	return nil
 }
 
@@ -145,14 +145,6 @@ func (b *requestBody) failLocked(err error) error {
 		b.err = err
 	}
 	return b.err
-}
-
-// release returns the bytes of the body to the memory budget, at the end of the call.
-func (b *requestBody) release() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.memory.release(b.held)
-	b.held = 0
 }
 
 // Close closes the body. net/http reads a part of an unread body in order to

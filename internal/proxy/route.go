@@ -105,14 +105,20 @@ func (p *Proxy) apiPath(u *url.URL) string {
 }
 
 // similarEndpoint returns the entry of batchedEndpoints that the client probably
-// wanted, or "" if the path resembles no entry. Servers differ in what they accept: a
-// slash at the end, an encoded slash or question mark, a path parameter, a suffix for
-// the format, upper case, PUT in place of POST.
+// wanted, or "" if the request resembles no entry. Servers differ in what they accept,
+// also PUT in place of POST.
 func similarEndpoint(r *http.Request) string {
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, r.Method) {
 		return ""
 	}
-	path := r.URL.EscapedPath()
+	return similarPath(r.URL)
+}
+
+// similarPath returns the entry of batchedEndpoints that a path resembles, or "": a
+// slash at the end, an encoded slash or question mark, a path parameter, a suffix for
+// the format, upper case.
+func similarPath(u *url.URL) string {
+	path := u.EscapedPath()
 	for range maxDecodings {
 		path = decode(path)
 	}
@@ -121,7 +127,9 @@ func similarEndpoint(r *http.Request) string {
 	}
 	var segments []string
 	for segment := range strings.SplitSeq(strings.ToLower(path), "/") {
-		if i := strings.IndexAny(segment, ";.,&"); i > 0 {
+		segment, _, _ = strings.Cut(segment, ";")
+		segment = strings.ReplaceAll(segment, "chat.", "chat") // no format
+		if i := strings.IndexAny(segment, ".,&:"); i > 0 {
 			segment = segment[:i]
 		}
 		if letters := onlyLetters(segment); letters != "" {

@@ -60,6 +60,32 @@ func TestPathsStayBelowBase(t *testing.T) {
 	}
 }
 
+// TestWebSocketsOfBatchedRoutes checks that a WebSocket to a route that the proxy batches
+// is opened only if the client says that the calls are for real time.
+func TestWebSocketsOfBatchedRoutes(t *testing.T) {
+	for _, test := range []struct {
+		method, path, protocol, mode string
+		status                       int
+	}{
+		{"GET", "/v1/responses", "websocket", "", 404},
+		{"GET", "/v1/responses/", "WebSocket", "", 404},
+		{"GET", "/v1/responses", "websocket", "batch", 404},
+		{"GET", "/v1/responses", "websocket", "realtime", 200},
+		{"GET", "/v1/realtime", "websocket", "", 200},
+		{"POST", "/v1/responses", "h2c", "", 200}, // as Java's HttpClient sends each call
+	} {
+		upstream, calls := counted()
+		header := []string{"Connection", "Upgrade", "Upgrade", test.protocol}
+		if test.mode != "" {
+			header = append(header, "Autobatcher-Mode", test.mode)
+		}
+		res := send(t, newProxy(t, proxy.Options{Transport: upstream}), test.method, test.path, header...)
+		if res.StatusCode != test.status || (calls.Load() > 0) != (test.status == 200) {
+			t.Errorf("%s, mode %q: %s, %d calls", test.path, test.mode, res.Status, calls.Load())
+		}
+	}
+}
+
 // TestNearMisses checks that a path that resembles a batched route never goes
 // upstream, where it might be answered at full price.
 func TestNearMisses(t *testing.T) {
@@ -86,6 +112,9 @@ func TestNearMisses(t *testing.T) {
 		"/v1/chat/completions/%3Fx/y":           "/v1/chat/completions",
 		"/v1/chat/completions.json":             "/v1/chat/completions",
 		"/v1/chat/completions,x":                "/v1/chat/completions",
+		"/v1/chat/completions:run":              "/v1/chat/completions",
+		"/v1/chat/completions/;x/":              "/v1/chat/completions",
+		"/v1/chat.completions":                  "/v1/chat/completions",
 		"/v1/embeddings&x":                      "/v1/embeddings",
 		"/v1/chat/%63ompletions":                "/v1/chat/completions",
 		"/v1/v1/chat/completions":               "/v1/chat/completions",

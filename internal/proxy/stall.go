@@ -33,10 +33,9 @@ var (
 type passedBody struct {
 	io.ReadCloser
 	timeout time.Duration
-	stop    func()        // makes a blocked Read fail
-	memory  *memoryBudget // nil: the bytes are not counted
+	stop    func()     // makes a blocked Read fail
+	held    *heldBytes // nil: the bytes are not counted
 
-	held    atomic.Int64          // bytes counted in memory
 	failure atomic.Pointer[error] // errStalled, errNotRead or errNoMemory, if the proxy ended the body
 
 	sending   sync.Mutex  // guards the fields below
@@ -95,12 +94,9 @@ func (b *passedBody) Read(p []byte) (n int, err error) {
 	})
 	n, err = b.ReadCloser.Read(p)
 	timer.Stop()
-	if b.memory != nil && n > 0 {
-		if !b.memory.reserve(int64(n)) {
-			b.fail(errNoMemory)
-			return 0, errNoMemory
-		}
-		b.held.Add(int64(n))
+	if !b.held.add(int64(n)) {
+		b.fail(errNoMemory)
+		return 0, errNoMemory
 	}
 	if err != nil && !errors.Is(err, io.EOF) && b.failed() != nil {
 		err = b.failed()
@@ -134,7 +130,7 @@ func (p *Proxy) watchRequest(rw *responseWriter, r *http.Request, cancel context
 		stop: func() { _ = rc.SetReadDeadline(time.Now()) },
 	}
 	if r.Method == http.MethodPost && !isUpload(r) {
-		body.memory = &p.memory
+		body.held = p.memory.hold()
 	}
 	body.limitSending(r.ContentLength, func() { cancel(errNotRead) })
 	r.Body = body

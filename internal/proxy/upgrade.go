@@ -12,11 +12,15 @@ import (
 // a WebSocket. After an upgrade to HTTP/2 (h2c) a client could send the upstream any
 // request, past all checks of the proxy.
 func removeUpgrade(h http.Header) {
-	if protocol := h.Get("Upgrade"); protocol != "" && !strings.EqualFold(protocol, "websocket") {
+	if h.Get("Upgrade") != "" && !isWebSocket(h) {
 		delete(h, "Upgrade")
 		delete(h, "Connection")
 	}
 }
+
+// isWebSocket reports whether a request opens a WebSocket. Through a WebSocket at
+// /responses, OpenAI answers model calls in real time.
+func isWebSocket(h http.Header) bool { return strings.EqualFold(h.Get("Upgrade"), "websocket") }
 
 // An upgradedConn is the connection to a client after an upgrade, such as a
 // WebSocket. All bytes of both directions pass through the upgradedConn, which ends

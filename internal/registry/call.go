@@ -26,11 +26,17 @@ type Call[R any] struct {
 	// Registry.mu.
 	Reservation *budget.Reservation
 
+	// Freed is called when the Registry has freed the body: no caller waits for the
+	// call, and no upload reads the body. Freed must not block. After Enter, the
+	// Registry owns Freed and the body. Nil: not called.
+	Freed func()
+
 	// Guarded by Registry.mu.
 	state     state
 	releasing bool               // the journal was asked to release the line
 	reading   bool               // a caller reads the answer, and the journal waits for the end
 	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
+	sending   bool               // an upload may read the body, without Registry.mu
 	attempts  int32              // the number of times the call was resubmitted for want of an answer
 	waiter    *Waiter[R]         // nil: the caller has gone
 	lines     *Lines[R]          // the lines of its batch; nil: not sent yet
@@ -39,6 +45,19 @@ type Call[R any] struct {
 	kept      *answercache.Entry // of answer
 	prev      *Call[R]           // in a chain of calls with equal fingerprints
 	next      *Call[R]
+}
+
+// freeBodyLocked frees the body if nothing needs the body any more: a waiting caller may
+// need a resubmission, and an upload reads the body. The caller holds Registry.mu.
+func (c *Call[R]) freeBodyLocked() {
+	if c.waiter != nil || c.sending {
+		return
+	}
+	c.Body = nil
+	if c.Freed != nil {
+		c.Freed()
+		c.Freed = nil
+	}
 }
 
 // inheritLocked replaces the reservation of c by that of the line that c takes

@@ -6,6 +6,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/line"
 )
 
 // Lines are the lines of one batch, as far as this process knows them. Its
@@ -17,6 +18,7 @@ type Lines[R any] struct {
 
 	ref        string                         // the name of the batch in the journal; "" if the journal does not know the batch
 	id         string                         // of the batch at the provider; "" until known
+	sent       []*Call[R]                     // the lines in the order of the input file, until the batch has an id; written by the goroutine of the batch
 	open       map[string]*Call[R]            // the lines without an answer, by custom id
 	waiting    int                            // how many calls of the batch have a caller
 	leaving    map[string]*Call[R]            // lines that the journal is to release, by custom id
@@ -88,17 +90,37 @@ func (s *Lines[R]) Known(ref string) {
 	}
 }
 
+// Sent returns the lines in the order of the input file, until the batch has an id. Only
+// the goroutine that runs the batch may call Sent. Their bodies do not change until Sent
+// is empty or the calls are completed or queued again.
+func (s *Lines[R]) Sent() []*Call[R] { return s.sent }
+
 // SetID stores the id of the batch. No goroutine may read the bodies of the lines any
 // more: the bodies of detached lines are freed.
 func (s *Lines[R]) SetID(id string) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
 	s.id = id
-	for _, c := range s.open {
-		if c.waiter == nil {
-			c.Body = nil
+	s.endSendingLocked()
+}
+
+// EndSending says that the batch has ended: nothing reads the bodies of its lines.
+func (s *Lines[R]) EndSending() {
+	s.r.mu.Lock()
+	defer s.r.mu.Unlock()
+	s.endSendingLocked()
+}
+
+// endSendingLocked frees the bodies of lines without callers. A call that was queued
+// again may be a line of another batch meanwhile. The caller holds r.mu.
+func (s *Lines[R]) endSendingLocked() {
+	for _, c := range s.sent {
+		if c.lines == s {
+			c.sending = false
+			c.freeBodyLocked()
 		}
 	}
+	s.sent = nil
 }
 
 // SetIDLocked is SetID for the function that LinesOf calls.
@@ -194,19 +216,20 @@ func (s *Lines[R]) RetryLater(c *Call[R], limit int) bool {
 }
 
 // ByPlace returns the calls of the lines by place in the input file, nil where a
-// line has none. size is the least number of places: the size of a batch that
+// line has none, and the lines as they are now: the Registry may free the body of a call
+// at any time. size is the least number of places: the size of a batch that
 // another process began may not be known.
-func (s *Lines[R]) ByPlace(size int) []*Call[R] {
+func (s *Lines[R]) ByPlace(size int) (calls []*Call[R], lines []line.Line) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
-	lines := make([]*Call[R], size)
 	for _, c := range s.open {
-		for c.place >= len(lines) {
-			lines = append(lines, nil)
-		}
-		lines[c.place] = c
+		size = max(size, c.place+1)
 	}
-	return lines
+	calls, lines = make([]*Call[R], size), make([]line.Line, size)
+	for _, c := range s.open {
+		calls[c.place], lines[c.place] = c, c.Line
+	}
+	return calls, lines
 }
 
 // Close ends the taking over of lines and returns the calls that are left. With
@@ -334,7 +357,7 @@ func (s *Lines[R]) FinishRelease([]int) {
 		s.r.detached.remove(c)
 		if s.open[c.ID] == c && c.waiter == nil {
 			delete(s.open, c.ID)
-			c.state = stateDone // the body stays, since an upload may read the body
+			c.state = stateDone
 			s.given++
 			s.lendLocked(c)
 		}

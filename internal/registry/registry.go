@@ -77,6 +77,7 @@ func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
+		c.freeBodyLocked()
 		return nil, false, false
 	}
 	c.waiter = w
@@ -149,6 +150,7 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	}
 	c.waiter.Answer <- a
 	c.waiter = nil
+	c.freeBodyLocked()
 	if !a.Realtime { // the caller stays until the call was answered in real time
 		r.leftLocked()
 	}
@@ -182,8 +184,7 @@ func (r *Registry[R]) Close() {
 	}
 }
 
-// attachLocked makes c the call of old's line. old's body stays, since an upload
-// may read the body. The caller holds r.mu.
+// attachLocked makes c the call of old's line. The caller holds r.mu.
 func (r *Registry[R]) attachLocked(c, old *Call[R]) {
 	r.detached.remove(old)
 	old.state = stateDone
@@ -247,6 +248,7 @@ func (r *Registry[R]) Withdraw(c *Call[R]) bool {
 	}
 	r.queued.remove(c)
 	c.state, c.waiter = stateDone, nil
+	c.freeBodyLocked()
 	c.Reservation.Release()
 	r.leftLocked()
 	return true
@@ -295,6 +297,8 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		c.state = stateDone
 		c.Reservation.Release()
 		r.dropped(c)
+		c.freeBodyLocked()
+		return nil
 	case stateOpen:
 		c.lines.waiting--
 		r.detachLocked(c)
@@ -302,6 +306,7 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		c.lines.waiting--
 		c.lines.watchIdleLocked()
 	}
+	c.freeBodyLocked() // a retry has the body; without a retry the call is not sent again
 	return nil
 }
 
@@ -309,9 +314,6 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 // detached one, which the journal is asked to release. The caller holds r.mu.
 func (r *Registry[R]) detachLocked(c *Call[R]) {
 	s := c.lines
-	if s.id != "" {
-		c.Body = nil // a retry has the body; without a retry the call is not sent again
-	}
 	if retry := r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
 		r.unqueueLocked(retry)
 		r.attachLocked(retry, c)
@@ -342,9 +344,10 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	}
 	a.BatchID, a.CustomID, a.line = s.id, c.ID, c
 	s.removeLocked(c)
-	c.state, c.Body = stateDone, nil
+	c.state, c.sending = stateDone, false
 	c.Reservation.Release()
 	if c.waiter == nil {
+		c.freeBodyLocked()
 		r.detached.remove(c)
 		switch {
 		case c.unwanted:
@@ -507,8 +510,10 @@ func (r *Registry[R]) Claim(calls []*Call[R], s *Lines[R]) []*Call[R] {
 			continue
 		}
 		s.addLocked(c, c.ID, len(claimed))
+		c.sending = true
 		claimed = append(claimed, c)
 	}
+	s.sent = append(s.sent, claimed...)
 	return claimed
 }
 
@@ -561,10 +566,12 @@ func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
 		}
 		s := c.lines
 		s.removeLocked(c)
+		c.sending = false
 		s.record.Delivered(c.place)
 		if c.waiter == nil {
 			r.detached.remove(c)
-			c.state, c.Body = stateDone, nil
+			c.state = stateDone
+			c.freeBodyLocked()
 			c.Reservation.Release()
 			s.watchIdleLocked()
 			continue

@@ -365,6 +365,113 @@ func TestBodiesOfDetachedLines(t *testing.T) {
 	})
 }
 
+// A body is freed once: when no caller waits for the call and no upload reads the body.
+func TestFreed(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		play func(p *process, c *call, w *waiter) // the body of c must be freed afterwards
+	}{
+		{"leaves the queue", func(p *process, _ *call, w *waiter) { p.Leave(w, false) }},
+		{"is not queued", func(p *process, c *call, _ *waiter) { p.Withdraw(c) }},
+		{"leaves after the upload", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			s.SetID("batch")
+			p.Leave(w, false)
+		}},
+		{"leaves during the upload", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			p.wantsHeld(c)
+			s.SetID("batch")
+		}},
+		{"a retry takes the line over during the upload", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			retry, again, _ := p.enter("text")
+			freed := 0
+			retry.Body, retry.Freed = []byte("body"), func() { freed++ }
+			p.wantsHeld(c)
+			if p.Leave(again, false); freed != 1 { // no upload reads this body
+				p.Error("the body of the retry is held")
+			}
+			s.SetID("batch")
+		}},
+		{"the journal gives the line away during the upload", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			s.FinishRelease(s.BeginRelease())
+			p.wantsHeld(c)
+			s.SetID("batch")
+		}},
+		{"the upload fails", func(p *process, c *call, _ *waiter) {
+			s, _ := p.batch(c)
+			rest, _ := s.Close(false)
+			p.wantsHeld(c)
+			p.Complete(rest[0], ok("text"))
+		}},
+		{"leaves, and the upload fails", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			p.Leave(w, false)
+			s.FinishRelease(s.BeginRelease())
+			s.Close(false)
+			p.wantsHeld(c)
+			s.EndSending()
+		}},
+		{"sent again, and leaves", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			p.Requeue([]*call{c}, func([]*call) {})
+			next, _ := p.batch(c)
+			s.EndSending()
+			p.Leave(w, false)
+			p.wantsHeld(c)
+			next.SetID("batch")
+		}},
+		{"resubmitted without a caller", func(p *process, c *call, w *waiter) {
+			s, _ := p.batch(c)
+			s.SetID("batch")
+			s.RetryLater(c, 1)
+			p.Leave(w, false)
+			p.Requeue([]*call{c}, func([]*call) {})
+		}},
+		{"is answered", func(p *process, c *call, _ *waiter) {
+			s, _ := p.batch(c)
+			s.SetID("batch")
+			p.wantsHeld(c)
+			p.Complete(c, ok("text"))
+		}},
+		{"the registry is closed", func(p *process, c *call, w *waiter) {
+			p.Leave(w, false)
+			p.Close()
+			late := &call{Freed: func() {}}
+			late.Body = []byte("body")
+			if p.Enter(late); late.Body != nil {
+				p.Error("the body of a refused call is held")
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := start(t, nil, keepFor)
+				freed := 0
+				c, w, _ := p.enter("text")
+				c.Body, c.Freed = []byte("body"), func() { freed++ }
+				tt.play(p, c, w)
+				if freed != 1 || c.Body != nil {
+					t.Errorf("freed %d times; the body is %q", freed, c.Body)
+				}
+			})
+		})
+	}
+}
+
+// wantsHeld checks that the body of a call is not freed.
+func (p *process) wantsHeld(c *call) {
+	p.Helper()
+	if c.Body == nil || c.Freed == nil {
+		p.Error("the body was freed")
+	}
+}
+
 func TestNothingIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := start(t, nil, -1)
