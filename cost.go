@@ -10,12 +10,13 @@ import (
 
 // Cost is the estimated cost of successful answers of batches, and of calls that
 // were escalated, from the token counts in the answers and from a table of public
-// prices. Each line is counted once. Calls that pass through are not counted.
+// prices. Each line is counted once, also if its caller has left and does not return.
+// Calls that pass through are not counted.
 type Cost struct {
 	USD     float64 // US dollars, in the tier that is billed: batch, real time or flex
 	Savings float64 // US dollars: the price in real time less USD
 
-	InputTokens  int64 // of answers with a price; includes CachedTokens
+	InputTokens  int64 // of all answers, with a price or without; includes CachedTokens
 	CachedTokens int64
 	OutputTokens int64
 
@@ -53,6 +54,16 @@ func costParts(m *price.Meter) (parts []CostPart) {
 func priced(c *call) price.Call {
 	r := &c.Request
 	return price.Call{Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name}
+}
+
+// unclaimed is what decides about the price of a line without a call: its caller has
+// left, and the journal keeps the line for a retry.
+func unclaimed(b *batch) price.Call {
+	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name}
+	if len(b.names.models) == 1 {
+		c.Model = b.names.models[0]
+	}
+	return c
 }
 
 // plan plans the reservation of a call, if there is a budget. A call whose price is

@@ -67,6 +67,9 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	c := b.lines.Find(r.ID)
 	switch {
 	case c == nil:
+		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
+			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
+		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	case r.Answered():

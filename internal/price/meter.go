@@ -18,7 +18,7 @@ type Total struct {
 	USD     float64 // in the tier that is billed
 	Savings float64 // the price in real time less USD
 
-	InputTokens  int64 // of answers with a price; includes CachedTokens
+	InputTokens  int64 // includes CachedTokens
 	CachedTokens int64
 	OutputTokens int64
 
@@ -68,9 +68,32 @@ type Meter struct {
 	table  *Table
 	budget *budget.Budget
 
-	mu    sync.Mutex
-	total Total
-	parts map[partKey]*Total
+	mu        sync.Mutex
+	total     Total
+	parts     map[partKey]*Total
+	unclaimed recent // lines without callers that are in the total
+}
+
+// maxRecent bounds what a recent holds.
+const maxRecent = 100_000
+
+// A recent is a set of hashes, which forgets the oldest when it has more than maxRecent.
+type recent struct{ now, before map[uint64]struct{} }
+
+func (r *recent) add(hash uint64) {
+	if len(r.now) >= maxRecent/2 || r.now == nil {
+		r.now, r.before = make(map[uint64]struct{}), r.now
+	}
+	r.now[hash] = struct{}{}
+}
+
+// remove removes a hash, and reports whether the set had the hash.
+func (r *recent) remove(hash uint64) bool {
+	_, now := r.now[hash]
+	_, before := r.before[hash]
+	delete(r.now, hash)
+	delete(r.before, hash)
+	return now || before
 }
 
 // NewMeter returns a Meter with the prices of a map in LiteLLM's format, before
@@ -116,7 +139,7 @@ func (m *Meter) Parts() []Part {
 type Bill struct {
 	Total
 
-	booked map[uint64]struct{} // hashes of the ids of lines: results may be read again
+	booked map[uint64]bool // hashes of the ids of lines, since results may be read again; true: in the total of the Meter
 }
 
 // Amounts returns the cost and the savings as decimal numbers, "" if no price is
@@ -131,33 +154,52 @@ func (b *Bill) Amounts() (cost, savings string) {
 // seed is for Bill.booked: a hash of 64 bits needs less memory than an id.
 var seed = maphash.MakeSeed()
 
-// once reports whether a line was not booked yet.
-func (b *Bill) once(id string) bool {
-	hash := maphash.String(seed, id)
-	if _, again := b.booked[hash]; again {
-		return false
-	}
-	if b.booked == nil {
-		b.booked = make(map[uint64]struct{})
-	}
-	b.booked[hash] = struct{}{}
-	return true
+// Book adds the successful answer of a line, which a caller gets, to the bill and to the
+// total, unless the line was added already. Book returns the cost in US dollars as a
+// decimal number, or "" if the price is not known.
+func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
+	return m.book(b, id, c, body, func(hash uint64) bool { return !m.unclaimed.remove(hash) })
 }
 
-// Book adds the successful answer of a line to the bill and to the total, unless
-// the line was booked already. Book returns the cost in US dollars as a decimal
-// number, or "" if the price is not known.
-func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
+// BookUnclaimed is Book for a line without a caller: the line is paid for all the same.
+// Without total, the line is added to the bill only. If a caller gets the answer later,
+// from another reading of the results, the line is not added to the total again.
+func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total bool) {
+	m.book(b, id, c, body, func(hash uint64) bool {
+		if total {
+			m.unclaimed.add(hash)
+		}
+		return total
+	})
+}
+
+// book adds an answer. count is asked once whether the line is added to the total, with
+// m.mu held.
+func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
 	price, model, known := m.answered(c, body)
-	var u usage.Tokens
-	if known { // the scan of the body costs time
-		u = usage.Of(body)
+	t := Total{Unpriced: 1}
+	if u := usage.Of(body); known {
+		t = m.totalOf(price, u, Batch, c.Profile)
+	} else {
+		t.count(u)
 	}
-	t := m.totalOf(price, u, Batch, c.Profile)
-	if b.once(id) {
+	hash := maphash.String(seed, id)
+	counted, billed := b.booked[hash]
+	if !billed {
 		b.add(&t)
-		m.add(c, cmp.Or(model, c.Model), &t)
 	}
+	if !counted {
+		m.mu.Lock()
+		counted = count(hash)
+		m.mu.Unlock()
+		if counted {
+			m.add(c, cmp.Or(model, c.Model), &t)
+		}
+	}
+	if b.booked == nil {
+		b.booked = make(map[uint64]bool)
+	}
+	b.booked[hash] = counted
 	if t.Priced == 0 {
 		return ""
 	}
@@ -174,6 +216,8 @@ func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	t := Total{Unpriced: 1}
 	if tier, named := tierOf(s.Names.Tier); known && named {
 		t = m.totalOf(price, s.Tokens, tier, c.Profile)
+	} else {
+		t.count(s.Tokens)
 	}
 	m.add(c, cmp.Or(model, c.Model), &t)
 	return t.Priced > 0
@@ -194,14 +238,16 @@ func tierOf(name string) (Tier, bool) {
 
 // totalOf returns the cost of one answer.
 func (m *Meter) totalOf(price Price, u usage.Tokens, tier Tier, profile *provider.Profile) Total {
-	usd, realtime, known := price.cost(u, tier, profile)
-	if u == (usage.Tokens{}) || !known {
-		return Total{Unpriced: 1}
+	t := Total{Unpriced: 1}
+	if usd, realtime, known := price.cost(u, tier, profile); known && u != (usage.Tokens{}) {
+		t = Total{USD: usd, Savings: realtime - usd, Priced: 1, PricesDate: m.table.Date}
 	}
-	return Total{
-		USD: usd, Savings: realtime - usd, Priced: 1, PricesDate: m.table.Date,
-		InputTokens: u.Input, CachedTokens: u.Cached, OutputTokens: u.Output,
-	}
+	t.count(u)
+	return t
+}
+
+func (t *Total) count(u usage.Tokens) {
+	t.InputTokens, t.CachedTokens, t.OutputTokens = u.Input, u.Cached, u.Output
 }
 
 // add adds the cost of one answer, and spends the budget.
@@ -224,9 +270,10 @@ func (m *Meter) add(c Call, model string, t *Total) {
 }
 
 // answered returns the price of the model that answered, or else of the model
-// that the call named: at Azure, the call names a deployment.
+// that the call named: at Azure, the call names a deployment. The name of a call that is
+// not known is "".
 func (m *Meter) answered(c Call, body []byte) (p Price, model string, known bool) {
-	if _, listed := providers[c.Profile.Name]; listed { // else without a scan of the body
+	if _, listed := providers[c.Profile.Name]; listed || c.Model == "" { // else without a scan of the body
 		if p, model, known = m.table.find(c.Profile.Name, usage.Model(body)); known {
 			return p, model, true
 		}

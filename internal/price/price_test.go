@@ -54,6 +54,90 @@ func TestBook(t *testing.T) {
 	}
 }
 
+// The tokens of answers count, also where no price is known.
+func TestTokensWithoutAPrice(t *testing.T) {
+	m, err := NewMeter(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, want := provider.Generic(), Total{InputTokens: 5, CachedTokens: 2, OutputTokens: 1, Unpriced: 1}
+	body := []byte(`{"usage":{"prompt_tokens":5,"completion_tokens":1,"total_tokens":6,"prompt_tokens_details":{"cached_tokens":2}}}`)
+	var b Bill
+	m.Book(&b, "1", Call{Profile: &p, Model: "unheard-of"}, body)
+	if b.Total != want || m.Total() != want {
+		t.Errorf("bill %+v, total %+v; want %+v", b.Total, m.Total(), want)
+	}
+	call, err := m.Begin(Call{Profile: &p, Model: "unheard-of"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call.Scan(body)
+	call.End(true)
+	if got := m.Total(); got.InputTokens != 10 || got.OutputTokens != 2 || got.Unpriced != 2 {
+		t.Errorf("after an answer in real time: %+v", got)
+	}
+}
+
+// A line is in the bill of a batch once, and in the total once, also if the results are
+// read again, for another batch that resumes the first.
+func TestBillAndTotal(t *testing.T) {
+	type reading struct {
+		again    bool // for a batch that resumes the first
+		caller   bool // waits for the line
+		resumed  bool // another process has sent the batch
+		billed   int64
+		inTotals int64
+	}
+	for name, readings := range map[string][]reading{
+		"without a caller, then for a retry":             {{false, false, false, 1, 1}, {false, true, false, 1, 1}},
+		"without a caller, then for a retry much later":  {{false, false, false, 1, 1}, {true, false, true, 1, 1}, {false, true, true, 1, 1}},
+		"of another process, then for a retry":           {{false, false, true, 1, 0}, {false, true, true, 1, 1}, {false, false, true, 1, 1}},
+		"for a caller, then for callers of other lines":  {{false, true, false, 1, 1}, {false, false, false, 1, 1}},
+		"without a caller, twice, and for another batch": {{false, false, false, 1, 1}, {false, false, false, 1, 1}, {true, false, true, 1, 1}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := provider.OpenAI()
+			var b Bill
+			for i, r := range readings {
+				if r.again {
+					b = Bill{}
+				}
+				// Without a caller the call is not known, and the answer names the model.
+				if body := []byte(`{"model":"ours","usage":{"prompt_tokens":1}}`); r.caller {
+					m.Book(&b, "1", Call{Profile: &p, Model: "ours"}, body)
+				} else {
+					m.BookUnclaimed(&b, "1", Call{Profile: &p}, body, !r.resumed)
+				}
+				if b.Priced != r.billed || m.Total().Priced != r.inTotals {
+					t.Errorf("after %d readings: bill %+v, total %+v", i+1, b.Total, m.Total())
+				}
+			}
+		})
+	}
+}
+
+func TestRecent(t *testing.T) {
+	var r recent
+	for i := range uint64(10 * maxRecent) {
+		r.add(i)
+		if size := len(r.now) + len(r.before); size > maxRecent {
+			t.Fatalf("%d hashes are held", size)
+		}
+	}
+	for hash, want := range map[uint64]bool{0: false, 10*maxRecent - 1: true, 10*maxRecent - maxRecent/2: true} {
+		if got := r.remove(hash); got != want {
+			t.Errorf("hash %d: %t", hash, got)
+		}
+		if r.remove(hash) {
+			t.Errorf("hash %d was not removed", hash)
+		}
+	}
+}
+
 // An answer in real time is priced in the tier that the answer names.
 func TestBookRealtime(t *testing.T) {
 	const own = `{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4, "input_cost_per_token_flex": 1, "output_cost_per_token_flex": 2,
