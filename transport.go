@@ -122,10 +122,10 @@ type Transport struct {
 	events    *eventqueue.Queue[Event]
 	escalator *escalator
 
-	mu      sync.Mutex          // never held across the network, the journal or a callback
-	ending  bool                // starts no new goroutines
-	seq     int                 // the number of batches so far
-	batches map[*batch]struct{} // the batches that have not ended
+	mu      sync.Mutex       // never held across the network, the journal or a callback
+	ending  bool             // starts no new goroutines
+	seq     int              // the number of batches so far
+	batches map[*batch]Event // the batches that have not ended, with their last events
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -138,7 +138,7 @@ func New(o Options) (*Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("autobatcher: Options.Prices: %w", err)
 	}
-	t := &Transport{opts: o, batches: make(map[*batch]struct{})}
+	t := &Transport{opts: o, batches: make(map[*batch]Event)}
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	t.journalCtx, t.stopJournal = retry.Outliving(t.ctx, closeGrace)
 	t.collector = collector.New(t.entry, t.startQueue)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"syscall"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/dashboard"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // A signal within a second of the first does not force the end; a later signal does,
@@ -109,4 +112,54 @@ func TestBatchList(t *testing.T) {
 	if got := l.count(); got != 3 {
 		t.Errorf("%d batches, want 3", got)
 	}
+}
+
+// The estimates begin with the batches that the journal knows: completed batches of the
+// same API and window.
+func TestEstimatesBeginWithTheJournal(t *testing.T) {
+	const upstream, window, endpoint = "https://api.openai.com/v1", "24h", "/v1/chat/completions"
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		defer store.Close()
+		write := func(ref, upstream, window, status string, took time.Duration) {
+			t.Helper()
+			if _, err := store.Heartbeat(t.Context(), "earlier", 24*time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			batch := journal.Batch{Ref: ref, Owner: "earlier", Upstream: upstream, Window: window, Endpoint: endpoint}
+			if err := store.Begin(t.Context(), batch, []journal.Line{{CustomID: ref}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, step := range []journal.Step{{State: journal.Running, BatchID: ref}, {State: journal.Ended, Status: status}} {
+				if err := store.Advance(t.Context(), "earlier", ref, step); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(took)
+				took = 0
+			}
+		}
+		for i := range 4 {
+			write(fmt.Sprint("slow", i), upstream, window, "expired", 23*time.Hour)
+			write(fmt.Sprint("elsewhere", i), "https://eu.api.openai.com/v1", window, "completed", time.Hour)
+			write(fmt.Sprint("other", i), upstream, "1h", "completed", time.Minute)
+		}
+		for i, took := range []time.Duration{time.Minute, 10 * time.Minute, 7 * time.Minute} {
+			write(fmt.Sprint("mine", i), upstream, window, "completed", took)
+		}
+
+		b := &backend{journal: &monitoredJournal{Store: store}, page: dashboard.New(dashboard.Options{}), log: slog.New(slog.DiscardHandler)}
+		defer b.page.Close()
+		b.learn(t.Context(), upstream, window)
+		e := autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: "new", Endpoint: endpoint, CompletionWindow: window, Time: time.Now()}
+		b.batches.onEvent(e)
+		b.page.OnEvent(e)
+		if left := b.batches.left(time.Now()); left != 7*time.Minute {
+			t.Errorf("about %v left, want 7m", left)
+		}
+		w := httptest.NewRecorder()
+		b.page.ServeHTTP(w, httptest.NewRequest("GET", "/autobatcher/batch?seq=1", nil))
+		if !strings.Contains(w.Body.String(), "median of the last 3 completed") {
+			t.Errorf("the page has no estimate: %s", w.Body)
+		}
+	})
 }
