@@ -78,8 +78,8 @@ func (r *router) plan(c *call, asked *requestbody.Call) error {
 		return nil
 	}
 	budget.Refused()
-	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and the price of the model " + q.model +
-		" is not known; add the price to the operator's price map (--prices, Options.Prices), or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.profile, q.model) +
+		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }
 
 // exhausted is the answer for a call that does not fit into the budget.

@@ -257,6 +257,32 @@ func TestParts(t *testing.T) {
 	}
 }
 
+// Whoever follows the message has a known price.
+func TestUnknown(t *testing.T) {
+	for name, test := range map[string]struct {
+		profile provider.Profile
+		azure   bool
+	}{"openai": {provider.OpenAI(), false}, "azure": {provider.Azure(), true}} {
+		t.Run(name, func(t *testing.T) {
+			text := Unknown(&test.profile, `my "best" model`)
+			if strings.Contains(text, "deployment") != test.azure {
+				t.Error(text)
+			}
+			from, to := strings.Index(text, "{"), strings.LastIndex(text, "}")
+			if from < 0 || to < from {
+				t.Fatal(text)
+			}
+			m, err := NewMeter([]byte(strings.ReplaceAll(text[from:to+1], "…", "0.5")), budget.New(1, false))
+			if err != nil {
+				t.Fatalf("%v: %s", err, text)
+			}
+			if _, known := m.Plan(Call{Profile: &test.profile, Model: `my "best" model`}, 1, 1, 1, false); !known {
+				t.Error("the price is still not known")
+			}
+		})
+	}
+}
+
 func TestBuiltInTable(t *testing.T) {
 	table := BuiltIn()
 	if len(table.entries) < 500 || len(prices) > 300<<10 {

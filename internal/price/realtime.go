@@ -2,10 +2,13 @@ package price
 
 import (
 	"cmp"
+	"fmt"
+	"strconv"
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/usage"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 const (
@@ -45,6 +48,16 @@ func (m *Meter) Estimate(c Call, tokens usage.Tokens) (batch, realtime float64, 
 		return 0, 0, false
 	}
 	return price.cost(tokens, Batch, c.Profile)
+}
+
+// Unknown says that the price of a model is not known, and what to do.
+func Unknown(p *provider.Profile, model string) string {
+	about := ""
+	if providers[p.Name] == "azure" {
+		about = ": at Azure, calls name a deployment, which has the price of its model"
+	}
+	return fmt.Sprintf(`the price of the model %s is not known%s. Add {%[1]s: {"input_cost_per_token": …, "output_cost_per_token": …}}, with the prices in real time in US dollars, `+
+		"to the operator's price map (the file of --prices, Options.Prices)", strconv.Quote(model), about)
 }
 
 // A RealtimeCall is a call that is answered in real time. Its cost is reserved
