@@ -110,7 +110,7 @@ export function fillReasons(table, reasons) {
       element("td", { class: "number" }, number.format(r.calls)),
       element("td", {}, r.status ? String(r.status) : "–"),
       element("td", {}, element("code", {}, r.code || "no code")),
-      element("td", {}, r.fromLine ? "error answer" : "no answer"),
+      element("td", {}, r.fromLine ? "error answer" : r.refused ? "refused at once" : "no answer"),
     ),
   );
 }
