@@ -18,8 +18,9 @@
 // goroutine: calls that are made in sequence become a batch each. A batch holds at
 // most as many calls as the program makes at once, so a limit of 8, such as
 // errgroup.SetLimit(8), makes batches of 8 calls. Make all calls at once, or at least
-// Options.BatchSize calls: a waiting call costs a goroutine and its body. Give the
-// client no timeout, or a timeout of hours: a call takes as long as its batch.
+// Options.BatchSize calls: a waiting call costs a goroutine and its body. After the last
+// call, [Transport.NoMoreCalls] sends what waits at once. Give the client no timeout, or
+// a timeout of hours: a call takes as long as its batch.
 //
 // Base URL and credential come from each call, so a Transport serves any number of
 // providers and keys. Only calls with the same base URL, account and completion
