@@ -66,6 +66,10 @@ func (p process) forceOn(q *signalQueue, done <-chan struct{}, running func() []
 		case <-done:
 			return
 		case s := <-q.caught:
+			if q.last.IsZero() { // Ctrl-C has ended the program of run before run noticed the signal
+				q.received()
+				continue
+			}
 			if time.Since(q.last) < repeatTime {
 				continue
 			}

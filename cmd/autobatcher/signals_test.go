@@ -22,13 +22,16 @@ import (
 func TestSecondSignal(t *testing.T) {
 	tests := []struct {
 		name   string
-		after  []time.Duration // of further signals, since the first
+		before bool            // the first signal was received before the shutdown
+		after  []time.Duration // of further signals, since the beginning of the shutdown
 		forced time.Duration   // when the process ends; 0: never
 	}{
-		{"none", nil, 0},
-		{"repeated by timeout", []time.Duration{500 * time.Microsecond}, 0},
-		{"repeated, then a second", []time.Duration{500 * time.Microsecond, 3 * time.Second}, 3 * time.Second},
-		{"a second", []time.Duration{time.Second}, time.Second},
+		{"none", true, nil, 0},
+		{"repeated by timeout", true, []time.Duration{500 * time.Microsecond}, 0},
+		{"repeated, then a second", true, []time.Duration{500 * time.Microsecond, 3 * time.Second}, 3 * time.Second},
+		{"a second", true, []time.Duration{time.Second}, time.Second},
+		{"the first arrives after the end of the program", false, []time.Duration{0, 500 * time.Microsecond}, 0},
+		{"the same, then a second", false, []time.Duration{time.Millisecond, 3 * time.Second}, 3 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -38,7 +41,9 @@ func TestSecondSignal(t *testing.T) {
 				p := process{stdout: io.Discard, stderr: io.Discard, exit: func(c int) { code, forced = c, time.Since(began) }}
 				caught, done := make(chan os.Signal, 8), make(chan struct{})
 				q := &signalQueue{caught: caught}
-				q.received()
+				if tt.before {
+					q.received()
+				}
 				go p.forceOn(q, done, func() []string { return []string{"batch_1"} }, slog.New(slog.NewTextHandler(&log, nil)))
 				for _, d := range tt.after {
 					time.Sleep(time.Until(began.Add(d)))
