@@ -130,7 +130,7 @@ func (t *Transport) startBatch(b *batch) bool {
 	}
 	t.seq++
 	b.seq = t.seq
-	t.batches[b] = struct{}{}
+	t.batches[b] = Event{}
 	b.key.account.BatchBegins()
 	t.work.Go(b.run)
 	return true
@@ -405,6 +405,11 @@ func (b *batch) emit(name EventName, err error) {
 	if err != nil {
 		e.Error = err.Error()
 	}
+	b.t.mu.Lock()
+	if _, runs := b.t.batches[b]; runs {
+		b.t.batches[b] = e
+	}
+	b.t.mu.Unlock()
 	b.t.events.Emit(e)
 }
 

@@ -33,10 +33,16 @@ const (
 	cancelsAtOnce = 8
 )
 
-// Flush sends what is queued now, without waiting for windows to end: a program that
-// makes no more calls for now calls Flush. It returns
-// when every batch was created or refused, with nil or the errors (the callers
-// are answered in any case), or with the error of ctx. Batches that wait for room
+// NoMoreCalls says that no more calls are coming, and that the calls which wait are to be
+// sent now: within a tenth of a second, instead of at the end of their window. The calls
+// of goroutines that were just started may enter before or after NoMoreCalls. Calls that
+// come later all the same are sent a tenth of a second later. NoMoreCalls does not wait.
+func (t *Transport) NoMoreCalls() { t.collector.Hurry() }
+
+// Flush sends the calls that are queued at this moment, and leaves the windows of later
+// calls as they are; see [Transport.NoMoreCalls] for a program that makes no more calls.
+// Flush returns when every batch was created or refused, with nil or the errors (the
+// callers are answered in any case), or with the error of ctx. Batches that wait for room
 // at the provider, or whose calls are resubmitted, count too.
 func (t *Transport) Flush(ctx context.Context) error {
 	t.collector.SealAll()
@@ -190,7 +196,7 @@ func (t *Transport) startOrAdopt(b *batch) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.batches[b] = struct{}{}
+	t.batches[b] = Event{}
 	b.key.account.BatchBegins()
 }
 

@@ -10,12 +10,13 @@ import (
 
 // Cost is the estimated cost of successful answers of batches, and of calls that
 // were escalated, from the token counts in the answers and from a table of public
-// prices. Each line is counted once. Calls that pass through are not counted.
+// prices. Each line is counted once, also if its caller has left and does not return.
+// Calls that pass through are not counted.
 type Cost struct {
 	USD     float64 // US dollars, in the tier that is billed: batch, real time or flex
 	Savings float64 // US dollars: the price in real time less USD
 
-	InputTokens  int64 // of answers with a price; includes CachedTokens
+	InputTokens  int64 // of all answers, with a price or without; includes CachedTokens
 	CachedTokens int64
 	OutputTokens int64
 
@@ -55,6 +56,16 @@ func priced(c *call) price.Call {
 	return price.Call{Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name}
 }
 
+// unclaimed is what decides about the price of a line without a call: its caller has
+// left, and the journal keeps the line for a retry.
+func unclaimed(b *batch) price.Call {
+	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name}
+	if len(b.names.models) == 1 {
+		c.Model = b.names.models[0]
+	}
+	return c
+}
+
 // plan plans the reservation of a call, if there is a budget. A call whose price is
 // not known is refused: a budget could not limit its cost.
 func (r *router) plan(c *call, asked *requestbody.Call) error {
@@ -67,8 +78,8 @@ func (r *router) plan(c *call, asked *requestbody.Call) error {
 		return nil
 	}
 	budget.Refused()
-	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and the price of the model " + q.model +
-		" is not known; add the price to the operator's price map (--prices, Options.Prices), or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.profile, q.model) +
+		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }
 
 // exhausted is the answer for a call that does not fit into the budget.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log"
-	"runtime"
 	"sync"
 	"time"
 
@@ -72,9 +71,9 @@ func ExampleTransport() {
 	// a batch of 3
 }
 
-// A program that knows it has made its last call need not wait for the window
-// to end.
-func ExampleTransport_Flush() {
+// NoMoreCalls says that no more calls are coming: what waits is sent now. A program calls
+// it when it has started its last call; the goroutine of that call need not have begun.
+func ExampleTransport_NoMoreCalls() {
 	server := batchtest.NewServer(batchtest.Options{})
 	defer server.Close()
 	transport, err := autobatcher.New(autobatcher.Options{BatchWindow: time.Hour, PollInterval: time.Millisecond})
@@ -84,26 +83,35 @@ func ExampleTransport_Flush() {
 	defer transport.Close()
 	client := newClient(transport, server)
 
-	answers := make(chan string)
-	go func() { answers <- ask(client, "Why is the sky blue?") }()
-	for transport.Stats().Queued == 0 {
-		runtime.Gosched() // until the call waits for its batch
+	answers := make([]string, 2)
+	var wg sync.WaitGroup
+	for i, text := range []string{"Why is the sky blue?", "Why is the sea salty?"} {
+		wg.Go(func() { answers[i] = ask(client, text) })
 	}
-	if err := transport.Flush(context.Background()); err != nil {
-		log.Fatal(err)
+	transport.NoMoreCalls()
+	wg.Wait()
+	for _, answer := range answers {
+		fmt.Println(answer)
 	}
-	fmt.Println("sent:", len(server.Batches()))
-	fmt.Println(<-answers)
 	// Output:
-	// sent: 1
 	// You said: Why is the sky blue?
+	// You said: Why is the sea salty?
 }
 
 // Shutdown sends what is queued and waits until every call has its answer.
 func ExampleTransport_Shutdown() {
 	server := batchtest.NewServer(batchtest.Options{})
 	defer server.Close()
-	transport, err := autobatcher.New(autobatcher.Options{BatchWindow: time.Hour, PollInterval: time.Millisecond})
+	submitted := make(chan struct{})
+	transport, err := autobatcher.New(autobatcher.Options{
+		BatchSize:    1,
+		PollInterval: time.Millisecond,
+		OnEvent: func(e autobatcher.Event) {
+			if e.Name == autobatcher.BatchSubmitted {
+				close(submitted)
+			}
+		},
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -111,9 +119,7 @@ func ExampleTransport_Shutdown() {
 
 	answers := make(chan string, 1)
 	go func() { answers <- ask(client, "Why is the sky blue?") }()
-	for transport.Stats().Queued == 0 {
-		runtime.Gosched() // until the call waits for its batch
-	}
+	<-submitted // Shutdown takes no new calls
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := transport.Shutdown(ctx); err != nil {

@@ -66,18 +66,10 @@ func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 
 // collect waits until the queue is full, or its window ends.
 func (b *batch) collect() error {
-	window := time.NewTimer(b.t.opts.BatchWindow)
-	defer window.Stop()
-	select {
-	case <-b.queue.Full():
-	case <-window.C:
-	case <-b.t.ctx.Done():
-		return context.Cause(b.t.ctx)
+	if err := b.queue.Collect(b.t.ctx, b.t.opts.BatchWindow); err != nil || b.history.delay == 0 {
+		return err
 	}
-	if b.history.delay > 0 {
-		return retry.Sleep(b.t.ctx, b.history.delay)
-	}
-	return nil
+	return retry.Sleep(b.t.ctx, b.history.delay)
 }
 
 // takeTurn waits until the provider has room for the batch, as far as is known,

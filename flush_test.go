@@ -215,3 +215,46 @@ func TestACallerWhoLeavesTheQueue(t *testing.T) {
 		}
 	})
 }
+
+// After NoMoreCalls, calls do not wait for the end of a window, whether they entered
+// before or after: a program need not know which of its goroutines have begun their calls.
+func TestNoMoreCalls(t *testing.T) {
+	const tenth = 100 * time.Millisecond
+	for name, test := range map[string]struct {
+		window    time.Duration
+		at        time.Duration   // of NoMoreCalls
+		calls     []time.Duration // when the calls are made
+		sendings  []sending
+		unhurried bool
+	}{
+		"calls that wait":                        {time.Hour, time.Minute, []time.Duration{0, time.Second}, []sending{{time.Minute + tenth, 2}}, false},
+		"calls that were just begun":             {time.Hour, time.Minute, []time.Duration{time.Minute - 1, time.Minute + 1, time.Minute + tenth/2}, []sending{{time.Minute + tenth, 3}}, false},
+		"a call that comes later all the same":   {time.Hour, 0, []time.Duration{time.Hour}, []sending{{time.Hour + tenth, 1}}, false},
+		"a window that ends sooner":              {time.Second, time.Second - 1, []time.Duration{0}, []sending{{time.Second, 1}}, false},
+		"a window that is shorter than a moment": {tenth / 2, 0, []time.Duration{time.Second}, []sending{{time.Second + tenth/2, 1}}, false},
+		"without NoMoreCalls":                    {time.Hour, 0, []time.Duration{0}, []sending{{time.Hour, 1}}, true},
+	} {
+		try(t, name, batchtest.Options{}, autobatcher.Options{BatchWindow: test.window}, func(t *trial) {
+			if !test.unhurried {
+				time.AfterFunc(test.at, func() {
+					t.tr.NoMoreCalls()
+					t.tr.NoMoreCalls() // changes nothing
+				})
+			}
+			var ends []<-chan answer
+			for _, at := range test.calls {
+				time.Sleep(time.Until(t.begun.Add(at)))
+				ends = append(ends, t.start("/chat/completions", chat("a")))
+				synctest.Wait()
+			}
+			for _, end := range ends {
+				if a := <-end; a.err != nil || a.res.StatusCode != 200 {
+					t.Errorf("%v %s", a.err, a.body)
+				}
+			}
+			if diff := cmp.Diff(test.sendings, t.sendings()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}

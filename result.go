@@ -62,12 +62,14 @@ func (b *batch) openResults(ctx context.Context, source string, from backend.Pos
 func (b *batch) wantsResults() bool { return b.lines.Count() > 0 }
 
 // deliver gives a result to the call that waits for the result, and reports
-// whether the result is an answer. A result that no call waits for counts for the cost.
+// whether the result is an answer. A result that no call waits for is ignored.
 func (b *batch) deliver(r *line.Result) (answered bool) {
 	c := b.lines.Find(r.ID)
 	switch {
 	case c == nil:
-		b.t.router.meter.Note(&b.bill, r, b.key.account.Profile, b.names.models)
+		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
+			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
+		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	case r.Answered():

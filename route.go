@@ -1,22 +1,20 @@
 package autobatcher
 
 import (
-	"context"
 	"fmt"
 	"math"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/profiles"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
-	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -24,7 +22,7 @@ import (
 type router struct {
 	opts       *Options
 	accounts   *accounts.Set
-	profiles   profileCache
+	profiles   profiles.Cache
 	newBackend func(*accounts.Account) backend.Backend
 	meter      *price.Meter // the cost of all lines
 }
@@ -52,7 +50,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		closeBody(req)
 		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: CodeBatchUnsupported, Message: profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
 	}
-	raw, body, err := snapshot(req, lineLimit(profile))
+	raw, body, err := requestbody.Snapshot(req, lineLimit(profile))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -97,32 +95,7 @@ func (r *router) profileFor(u *url.URL, path string) *provider.Profile {
 	if r.opts.Provider != nil {
 		return r.opts.Provider
 	}
-	return r.profiles.of(u, path)
-}
-
-// profileCache remembers the profile of each URL. It is bounded, so that unknown
-// host names do not fill the memory.
-type profileCache struct {
-	mu    sync.Mutex
-	known map[string]*provider.Profile // by scheme, host and path
-}
-
-const maxProfiles = 1000
-
-func (s *profileCache) of(u *url.URL, path string) *provider.Profile {
-	name := u.Scheme + "://" + u.Host + path
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.known[name]
-	if p == nil {
-		if s.known == nil || len(s.known) >= maxProfiles {
-			s.known = make(map[string]*provider.Profile)
-		}
-		found := provider.ForURL(u)
-		p = &found
-		s.known[name] = p
-	}
-	return p
+	return r.profiles.Of(u, path)
 }
 
 func (r *router) windowFor(p *provider.Profile, window string) (string, error) {
@@ -162,25 +135,6 @@ func lineLimit(p *provider.Profile) int64 {
 
 // lineOverhead is more than what stands on a line beside the body.
 const lineOverhead = 256
-
-// snapshot reads and closes the request's body. raw is what the caller sent,
-// body the same without its Content-Encoding.
-func snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
-	defer closeBody(req)
-	// A body that does not come must not hold a caller that leaves.
-	if req.Context().Done() != nil && req.Body != nil {
-		stop := context.AfterFunc(req.Context(), func() { req.Body.Close() })
-		defer stop()
-	}
-	if raw, err = requestbody.Read(req.Body, req.ContentLength, limit); err != nil {
-		if req.Context().Err() != nil {
-			err = retry.ContextError(req.Context())
-		}
-		return nil, nil, err
-	}
-	body, err = requestbody.Decode(raw, req.Header.Get("Content-Encoding"), limit)
-	return raw, body, err
-}
 
 // readBody reads what the body asks for, makes the body of the line, and plans what
 // the call may cost. It reports whether the call asks to run in the background,

@@ -14,6 +14,7 @@ type Stats struct {
 	Failed   int64 // callers that got an error of their batch or of autobatcher, since New
 	Left     int64 // callers that stopped waiting before their answer came, since New
 	Queues   []QueueStats
+	Batches  []BatchStats
 	Cost     Cost       // since New
 	Costs    []CostPart // Cost by account, caller and model; the part without names has what is beyond 1,000 parts
 	Budget   BudgetStats
@@ -31,6 +32,16 @@ type QueueStats struct {
 	Opened   time.Time
 }
 
+// BatchStats describes a batch that exists at the provider and has not ended.
+type BatchStats struct {
+	ID       string
+	Endpoint string
+	Status   string    // as the provider last said, such as validating, in_progress or finalizing
+	Counts   Counts    // as the provider last said
+	Calls    int       // whose callers wait
+	Created  time.Time // by the clock of this process
+}
+
 // Stats returns a snapshot.
 func (t *Transport) Stats() Stats {
 	n := t.registry.Counters()
@@ -40,6 +51,9 @@ func (t *Transport) Stats() Stats {
 		id, calls := b.lines.Census(queued)
 		if id != "" {
 			s.Running += calls
+			if e := lastEvent(t, b); e.BatchID != "" {
+				s.Batches = append(s.Batches, BatchStats{e.BatchID, e.Endpoint, e.Status, e.Counts, calls, e.Time.Add(-e.Elapsed)})
+			}
 			continue
 		}
 		q := b.queueStats(queued)
@@ -48,6 +62,13 @@ func (t *Transport) Stats() Stats {
 		s.Queues = append(s.Queues, q)
 	}
 	return s
+}
+
+// lastEvent is the last event of a batch; the zero Event before the first.
+func lastEvent(t *Transport, b *batch) Event {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.batches[b]
 }
 
 // queueStats describes the calls that were not sent yet, without their number.

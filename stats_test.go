@@ -6,7 +6,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
@@ -113,5 +116,46 @@ func TestTotals(t *testing.T) {
 		if s := t.tr.Stats(); s.Answered != 3 || s.Errors != 1 || s.Failed != 1 {
 			t.Errorf("stats %+v; want 3 answers, 1 of them an error, and 1 failure", s)
 		}
+	})
+}
+
+// The statistics have each batch from its creation to its end, with what the provider
+// last said, and how many callers wait.
+func TestStatsOfRunningBatches(t *testing.T) {
+	server := batchtest.Options{Turnaround: time.Minute, Behavior: batchtest.Doubleword()}
+	try(t, "", server, autobatcher.Options{BatchSize: 2, PollInterval: time.Second}, func(t *trial) {
+		check := func(want ...autobatcher.BatchStats) {
+			t.Helper()
+			got := t.tr.Stats().Batches
+			for i := range got {
+				if i < len(want) {
+					want[i].ID = t.srv.Batches()[i].ID
+				}
+				got[i].Created = got[i].Created.Round(time.Second)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("after %v: %s", time.Since(t.begun), diff)
+			}
+		}
+		const chats, embeddings = "/v1/chat/completions", "/v1/embeddings"
+		ends := []<-chan answer{t.start("/chat/completions", chat("a"))}
+		synctest.Wait()
+		check() // the call is queued
+		ends = append(ends, t.start("/chat/completions", chat("b")))
+		synctest.Wait()
+		first := autobatcher.BatchStats{Endpoint: chats, Status: "validating", Counts: autobatcher.Counts{Total: 2}, Calls: 2, Created: t.begun}
+		check(first)
+		time.Sleep(31 * time.Second)
+		for range 2 {
+			ends = append(ends, t.start("/embeddings", `{"model":"m","input":"a"}`))
+		}
+		synctest.Wait()
+		first.Status, first.Counts.Completed, first.Calls = "in_progress", 1, 1
+		check(first, autobatcher.BatchStats{Endpoint: embeddings, Status: "validating", Counts: autobatcher.Counts{Total: 2}, Calls: 2, Created: t.begun.Add(31 * time.Second)})
+		for _, end := range ends {
+			<-end
+		}
+		synctest.Wait()
+		check()
 	})
 }

@@ -18,8 +18,9 @@
 // goroutine: calls that are made in sequence become a batch each. A batch holds at
 // most as many calls as the program makes at once, so a limit of 8, such as
 // errgroup.SetLimit(8), makes batches of 8 calls. Make all calls at once, or at least
-// Options.BatchSize calls: a waiting call costs a goroutine and its body. Give the
-// client no timeout, or a timeout of hours: a call takes as long as its batch.
+// Options.BatchSize calls: a waiting call costs a goroutine and its body. After the last
+// call, [Transport.NoMoreCalls] sends what waits at once. Give the client no timeout, or
+// a timeout of hours: a call takes as long as its batch.
 //
 // Base URL and credential come from each call, so a Transport serves any number of
 // providers and keys. Only calls with the same base URL, account and completion
@@ -122,10 +123,10 @@ type Transport struct {
 	events    *eventqueue.Queue[Event]
 	escalator *escalator
 
-	mu      sync.Mutex          // never held across the network, the journal or a callback
-	ending  bool                // starts no new goroutines
-	seq     int                 // the number of batches so far
-	batches map[*batch]struct{} // the batches that have not ended
+	mu      sync.Mutex       // never held across the network, the journal or a callback
+	ending  bool             // starts no new goroutines
+	seq     int              // the number of batches so far
+	batches map[*batch]Event // the batches that have not ended, with their last events
 }
 
 // New returns a Transport. The error names the field that is out of bounds.
@@ -138,7 +139,7 @@ func New(o Options) (*Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("autobatcher: Options.Prices: %w", err)
 	}
-	t := &Transport{opts: o, batches: make(map[*batch]struct{})}
+	t := &Transport{opts: o, batches: make(map[*batch]Event)}
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	t.journalCtx, t.stopJournal = retry.Outliving(t.ctx, closeGrace)
 	t.collector = collector.New(t.entry, t.startQueue)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -98,6 +99,9 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 		Provider: up.profile.Name, Version: version(), Journal: s.journalKind(b.journal != nil),
 		Cancel: !s.forwardKey && len(s.pageKeys) == 0,
 	})
+	if b.journal != nil {
+		b.learn(ctx, up.account(), cmp.Or(o.CompletionWindow, up.profile.DefaultWindow))
+	}
 	b.served = s.proxyOptions(p, b, up)
 	if !s.forwardKey {
 		b.served.CancelBatch = b.canceller(up, base, b.served.APIKey)

@@ -31,24 +31,34 @@ func (p process) runChild(ctx context.Context, program, env []string, signals *s
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = childTimeout
 	if err := cmd.Start(); err != nil {
-		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-			return exitNotFound, err
-		}
-		return exitNotExecutable, err
+		return explainStart(program[0], err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	for {
 		select {
 		case s := <-signals.caught:
-			signals.received()
-			if !hasSignal(s) {
+			if !signals.repeated(s) && !hasSignal(s) {
 				_ = cmd.Process.Signal(s) // the child may have ended
 			}
+			signals.received()
 		case err := <-done:
 			return childCode(cmd.ProcessState, err)
 		}
 	}
+}
+
+// explainStart returns the exit code and the error for a program that did not start.
+func explainStart(name string, err error) (int, error) {
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return exitNotFound, fmt.Errorf("there is no program %q in PATH; give the path of the program, such as ./%[1]s", name)
+	case errors.Is(err, fs.ErrNotExist): // also the interpreter of a script
+		return exitNotFound, fmt.Errorf("there is no program %q, or its interpreter is missing: %w", name, err)
+	case errors.Is(err, fs.ErrPermission):
+		return exitNotExecutable, fmt.Errorf("%q may not be executed; run it with its interpreter (autobatcher run -- python3 %[1]s), or make it executable (chmod +x): %w", name, err)
+	}
+	return exitNotExecutable, err
 }
 
 // childCode returns the exit code that a shell would report for the child.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -102,16 +103,14 @@ func rootCommand(p process) *cli.Command {
 collects the calls of programs, sends the calls as batches, and returns each
 call its own result. Chat completions, embeddings and responses are batched;
 all other requests pass through.`,
-		Version:               version(),
-		Commands:              []*cli.Command{serveCommand(p), runCommand(p), submitCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p), versionCommand(p)},
-		Action:                noCommand,
-		OnUsageError:          badUsage,
-		ExitErrHandler:        func(context.Context, *cli.Command, error) {}, // run prints the error
-		EnableShellCompletion: true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) {
-			c.Hidden = false
-			c.Usage = completionUsage
-		},
+		Version:                         version(),
+		Commands:                        []*cli.Command{serveCommand(p), runCommand(p), submitCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p), versionCommand(p)},
+		Action:                          noCommand,
+		OnUsageError:                    badUsage,
+		ExitErrHandler:                  func(context.Context, *cli.Command, error) {}, // run prints the error
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: p.configureCompletion,
+
 		Reader:    p.stdin,
 		Writer:    p.stdout,
 		ErrWriter: p.stderr,
@@ -169,12 +168,8 @@ func settingsOf(info *debug.BuildInfo) []debug.BuildSetting {
 // noCommand handles a command line without a known command.
 func noCommand(_ context.Context, c *cli.Command) error {
 	if name := c.Args().First(); name != "" {
-		var names []string
-		for _, sub := range c.Commands {
-			names = append(names, sub.Name)
-		}
-		if near := nearest(name, names); near != "" {
-			return usagef("unknown command %q; did you mean autobatcher %s?", name, near)
+		if nearestCommand(c, name) != "" {
+			return unknownCommand(c, name)
 		}
 		return usagef("unknown command %[1]q; autobatcher --help lists the commands, and autobatcher run -- %[1]s runs a program of this name", name)
 	}
@@ -182,6 +177,23 @@ func noCommand(_ context.Context, c *cli.Command) error {
 		return &failure{exitFailure, err}
 	}
 	return &failure{code: exitFailure}
+}
+
+// nearestCommand returns the subcommand of c whose name is most similar to name, or "".
+func nearestCommand(c *cli.Command, name string) string {
+	var names []string
+	for _, sub := range c.VisibleCommands() {
+		names = append(names, sub.Name)
+	}
+	return nearest(name, names)
+}
+
+// unknownCommand returns the error for an argument that is no subcommand of c.
+func unknownCommand(c *cli.Command, name string) error {
+	if near := nearestCommand(c, name); near != "" {
+		return usagef("unknown command %q; did you mean %s %s?", name, c.FullName(), near)
+	}
+	return usagef("unknown command %q; %s --help lists the commands", name, c.FullName())
 }
 
 func badUsage(_ context.Context, c *cli.Command, err error, _ bool) error {
@@ -201,12 +213,17 @@ func action(do func(ctx context.Context, args []string) error) cli.ActionFunc {
 	}
 }
 
-// noArguments returns an action for a command that takes flags only.
+// noArguments returns an action for a command that takes flags only, and perhaps has
+// subcommands.
 func noArguments(do func(context.Context) error) cli.ActionFunc {
-	return action(func(ctx context.Context, args []string) error {
-		if len(args) > 0 {
-			return usagef("unexpected argument %q: this command takes flags only", args[0])
+	return func(ctx context.Context, c *cli.Command) error {
+		switch first := c.Args().First(); {
+		case first == "":
+			return action(func(ctx context.Context, _ []string) error { return do(ctx) })(ctx, c)
+		case slices.ContainsFunc(c.Commands, func(sub *cli.Command) bool { return sub.Name != "help" }):
+			return unknownCommand(c, first)
+		default:
+			return usagef("unexpected argument %q: this command takes flags only", first)
 		}
-		return do(ctx)
-	})
+	}
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	_ "embed"
 	"fmt"
 	"io"
 	"os"
@@ -60,8 +62,15 @@ func (p process) completeLine(c *cli.Command, words []string) {
 			}
 			return
 		case strings.HasPrefix(word, "-"):
-			flag := flagNamed(flags, strings.TrimLeft(word, "-"))
+			name, _, joined := strings.Cut(word, "=")
+			flag := flagNamed(flags, strings.TrimLeft(name, "-"))
 			switch {
+			case joined && last && flag != nil && takesValue(flag):
+				for _, value := range valuesOf(flag.Names()[0]) {
+					printWords(p.stdout, []string{name + "=" + value})
+				}
+				return
+			case joined: // the value is part of the word
 			case last && flag != nil && takesValue(flag):
 				printWords(p.stdout, valuesOf(flag.Names()[0]))
 				return
@@ -153,6 +162,35 @@ func completionCommand() *cli.Command {
 		c.Commands = append(c.Commands, &cli.Command{Name: shell, Usage: "print the script for " + shell})
 	}
 	return c
+}
+
+// bashScript replaces the script of the library, which needs the package bash-completion
+// and does not complete --flag=value.
+//
+//go:embed completion.bash
+var bashScript string
+
+// configureCompletion adapts the completion command of the library.
+func (p process) configureCompletion(c *cli.Command) {
+	c.Hidden = false
+	c.Usage = completionUsage
+	c.OnUsageError = badUsage
+	for _, sub := range c.Commands {
+		sub.Usage = "print the script for " + sub.Name
+		sub.OnUsageError = badUsage
+		if sub.Name == "bash" {
+			sub.Action = func(context.Context, *cli.Command) error {
+				_, err := io.WriteString(p.stdout, bashScript)
+				return err
+			}
+		}
+	}
+	c.Action = func(_ context.Context, c *cli.Command) error {
+		if shell := c.Args().First(); shell != "" {
+			return usagef("there is no completion script for %q; there are scripts for bash, zsh, fish and pwsh", shell)
+		}
+		return cli.ShowSubcommandHelp(c)
+	}
 }
 
 const completionUsage = "print a completion script for bash, zsh, fish or pwsh"

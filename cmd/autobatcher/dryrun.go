@@ -18,6 +18,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
 	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -54,7 +55,10 @@ func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key 
 	code, err := s.runWithProxy(ctx, p, log, answerer{b, counter, b.close}, key, program)
 	if err == nil {
 		fmt.Fprint(p.stderr, d.summary())
-		if hint := counter.hint(b.batches.count()); hint != "" {
+		switch hint := counter.hint(b.batches.count()); {
+		case d.empty():
+			fmt.Fprintln(p.stderr, noCalls)
+		case hint != "":
 			fmt.Fprintln(p.stderr, "autobatcher: hint: "+hint)
 		}
 	}
@@ -98,6 +102,7 @@ type share struct{ endpoint, model string }
 // A tally counts the calls of a share.
 type tally struct {
 	calls, bytes int64
+	answers      int64 // tokens that the answers may have
 }
 
 // count counts a call.
@@ -117,6 +122,16 @@ func (d *dryRun) count(method, path string, body []byte) {
 	}
 	t.calls++
 	t.bytes += int64(len(body))
+	if asked, err := requestbody.Parse(body, ""); err == nil {
+		t.answers += price.MostOutput(asked.MaxOutput, asked.Answers, endpoint == "/embeddings")
+	}
+}
+
+// empty reports whether the program has made no call.
+func (d *dryRun) empty() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.tallies) == 0 && d.passing == 0
 }
 
 // endpointOf returns the batched endpoint at the end of a path, or "".
@@ -155,10 +170,10 @@ func (d *dryRun) summary() string {
 		return strings.Compare(x.model+" "+x.endpoint, y.model+" "+y.endpoint)
 	})
 	var total tally
-	var cost promptCost
+	var cost dryCost
 	for _, s := range order {
 		t := *d.tallies[s]
-		total.calls, total.bytes = total.calls+t.calls, total.bytes+t.bytes
+		total.calls, total.bytes, total.answers = total.calls+t.calls, total.bytes+t.bytes, total.answers+t.answers
 		c := d.cost(s, t)
 		cost = cost.plus(c)
 		fmt.Fprintf(&b, "  %s %s: %s%s\n", printableLine(s.model), s.endpoint, d.describe(t, d.batches(t)), c)
@@ -168,34 +183,59 @@ func (d *dryRun) summary() string {
 		fmt.Fprintf(&b, "  and %s passed through without a batch\n", count(int64(d.passing), "call", "calls"))
 	}
 	b.WriteString("The number of batches is the minimum, for calls that are all made concurrently. The number of tokens assumes four bytes of the request per token. " +
-		"Costs are estimates with prices of " + price.BuiltIn().Date + ", without the answers.\n")
+		"Costs are estimates with prices of " + price.BuiltIn().Date + ".")
+	if total.answers > 0 {
+		fmt.Fprintf(&b, " Answers may be as long as the calls allow (max_tokens), and have %s tokens at most where a call names no limit.", comma(price.AssumedOutput))
+	}
+	b.WriteByte('\n')
 	return b.String()
 }
 
-// A promptCost is what prompts cost, in US dollars.
-type promptCost struct {
-	batch, realtime float64
-	unknown         int64 // calls whose price is not known
+// An amounts is what tokens cost in batches and in real time, in US dollars.
+type amounts struct{ batch, realtime float64 }
+
+func (a amounts) plus(other amounts) amounts {
+	return amounts{a.batch + other.batch, a.realtime + other.realtime}
 }
 
-// cost returns what the prompts of a share cost.
-func (d *dryRun) cost(s share, t tally) promptCost {
-	batch, realtime, known := d.prices.Estimate(price.Call{Profile: &d.profile, Model: s.model}, usage.Tokens{Input: ceil(t.bytes, 4)})
-	if !known {
-		return promptCost{unknown: t.calls}
+func (a amounts) String() string {
+	return fmt.Sprintf("%s, in real time %s", dollars(a.batch), dollars(a.realtime))
+}
+
+// A dryCost is what calls may cost.
+type dryCost struct {
+	prompts amounts
+	whole   amounts // with the longest answers
+	answers int64   // tokens of the longest answers
+	unknown int64   // calls whose price is not known
+}
+
+// cost returns what the calls of a share may cost.
+func (d *dryRun) cost(s share, t tally) dryCost {
+	estimate := func(u usage.Tokens) (a amounts, known bool) {
+		a.batch, a.realtime, known = d.prices.Estimate(price.Call{Profile: &d.profile, Model: s.model}, u)
+		return a, known
 	}
-	return promptCost{batch: batch, realtime: realtime}
+	prompts, known := estimate(usage.Tokens{Input: ceil(t.bytes, 4)})
+	if !known {
+		return dryCost{unknown: t.calls}
+	}
+	whole, _ := estimate(usage.Tokens{Input: ceil(t.bytes, 4), Output: t.answers})
+	return dryCost{prompts, whole, t.answers, 0}
 }
 
-func (c promptCost) plus(other promptCost) promptCost {
-	return promptCost{c.batch + other.batch, c.realtime + other.realtime, c.unknown + other.unknown}
+func (c dryCost) plus(other dryCost) dryCost {
+	return dryCost{c.prompts.plus(other.prompts), c.whole.plus(other.whole), c.answers + other.answers, c.unknown + other.unknown}
 }
 
 // String continues the description of a tally; "" without calls.
-func (c promptCost) String() string {
+func (c dryCost) String() string {
 	text := ""
-	if c.realtime > 0 {
-		text = fmt.Sprintf(" for about %s, in real time %s", dollars(c.batch), dollars(c.realtime))
+	if c.prompts.realtime > 0 {
+		text = " for about " + c.prompts.String()
+	}
+	if c.answers > 0 {
+		text += fmt.Sprintf("; with answers of %s tokens, at most about %s", comma(c.answers), c.whole)
 	}
 	if c.unknown > 0 {
 		text += fmt.Sprintf("; the price of %s is not known", count(c.unknown, "call", "calls"))
@@ -221,7 +261,7 @@ func (d *dryRun) allBatches() int64 {
 			s.endpoint = ""
 		}
 		g := groups[s]
-		groups[s] = tally{g.calls + t.calls, g.bytes + t.bytes}
+		groups[s] = tally{calls: g.calls + t.calls, bytes: g.bytes + t.bytes}
 	}
 	var n int64
 	for _, t := range groups {

@@ -49,6 +49,8 @@ func TestDryRunCounts(t *testing.T) {
 		{"k", "POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
 		{"k", "POST", "/v1/embeddings", `{"model":"text-embedding-3-small","input":"` + strings.Repeat("x", 4_000_000) + `"}`},
 		{"k", "POST", "/v1/responses", `{"model":"m","background":true}`},
+		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini","max_tokens":500000,"n":2}`},
+		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini"}`},
 		{"k", "GET", "/v1/models", ""},
 		{"other", "POST", "/v1/embeddings", `{"model":"m"}`},
 	} {
@@ -60,7 +62,9 @@ func TestDryRunCounts(t *testing.T) {
 	for _, want := range []string{
 		"m /chat/completions: 2 calls, 1 batch, 54 B, about 14 prompt tokens; the price of 2 calls is not known\n",
 		"text-embedding-3-small /embeddings: 1 call, 1 batch, 3.8 MiB, about 1,000,012 prompt tokens for about $0.0100, in real time $0.0200\n",
-		"total: 3 calls, 2 batches, 3.8 MiB, about 1,000,025 prompt tokens for about $0.0100, in real time $0.0200; the price of 2 calls is not known\n",
+		"gpt-4o-mini /chat/completions: 2 calls, 1 batch, 72 B, about 18 prompt tokens for about $0.0000013, in real time $0.0000027; with answers of 1,001,000 tokens, at most about $0.3003, in real time $0.6006\n",
+		"total: 5 calls, 3 batches, 3.8 MiB, about 1,000,043 prompt tokens for about $0.0100, in real time $0.0200; with answers of 1,001,000 tokens, at most about $0.3103, in real time $0.6206; the price of 2 calls is not known\n",
+		"Answers may be as long as the calls allow (max_tokens), and have 1,000 tokens at most where a call names no limit.\n",
 		"and 2 calls passed through without a batch\n",
 	} {
 		if !strings.Contains(summary, want) {

@@ -94,6 +94,8 @@ func sqlMain() {
 //	child exit CODE       exits with the code
 //	child pause           waits until a further signal is a second signal
 //	child die             is killed by SIGKILL
+//	child count           counts signals until half a second after SIGTERM
+//	child nap             waits for a tenth of a second
 //	child args …          prints the arguments
 //	child queued ROOT     returns when the proxy at ROOT holds a call
 //	child wait            prints the base URL, and exits with 9 after a signal
@@ -121,6 +123,10 @@ func childMain() {
 		os.Exit(code)
 	case "pause":
 		time.Sleep(repeatTime + 100*time.Millisecond)
+	case "count":
+		countSignals()
+	case "nap":
+		time.Sleep(repeatTime / 10)
 	case "die":
 		self, err := os.FindProcess(os.Getpid())
 		must(err)
@@ -144,6 +150,27 @@ func childMain() {
 		time.Sleep(time.Hour)
 	default:
 		must(errors.New("unknown child command"))
+	}
+}
+
+// countSignals prints how many signals arrived until half a second after SIGTERM.
+func countSignals() {
+	c := make(chan os.Signal, 10)
+	signal.Notify(c, syscall.SIGTERM, syscall.SIGHUP)
+	fmt.Println("counting at OPENAI_BASE_URL=" + os.Getenv("OPENAI_BASE_URL"))
+	counts := map[os.Signal]int{}
+	var end <-chan time.Time
+	for {
+		select {
+		case s := <-c:
+			counts[s]++
+			if s == syscall.SIGTERM && end == nil {
+				end = time.After(repeatTime / 2)
+			}
+		case <-end:
+			fmt.Printf("%v %d, %v %d\n", syscall.SIGTERM, counts[syscall.SIGTERM], syscall.SIGHUP, counts[syscall.SIGHUP])
+			return
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"sync"
 	"time"
@@ -73,11 +74,14 @@ func (s status) times() string {
 	return text
 }
 
+// noCalls is the summary of a program that made no call.
+const noCalls = "autobatcher: the program made no call through autobatcher. The program must read OPENAI_BASE_URL and OPENAI_API_KEY; " +
+	"a base URL in the program, or in another variable, must be replaced by the value of OPENAI_BASE_URL"
+
 // summary returns the last line of output, after the program has ended.
 func (s status) summary() string {
 	if s.calls() == 0 {
-		return "autobatcher: the program made no call through autobatcher. The program must read OPENAI_BASE_URL and OPENAI_API_KEY; " +
-			"a base URL in the program, or in another variable, must be replaced by the value of OPENAI_BASE_URL"
+		return noCalls
 	}
 	text := fmt.Sprintf("autobatcher: %s (%s answered, %s failed) in %s",
 		count(s.calls(), "call", "calls"), comma(s.Answered), comma(s.Failed+int64(s.Waiting+s.InFlight)), count(s.Batches, "batch", "batches"))
@@ -105,10 +109,16 @@ func (s status) costs() string {
 	return text + ")"
 }
 
-// dollars formats an amount.
+// dollars formats an amount: with four decimal places, and a small amount with two
+// significant digits.
 func dollars(usd float64) string {
-	if usd < 0 {
+	switch {
+	case usd < 0:
 		return "-" + dollars(-usd)
+	case usd == 0:
+		return "$0"
+	case usd < 0.001:
+		return fmt.Sprintf("$%.*f", min(1-int(math.Floor(math.Log10(usd))), 10), usd)
 	}
 	return fmt.Sprintf("$%.4f", usd)
 }

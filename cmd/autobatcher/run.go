@@ -26,8 +26,8 @@ func runCommand(p process) *cli.Command {
 direct the program's calls to a proxy that serves this program only. The
 program must make its calls concurrently: sequential calls are sent in one
 batch each. The program uses stdin and stdout; autobatcher writes progress and
-a summary to stderr. Signals are passed on to the program, and autobatcher run
-exits with the program's exit code.
+a summary to stderr. Signals are passed on to the program, a signal to stop once
+in a second, and autobatcher run exits with the program's exit code.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,

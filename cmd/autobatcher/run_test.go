@@ -95,6 +95,17 @@ func TestSummary(t *testing.T) {
 	}
 }
 
+// Small amounts are not shown as $0.0000.
+func TestDollars(t *testing.T) {
+	for usd, want := range map[float64]string{
+		0: "$0", 12.5: "$12.5000", 0.001: "$0.0010", 0.00099: "$0.00099", 0.00012: "$0.00012", 0.0000049: "$0.0000049", 1e-9: "$0.0000000010", -0.00012: "-$0.00012",
+	} {
+		if got := dollars(usd); got != want {
+			t.Errorf("%v is %s, want %s", usd, got, want)
+		}
+	}
+}
+
 // Progress has a line for each change, at most once in two seconds, and a line every
 // five minutes without a change.
 func TestProgressLines(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // A batchList knows the batches of this process from their events. The zero value
@@ -42,8 +44,44 @@ func (l *batchList) onEvent(e autobatcher.Event) {
 	}
 	l.last[e.BatchID] = e
 	if e.Name == autobatcher.BatchCompleted {
-		l.took = append(l.took, e.Elapsed)
-		l.took = l.took[max(len(l.took)-maxTook, 0):]
+		l.learnLocked(e.Elapsed)
+	}
+}
+
+// learn records how long a completed batch of an earlier process took.
+func (l *batchList) learn(took time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.learnLocked(took)
+}
+
+// learnLocked records how long a completed batch took. The caller holds l.mu.
+func (l *batchList) learnLocked(took time.Duration) {
+	l.took = append(l.took, took)
+	l.took = l.took[max(len(l.took)-maxTook, 0):]
+}
+
+// learnTimeout limits how long the start of a command waits for the times of earlier
+// batches.
+const learnTimeout = 2 * time.Second
+
+// learn reads from the journal how long the completed batches of earlier processes took, for
+// the estimates of the progress and of the page: batches of the same API and with the
+// same completion window.
+func (b *backend) learn(ctx context.Context, upstream, window string) {
+	ctx, cancel := context.WithTimeout(ctx, learnTimeout)
+	defer cancel()
+	all, err := b.journal.Batches(ctx, journal.Filter{})
+	if err != nil {
+		b.log.Debug("the times of earlier batches are not known", "error", err)
+		return
+	}
+	slices.SortFunc(all, func(x, y journal.Batch) int { return x.Ended.Compare(y.Ended) })
+	for _, known := range all {
+		if took := known.Ended.Sub(known.Created); known.Status == "completed" && known.Upstream == upstream && known.Window == window && took > 0 {
+			b.batches.learn(took)
+			b.page.Learn(known.Endpoint, took)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -35,10 +36,26 @@ const repeatTime = time.Second
 type signalQueue struct {
 	caught <-chan os.Signal
 	last   time.Time // when the last signal before the shutdown was received
+	stop   os.Signal // the last of stopSignals that the child was sent
+	sent   time.Time // when the child was sent stop
 }
 
 // received records that a signal was received just now.
 func (q *signalQueue) received() { q.last = time.Now() }
+
+// repeated reports whether a signal repeats the last of stopSignals, and is not to be
+// passed on to the child: the program that signals twice has signalled the process group,
+// and with the group the child. Of two signals many programs take the second as the order
+// to end at once, without their cleanup.
+func (q *signalQueue) repeated(s os.Signal) bool {
+	if s == q.stop && time.Since(q.sent) < repeatTime {
+		return true
+	}
+	if slices.Contains(stopSignals, s) {
+		q.stop, q.sent = s, time.Now()
+	}
+	return false
+}
 
 // forceOn ends the process at once if a second signal arrives before done is
 // closed, which marks the end of the shutdown. running returns the ids of the
@@ -49,6 +66,10 @@ func (p process) forceOn(q *signalQueue, done <-chan struct{}, running func() []
 		case <-done:
 			return
 		case s := <-q.caught:
+			if q.last.IsZero() { // Ctrl-C has ended the program of run before run noticed the signal
+				q.received()
+				continue
+			}
 			if time.Since(q.last) < repeatTime {
 				continue
 			}

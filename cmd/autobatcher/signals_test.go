@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"syscall"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/dashboard"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // A signal within a second of the first does not force the end; a later signal does,
@@ -19,13 +22,16 @@ import (
 func TestSecondSignal(t *testing.T) {
 	tests := []struct {
 		name   string
-		after  []time.Duration // of further signals, since the first
+		before bool            // the first signal was received before the shutdown
+		after  []time.Duration // of further signals, since the beginning of the shutdown
 		forced time.Duration   // when the process ends; 0: never
 	}{
-		{"none", nil, 0},
-		{"repeated by timeout", []time.Duration{500 * time.Microsecond}, 0},
-		{"repeated, then a second", []time.Duration{500 * time.Microsecond, 3 * time.Second}, 3 * time.Second},
-		{"a second", []time.Duration{time.Second}, time.Second},
+		{"none", true, nil, 0},
+		{"repeated by timeout", true, []time.Duration{500 * time.Microsecond}, 0},
+		{"repeated, then a second", true, []time.Duration{500 * time.Microsecond, 3 * time.Second}, 3 * time.Second},
+		{"a second", true, []time.Duration{time.Second}, time.Second},
+		{"the first arrives after the end of the program", false, []time.Duration{0, 500 * time.Microsecond}, 0},
+		{"the same, then a second", false, []time.Duration{time.Millisecond, 3 * time.Second}, 3 * time.Second},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -35,7 +41,9 @@ func TestSecondSignal(t *testing.T) {
 				p := process{stdout: io.Discard, stderr: io.Discard, exit: func(c int) { code, forced = c, time.Since(began) }}
 				caught, done := make(chan os.Signal, 8), make(chan struct{})
 				q := &signalQueue{caught: caught}
-				q.received()
+				if tt.before {
+					q.received()
+				}
 				go p.forceOn(q, done, func() []string { return []string{"batch_1"} }, slog.New(slog.NewTextHandler(&log, nil)))
 				for _, d := range tt.after {
 					time.Sleep(time.Until(began.Add(d)))
@@ -109,4 +117,54 @@ func TestBatchList(t *testing.T) {
 	if got := l.count(); got != 3 {
 		t.Errorf("%d batches, want 3", got)
 	}
+}
+
+// The estimates begin with the batches that the journal knows: completed batches of the
+// same API and window.
+func TestEstimatesBeginWithTheJournal(t *testing.T) {
+	const upstream, window, endpoint = "https://api.openai.com/v1", "24h", "/v1/chat/completions"
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		defer store.Close()
+		write := func(ref, upstream, window, status string, took time.Duration) {
+			t.Helper()
+			if _, err := store.Heartbeat(t.Context(), "earlier", 24*time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			batch := journal.Batch{Ref: ref, Owner: "earlier", Upstream: upstream, Window: window, Endpoint: endpoint}
+			if err := store.Begin(t.Context(), batch, []journal.Line{{CustomID: ref}}); err != nil {
+				t.Fatal(err)
+			}
+			for _, step := range []journal.Step{{State: journal.Running, BatchID: ref}, {State: journal.Ended, Status: status}} {
+				if err := store.Advance(t.Context(), "earlier", ref, step); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(took)
+				took = 0
+			}
+		}
+		for i := range 4 {
+			write(fmt.Sprint("slow", i), upstream, window, "expired", 23*time.Hour)
+			write(fmt.Sprint("elsewhere", i), "https://eu.api.openai.com/v1", window, "completed", time.Hour)
+			write(fmt.Sprint("other", i), upstream, "1h", "completed", time.Minute)
+		}
+		for i, took := range []time.Duration{time.Minute, 10 * time.Minute, 7 * time.Minute} {
+			write(fmt.Sprint("mine", i), upstream, window, "completed", took)
+		}
+
+		b := &backend{journal: &monitoredJournal{Store: store}, page: dashboard.New(dashboard.Options{}), log: slog.New(slog.DiscardHandler)}
+		defer b.page.Close()
+		b.learn(t.Context(), upstream, window)
+		e := autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: "new", Endpoint: endpoint, CompletionWindow: window, Time: time.Now()}
+		b.batches.onEvent(e)
+		b.page.OnEvent(e)
+		if left := b.batches.left(time.Now()); left != 7*time.Minute {
+			t.Errorf("about %v left, want 7m", left)
+		}
+		w := httptest.NewRecorder()
+		b.page.ServeHTTP(w, httptest.NewRequest("GET", "/autobatcher/batch?seq=1", nil))
+		if !strings.Contains(w.Body.String(), "median of the last 3 completed") {
+			t.Errorf("the page has no estimate: %s", w.Body)
+		}
+	})
 }

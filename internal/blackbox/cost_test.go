@@ -2,6 +2,7 @@ package blackbox_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // Only successful answers cost, and a price that is not known is not zero.
@@ -48,6 +50,62 @@ func TestCostsOfABatch(t *testing.T) {
 		}
 		if text, err := json.Marshal(e); err != nil || !json.Valid(text) {
 			s.Errorf("%s, %v", text, err)
+		}
+	})
+}
+
+// The lines of a batch are paid for whether or not their callers come back. The process
+// that sent a batch counts all lines, and spends the budget; a process that resumes a
+// batch counts the lines that it answers, since the first process may have counted the
+// others, and reports the cost of the whole batch.
+func TestLinesWithoutCallersCost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t, fiveTokens(time.Hour))
+		var batches []float64
+		o := autobatcher.Options{
+			Prices: []byte(tokenPrices), Budget: autobatcher.Budget{USD: 10_000}, AbandonAfter: -1,
+			OnEvent: func(e autobatcher.Event) {
+				if e.Name == autobatcher.BatchCost {
+					batches = append(batches, e.Cost.USD)
+				}
+			},
+		}
+		// ask makes three calls, of which the callers of two leave when the calls are sent.
+		ask := func(p *process, day string) <-chan outcome {
+			ctx, leave := context.WithCancel(t.Context())
+			one, two := p.ask(ctx, "one"+day), p.ask(ctx, "two"+day)
+			stays := p.ask(t.Context(), "three"+day)
+			time.Sleep(time.Minute)
+			leave()
+			<-one
+			<-two
+			time.Sleep(time.Minute) // the journal has released the lines
+			return stays
+		}
+		costs := func(p *process, total float64, perBatch ...float64) {
+			t.Helper()
+			synctest.Wait()
+			if s := p.Stats(); s.Cost.USD != total || s.Budget.SpentUSD != total {
+				t.Errorf("the process counts $%v, and $%v are spent; want $%v", s.Cost.USD, s.Budget.SpentUSD, total)
+			}
+			if len(batches) != len(perBatch) || batches[len(batches)-1] != perBatch[len(perBatch)-1] {
+				t.Errorf("the batches cost %v, want %v", batches, perBatch)
+			}
+		}
+		first := f.start(o)
+		f.wantAnswer(ask(first, "monday"), "x")
+		costs(first, 15, 15)
+		f.wantAnswer(first.ask(t.Context(), "onemonday"), "x") // read again, for a late retry
+		costs(first, 15, 15, 15)
+
+		ask(first, "tuesday")
+		first.cut()
+		second := f.start(o)
+		f.wantAnswer(second.ask(t.Context(), "threetuesday"), "x")
+		costs(second, 5, 15, 15, 15)
+		all, err := f.store.Batches(t.Context(), journal.Filter{})
+		if err != nil || len(all) != 2 || all[0].Cost != "15" || all[1].Cost != "15" {
+			t.Errorf("the journal has %+v, %v", all, err)
 		}
 	})
 }

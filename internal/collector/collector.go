@@ -3,6 +3,7 @@
 package collector
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -13,6 +14,9 @@ import (
 type Collector[K comparable, C any] struct {
 	describe func(C) Entry[K, C]
 	start    func(*Queue[K, C]) bool // starts the batch of a new queue
+
+	hurry   func()        // closes hurried, once
+	hurried chan struct{} // closed when no more calls are coming
 
 	mu    sync.Mutex
 	open  map[K]*Queue[K, C] // the queues that collect calls
@@ -71,7 +75,11 @@ type waiting[C any] struct {
 // New returns a Collector. start runs the batch of a new queue, and returns false
 // if no batch can be started any more.
 func New[K comparable, C any](describe func(C) Entry[K, C], start func(*Queue[K, C]) bool) *Collector[K, C] {
-	return &Collector[K, C]{describe: describe, start: start, open: make(map[K]*Queue[K, C])}
+	hurried := make(chan struct{})
+	return &Collector[K, C]{
+		describe: describe, start: start, open: make(map[K]*Queue[K, C]),
+		hurry: sync.OnceFunc(func() { close(hurried) }), hurried: hurried,
+	}
 }
 
 // Add puts a call into the queue that collects calls with its key. It returns
@@ -138,6 +146,35 @@ func (c *Collector[K, C]) Group(calls []C) []*Queue[K, C] {
 		q.sealLocked()
 	}
 	return order
+}
+
+// lastWindow is how long a queue collects calls, at the most, when no more calls are
+// coming: the last calls may be on their way to the Collector.
+const lastWindow = 100 * time.Millisecond
+
+// Hurry says that no more calls are coming: from now on, the window of a queue ends within
+// lastWindow.
+func (c *Collector[K, C]) Hurry() { c.hurry() }
+
+// Collect waits until the queue takes no more calls, or until its window ends. The error
+// is the cause of ctx.
+func (q *Queue[K, C]) Collect(ctx context.Context, window time.Duration) error {
+	end := time.NewTimer(window)
+	defer end.Stop()
+	hurried := q.collector.hurried
+	for {
+		select {
+		case <-q.full:
+			return nil
+		case <-end.C:
+			return nil
+		case <-hurried:
+			hurried = nil
+			end.Reset(min(window-time.Since(q.Opened), lastWindow))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // SealAll ends the collecting of all queues, and returns the queues that it ended.

@@ -166,7 +166,9 @@ func (b *board) finish(t *record) {
 		b.ended[t.ID] = t
 	}
 	b.total++
-	b.noteTurnaround(&t.batch)
+	if t.Status == "completed" {
+		b.noteTurnaround(t.Endpoint, t.Ended-t.Created)
+	}
 	b.finished = append(b.finished, t)
 	if len(b.finished) > maxFinished {
 		delete(b.ended, b.finished[0].ID)

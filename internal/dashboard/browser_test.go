@@ -179,6 +179,9 @@ func TestPageShowsABatch(t *testing.T) {
 	for range 10 {
 		w.OnFailure(Failure{BatchID: "batch_1", Status: 400, Code: "invalid_prompt", FromLine: true})
 	}
+	for range 3 {
+		w.OnFailure(Failure{Status: 402, Code: "price_unknown", Refused: true})
+	}
 	w.OnFailure(Failure{Status: 503, Code: "batch_not_submitted"})
 	w.event(autobatcher.BatchCompleted, "batch_1", "completed", 190, 10, time.Minute)
 	expect(t, ctx, `document.querySelector("#batches .status").textContent === "completed"`)
@@ -187,7 +190,7 @@ func TestPageShowsABatch(t *testing.T) {
 	expect(t, ctx, `["ok", "errors", "noAnswer", "left"].map(id => document.getElementById(id).textContent).join() === "190,10,3,2"`)
 	expect(t, ctx, `document.getElementById("saved").textContent === "$1.25"`)
 	expect(t, ctx, `document.getElementById("saved-note").textContent === "estimate: the answers cost about $1.50, with prices of 2026-11-01, without 1 answer of unknown price"`)
-	expect(t, ctx, `document.querySelector("#reasons tbody").innerText.replace(/\s+/g, " ") === "10 400 invalid_prompt error answer 1 503 batch_not_submitted no answer"`)
+	expect(t, ctx, `document.querySelector("#reasons tbody").innerText.replace(/\s+/g, " ") === "10 400 invalid_prompt error answer 3 402 price_unknown refused at once 1 503 batch_not_submitted no answer"`)
 	expect(t, ctx, `document.querySelector("#chart canvas")?.width > 100`)
 	expect(t, ctx, `document.getElementById("chart").getAttribute("aria-label").includes("200 were answered")`)
 }

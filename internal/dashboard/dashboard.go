@@ -102,6 +102,14 @@ func (d *Dashboard) OnEvent(e autobatcher.Event) {
 	d.board.record(e)
 }
 
+// Learn records how long a completed batch of an earlier process took, for the estimates
+// of the page. The batch itself is not shown.
+func (d *Dashboard) Learn(endpoint string, took time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.board.noteTurnaround(clip(endpoint), took.Milliseconds())
+}
+
 // OnFailure counts a held call that ended without an OK answer. OnFailure does not
 // wait for Stats, for viewers or for the network.
 func (d *Dashboard) OnFailure(f Failure) {

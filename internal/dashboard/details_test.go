@@ -269,3 +269,12 @@ func TestPlainPages(t *testing.T) {
 		}
 	})
 }
+
+// Small amounts are not shown as $0.0000.
+func TestDollars(t *testing.T) {
+	for usd, want := range map[float64]string{0: "$0.0000", 12.5: "$12.5000", 0.00012: "$0.00012", 0.0000049: "$0.0000049", -0.00012: "$-0.00012"} {
+		if got := dollars(usd); got != want {
+			t.Errorf("%v is %s, want %s", usd, got, want)
+		}
+	}
+}

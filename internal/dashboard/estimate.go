@@ -74,15 +74,15 @@ func (b *board) turnaround(endpoint string) (median int64, n int) {
 	return slices.Sorted(slices.Values(times))[len(times)/2], len(times)
 }
 
-// noteTurnaround records the time that a completed batch took. Batches of few
-// endpoints are recorded: the names of endpoints come from callers.
-func (b *board) noteTurnaround(t *batch) {
-	times, known := b.turnarounds[t.Endpoint]
-	if t.Status != "completed" || t.Ended <= t.Created || !known && len(b.turnarounds) >= maxModels {
+// noteTurnaround records the time that a completed batch took, in milliseconds. Batches
+// of few endpoints are recorded: the names of endpoints come from callers.
+func (b *board) noteTurnaround(endpoint string, took int64) {
+	times, known := b.turnarounds[endpoint]
+	if took <= 0 || !known && len(b.turnarounds) >= maxModels {
 		return
 	}
 	if len(times) == maxTurnarounds {
 		times = slices.Delete(times, 0, 1)
 	}
-	b.turnarounds[t.Endpoint] = append(times, t.Ended-t.Created)
+	b.turnarounds[endpoint] = append(times, took)
 }

@@ -11,6 +11,7 @@ type Failure struct {
 	Status   int    // HTTP status of the answer; 0: the connection ended without an answer
 	Code     string // error.code, or error.type, of the answer; "" if the answer has none
 	FromLine bool   // the provider answered the call with an error; false: the call has no answer of the provider
+	Refused  bool   // autobatcher did not accept the call, which the tiles do not count
 }
 
 // A reason says how many calls failed in the same way.
@@ -18,6 +19,7 @@ type reason struct {
 	Status   int    `json:"status"`
 	Code     string `json:"code"`
 	FromLine bool   `json:"fromLine"` // an error of the provider, and not of autobatcher or of the batch
+	Refused  bool   `json:"refused"`
 	Calls    int64  `json:"calls"`
 }
 
@@ -29,9 +31,9 @@ const otherReasons = "other codes"
 
 // addReason counts a failure.
 func addReason(reasons []reason, f Failure) []reason {
-	r := reason{Status: f.Status, Code: clip(redact(f.Code)), FromLine: f.FromLine, Calls: 1}
+	r := reason{Status: f.Status, Code: clip(redact(f.Code)), FromLine: f.FromLine, Refused: f.Refused, Calls: 1}
 	same := func(have reason) bool {
-		return have.Status == r.Status && have.Code == r.Code && have.FromLine == r.FromLine
+		return have.Status == r.Status && have.Code == r.Code && have.FromLine == r.FromLine && have.Refused == r.Refused
 	}
 	i := slices.IndexFunc(reasons, same)
 	if i < 0 && len(reasons) >= maxReasons {

@@ -43,7 +43,7 @@ func (d *Dashboard) pageData(q url.Values) pageData {
 		p.Made = " (made up)"
 	}
 	if s.Cost != nil {
-		p.Saved = fmt.Sprintf("about $%.4f, estimated with prices of %s", s.Cost.Savings, s.Cost.Date)
+		p.Saved = fmt.Sprintf("about %s, estimated with prices of %s", dollars(s.Cost.Savings), s.Cost.Date)
 	}
 	link := func(number int) string {
 		v := url.Values{"page": {strconv.Itoa(number)}}
@@ -74,7 +74,7 @@ func newPlainRow(b batch) plainRow {
 		row.ID = "not created"
 	}
 	if b.Cost != nil {
-		row.Cost = fmt.Sprintf("about $%.4f", b.Cost.USD)
+		row.Cost = "about " + dollars(b.Cost.USD)
 	}
 	return row
 }

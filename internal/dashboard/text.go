@@ -1,6 +1,10 @@
 package dashboard
 
-import "regexp"
+import (
+	"fmt"
+	"math"
+	"regexp"
+)
 
 // clipModels returns the first maxModels models, and the number of further models.
 // Model names come from callers, so the names are clipped.
@@ -51,4 +55,12 @@ var secrets = regexp.MustCompile(`((?i:bearer|basic|key provided:) *)\S+|\?[^\s"
 // redact hides secrets in the first maxMessage bytes of message, and drops the rest.
 func redact(message string) string {
 	return secrets.ReplaceAllString(message[:min(len(message), maxMessage)], "${1}[hidden]")
+}
+
+// dollars formats an amount as the page does: a small amount has two significant digits.
+func dollars(usd float64) string {
+	if n := math.Abs(usd); n > 0 && n < 0.001 {
+		return fmt.Sprintf("$%.*f", min(1-int(math.Floor(math.Log10(n))), 10), usd)
+	}
+	return fmt.Sprintf("$%.4f", usd)
 }

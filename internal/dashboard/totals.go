@@ -12,7 +12,7 @@ import (
 type cost struct {
 	USD      float64 `json:"usd"`
 	Savings  float64 `json:"savings"`
-	Input    int64   `json:"input"`    // tokens, with cached tokens; of the answers whose price is known
+	Input    int64   `json:"input"`    // tokens of all answers, with cached tokens
 	Cached   int64   `json:"cached"`   // tokens
 	Output   int64   `json:"output"`   // tokens
 	Priced   int64   `json:"priced"`   // number of answers whose price is known

@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
-	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -19,7 +18,7 @@ type Total struct {
 	USD     float64 // in the tier that is billed
 	Savings float64 // the price in real time less USD
 
-	InputTokens  int64 // of answers with a price; includes CachedTokens
+	InputTokens  int64 // includes CachedTokens
 	CachedTokens int64
 	OutputTokens int64
 
@@ -69,9 +68,32 @@ type Meter struct {
 	table  *Table
 	budget *budget.Budget
 
-	mu    sync.Mutex
-	total Total
-	parts map[partKey]*Total
+	mu        sync.Mutex
+	total     Total
+	parts     map[partKey]*Total
+	unclaimed recent // lines without callers that are in the total
+}
+
+// maxRecent bounds what a recent holds.
+const maxRecent = 100_000
+
+// A recent is a set of hashes, which forgets the oldest when it has more than maxRecent.
+type recent struct{ now, before map[uint64]struct{} }
+
+func (r *recent) add(hash uint64) {
+	if len(r.now) >= maxRecent/2 || r.now == nil {
+		r.now, r.before = make(map[uint64]struct{}), r.now
+	}
+	r.now[hash] = struct{}{}
+}
+
+// remove removes a hash, and reports whether the set had the hash.
+func (r *recent) remove(hash uint64) bool {
+	_, now := r.now[hash]
+	_, before := r.before[hash]
+	delete(r.now, hash)
+	delete(r.before, hash)
+	return now || before
 }
 
 // NewMeter returns a Meter with the prices of a map in LiteLLM's format, before
@@ -112,14 +134,12 @@ func (m *Meter) Parts() []Part {
 	return all
 }
 
-// A Bill is the cost of one batch: of the answers that calls of this process got, and of
-// all results that were read. The zero Bill is empty. A Bill is not safe for concurrent
-// use.
+// A Bill is the cost of one batch. The zero Bill is empty. A Bill is not safe for
+// concurrent use.
 type Bill struct {
-	Total // of the answers that calls of this process got
+	Total
 
-	read    Total           // of all results that were read
-	seen    map[uint64]bool // by hash of the id of a line: whether a call of this process got the answer
+	booked  map[uint64]bool // hashes of the ids of lines, since results may be read again; true: in the total of the Meter
 	earlier float64         // the cost that the journal has, in US dollars
 }
 
@@ -127,79 +147,68 @@ type Bill struct {
 // an earlier reading of the results: a decimal number, "" if not known.
 func (b *Bill) Earlier(cost string) { b.earlier, _ = strconv.ParseFloat(cost, 64) }
 
-// Amounts returns the cost and the savings of all results that were read, as decimal
-// numbers. Both are "" if no price is known, and if the journal has the cost of more
-// results.
+// Amounts returns the cost and the savings as decimal numbers. Both are "" if no price is
+// known, and if the journal has the cost of more results.
 func (b *Bill) Amounts() (cost, savings string) {
-	if b.read.Priced == 0 || b.read.USD < b.earlier {
+	if b.Priced == 0 || b.USD < b.earlier {
 		return "", ""
 	}
-	return Decimal(b.read.USD), Decimal(b.read.Savings)
+	return Decimal(b.USD), Decimal(b.Savings)
 }
 
-// seed is for Bill.seen: a hash of 64 bits needs less memory than an id.
+// seed is for Bill.booked: a hash of 64 bits needs less memory than an id.
 var seed = maphash.MakeSeed()
 
-// see reports whether a line was not read yet, and whether no call of this process got
-// its answer yet. answers says that a call gets the answer now. Results may be read again.
-func (b *Bill) see(id string, answers bool) (unread, unanswered bool) {
-	hash := maphash.String(seed, id)
-	answered, read := b.seen[hash]
-	if b.seen == nil {
-		b.seen = make(map[uint64]bool)
-	}
-	b.seen[hash] = answered || answers
-	return !read, !answered
-}
-
-// Book adds the successful answer of a line, which a call gets, to the bill and to the
-// total, unless the line was booked already. Book returns the cost in US dollars as a
+// Book adds the successful answer of a line, which a caller gets, to the bill and to the
+// total, unless the line was added already. Book returns the cost in US dollars as a
 // decimal number, or "" if the price is not known.
 func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
-	model, t := m.costOf(c, body)
-	unread, unanswered := b.see(id, true)
-	if unread {
-		b.read.add(&t)
+	return m.book(b, id, c, body, func(hash uint64) bool { return !m.unclaimed.remove(hash) })
+}
+
+// BookUnclaimed is Book for a line without a caller: the line is paid for all the same.
+// Without total, the line is added to the bill only. If a caller gets the answer later,
+// from another reading of the results, the line is not added to the total again.
+func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total bool) {
+	m.book(b, id, c, body, func(hash uint64) bool {
+		if total {
+			m.unclaimed.add(hash)
+		}
+		return total
+	})
+}
+
+// book adds an answer. count is asked once whether the line is added to the total, with
+// m.mu held.
+func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
+	price, model, known := m.answered(c, body)
+	t := Total{Unpriced: 1}
+	if u := usage.Of(body); known {
+		t = m.totalOf(price, u, Batch, c.Profile)
+	} else {
+		t.count(u)
 	}
-	if unanswered {
+	hash := maphash.String(seed, id)
+	counted, billed := b.booked[hash]
+	if !billed {
 		b.add(&t)
-		m.add(c, cmp.Or(model, c.Model), &t)
 	}
+	if !counted {
+		m.mu.Lock()
+		counted = count(hash)
+		m.mu.Unlock()
+		if counted {
+			m.add(c, cmp.Or(model, c.Model), &t)
+		}
+	}
+	if b.booked == nil {
+		b.booked = make(map[uint64]bool)
+	}
+	b.booked[hash] = counted
 	if t.Priced == 0 {
 		return ""
 	}
 	return Decimal(t.USD)
-}
-
-// Note adds the result of a line that no call of this process waits for to the bill only,
-// if the result is a successful answer: another process may have delivered the answer.
-// models are those of the batch.
-func (m *Meter) Note(b *Bill, r *line.Result, p *provider.Profile, models []string) {
-	if !r.Answered() || r.Status >= 300 {
-		return
-	}
-	if unread, _ := b.see(r.ID, false); !unread {
-		return
-	}
-	c := Call{Profile: p}
-	if len(models) == 1 {
-		c.Model = models[0]
-	} else {
-		c.Model = usage.Model(r.Body)
-	}
-	_, t := m.costOf(c, r.Body)
-	b.read.add(&t)
-}
-
-// costOf returns the cost of the answer to a line, and the model as the table names the
-// model.
-func (m *Meter) costOf(c Call, body []byte) (model string, t Total) {
-	price, model, known := m.answered(c, body)
-	var u usage.Tokens
-	if known { // the scan of the body costs time
-		u = usage.Of(body)
-	}
-	return model, m.totalOf(price, u, Batch, c.Profile)
 }
 
 // bookRealtime adds a successful answer in real time to the total, and reports
@@ -212,6 +221,8 @@ func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	t := Total{Unpriced: 1}
 	if tier, named := tierOf(s.Names.Tier); known && named {
 		t = m.totalOf(price, s.Tokens, tier, c.Profile)
+	} else {
+		t.count(s.Tokens)
 	}
 	m.add(c, cmp.Or(model, c.Model), &t)
 	return t.Priced > 0
@@ -232,14 +243,16 @@ func tierOf(name string) (Tier, bool) {
 
 // totalOf returns the cost of one answer.
 func (m *Meter) totalOf(price Price, u usage.Tokens, tier Tier, profile *provider.Profile) Total {
-	usd, realtime, known := price.cost(u, tier, profile)
-	if u == (usage.Tokens{}) || !known {
-		return Total{Unpriced: 1}
+	t := Total{Unpriced: 1}
+	if usd, realtime, known := price.cost(u, tier, profile); known && u != (usage.Tokens{}) {
+		t = Total{USD: usd, Savings: realtime - usd, Priced: 1, PricesDate: m.table.Date}
 	}
-	return Total{
-		USD: usd, Savings: realtime - usd, Priced: 1, PricesDate: m.table.Date,
-		InputTokens: u.Input, CachedTokens: u.Cached, OutputTokens: u.Output,
-	}
+	t.count(u)
+	return t
+}
+
+func (t *Total) count(u usage.Tokens) {
+	t.InputTokens, t.CachedTokens, t.OutputTokens = u.Input, u.Cached, u.Output
 }
 
 // add adds the cost of one answer, and spends the budget.
@@ -262,9 +275,10 @@ func (m *Meter) add(c Call, model string, t *Total) {
 }
 
 // answered returns the price of the model that answered, or else of the model
-// that the call named: at Azure, the call names a deployment.
+// that the call named: at Azure, the call names a deployment. The name of a call that is
+// not known is "".
 func (m *Meter) answered(c Call, body []byte) (p Price, model string, known bool) {
-	if _, listed := providers[c.Profile.Name]; listed { // else without a scan of the body
+	if _, listed := providers[c.Profile.Name]; listed || c.Model == "" { // else without a scan of the body
 		if p, model, known = m.table.find(c.Profile.Name, usage.Model(body)); known {
 			return p, model, true
 		}

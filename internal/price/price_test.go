@@ -4,11 +4,9 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
-	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -56,42 +54,87 @@ func TestBook(t *testing.T) {
 	}
 }
 
-// The amounts of a bill are those of all results that were read, each once; the totals
-// are those of the answers that calls got.
-func TestBill(t *testing.T) {
-	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 0, "input_cost_per_token_batches": 1, "output_cost_per_token_batches": 0}}`), budget.New(100, false))
+// The tokens of answers count, also where no price is known.
+func TestTokensWithoutAPrice(t *testing.T) {
+	m, err := NewMeter(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := provider.OpenAI()
+	p, want := provider.Generic(), Total{InputTokens: 5, CachedTokens: 2, OutputTokens: 1, Unpriced: 1}
+	body := []byte(`{"usage":{"prompt_tokens":5,"completion_tokens":1,"total_tokens":6,"prompt_tokens_details":{"cached_tokens":2}}}`)
 	var b Bill
-	note := func(id string, status int, body []byte, models ...string) {
-		m.Note(&b, &line.Result{ID: id, Status: status, Body: body}, &p, models)
+	m.Book(&b, "1", Call{Profile: &p, Model: "unheard-of"}, body)
+	if b.Total != want || m.Total() != want {
+		t.Errorf("bill %+v, total %+v; want %+v", b.Total, m.Total(), want)
 	}
-	body := func(n int) []byte { return fmt.Appendf(nil, `{"model":"ours","usage":{"prompt_tokens":%d}}`, n) }
-	b.Earlier("5")
-	for i, step := range []struct {
-		do             func()
-		total, budget  float64
-		amount, saving string
-	}{
-		{func() { note("1", 200, body(3), "ours") }, 0, 0, "", ""}, // the journal has more
-		{func() { m.Book(&b, "2", Call{Profile: &p, Model: "ours"}, body(4)) }, 4, 4, "7", "7"},
-		{func() { note("2", 200, body(4), "ours", "other") }, 4, 4, "7", "7"},
-		{func() { m.Book(&b, "1", Call{Profile: &p, Model: "ours"}, body(3)) }, 7, 7, "7", "7"}, // a retry came
-		{func() { note("3", 200, body(5), "other", "ours") }, 7, 7, "12", "12"},
-		{func() { note("4", 200, []byte(`{"usage":{"prompt_tokens":9}}`), "other") }, 7, 7, "12", "12"},
-		{func() { note("5", 400, body(9), "ours") }, 7, 7, "12", "12"},
+	call, err := m.Begin(Call{Profile: &p, Model: "unheard-of"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call.Scan(body)
+	call.End(true)
+	if got := m.Total(); got.InputTokens != 10 || got.OutputTokens != 2 || got.Unpriced != 2 {
+		t.Errorf("after an answer in real time: %+v", got)
+	}
+}
+
+// A line is in the bill of a batch once, and in the total once, also if the results are
+// read again, for another batch that resumes the first.
+func TestBillAndTotal(t *testing.T) {
+	type reading struct {
+		again    bool // for a batch that resumes the first
+		caller   bool // waits for the line
+		resumed  bool // another process has sent the batch
+		billed   int64
+		inTotals int64
+	}
+	for name, readings := range map[string][]reading{
+		"without a caller, then for a retry":             {{false, false, false, 1, 1}, {false, true, false, 1, 1}},
+		"without a caller, then for a retry much later":  {{false, false, false, 1, 1}, {true, false, true, 1, 1}, {false, true, true, 1, 1}},
+		"of another process, then for a retry":           {{false, false, true, 1, 0}, {false, true, true, 1, 1}, {false, false, true, 1, 1}},
+		"for a caller, then for callers of other lines":  {{false, true, false, 1, 1}, {false, false, false, 1, 1}},
+		"without a caller, twice, and for another batch": {{false, false, false, 1, 1}, {false, false, false, 1, 1}, {true, false, true, 1, 1}},
 	} {
-		step.do()
-		cost, savings := b.Amounts()
-		if cost != step.amount || savings != step.saving || b.USD != step.total || m.Budget().State().SpentUSD != step.budget {
-			t.Errorf("step %d: cost %q, savings %q, bill %+v, budget %+v", i, cost, savings, b.Total, m.Budget().State())
+		t.Run(name, func(t *testing.T) {
+			m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := provider.OpenAI()
+			var b Bill
+			for i, r := range readings {
+				if r.again {
+					b = Bill{}
+				}
+				// Without a caller the call is not known, and the answer names the model.
+				if body := []byte(`{"model":"ours","usage":{"prompt_tokens":1}}`); r.caller {
+					m.Book(&b, "1", Call{Profile: &p, Model: "ours"}, body)
+				} else {
+					m.BookUnclaimed(&b, "1", Call{Profile: &p}, body, !r.resumed)
+				}
+				if b.Priced != r.billed || m.Total().Priced != r.inTotals {
+					t.Errorf("after %d readings: bill %+v, total %+v", i+1, b.Total, m.Total())
+				}
+			}
+		})
+	}
+}
+
+func TestRecent(t *testing.T) {
+	var r recent
+	for i := range uint64(10 * maxRecent) {
+		r.add(i)
+		if size := len(r.now) + len(r.before); size > maxRecent {
+			t.Fatalf("%d hashes are held", size)
 		}
 	}
-	b.Earlier("")
-	if cost, _ := b.Amounts(); cost != "12" {
-		t.Errorf("without an earlier cost: %q", cost)
+	for hash, want := range map[uint64]bool{0: false, 10*maxRecent - 1: true, 10*maxRecent - maxRecent/2: true} {
+		if got := r.remove(hash); got != want {
+			t.Errorf("hash %d: %t", hash, got)
+		}
+		if r.remove(hash) {
+			t.Errorf("hash %d was not removed", hash)
+		}
 	}
 }
 
@@ -141,31 +184,6 @@ func TestBookRealtime(t *testing.T) {
 				t.Errorf("%+v, %+v", total, got)
 			}
 		})
-	}
-}
-
-// A body may be closed while it is read: the answer is booked once, with the tokens
-// that were read before.
-func TestAnAnswerEndsWhileItIsRead(t *testing.T) {
-	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	openai := provider.OpenAI()
-	call, err := m.Begin(Call{Profile: &openai, Model: "ours"}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	event := []byte(`data: {"model":"ours","usage":{"prompt_tokens":3,"completion_tokens":1,"total_tokens":4}}` + "\n\n")
-	call.Scan(event)
-	var work sync.WaitGroup
-	work.Go(func() { call.Scan(event) })
-	work.Go(func() { call.End(true) })
-	work.Wait()
-	call.Scan([]byte(`data: {"usage":{"prompt_tokens":300,"completion_tokens":100,"total_tokens":400}}` + "\n\n"))
-	call.End(true)
-	if got := m.Total(); got.USD != 10 || got.Priced != 1 {
-		t.Errorf("%+v", got)
 	}
 }
 
@@ -236,6 +254,32 @@ func TestParts(t *testing.T) {
 	}
 	if sum != m.Total() || len(parts) > maxParts+1 || sum.Unpriced != 3*maxParts {
 		t.Errorf("%d parts: %+v, total %+v", len(parts), sum, m.Total())
+	}
+}
+
+// Whoever follows the message has a known price.
+func TestUnknown(t *testing.T) {
+	for name, test := range map[string]struct {
+		profile provider.Profile
+		azure   bool
+	}{"openai": {provider.OpenAI(), false}, "azure": {provider.Azure(), true}} {
+		t.Run(name, func(t *testing.T) {
+			text := Unknown(&test.profile, `my "best" model`)
+			if strings.Contains(text, "deployment") != test.azure {
+				t.Error(text)
+			}
+			from, to := strings.Index(text, "{"), strings.LastIndex(text, "}")
+			if from < 0 || to < from {
+				t.Fatal(text)
+			}
+			m, err := NewMeter([]byte(strings.ReplaceAll(text[from:to+1], "…", "0.5")), budget.New(1, false))
+			if err != nil {
+				t.Fatalf("%v: %s", err, text)
+			}
+			if _, known := m.Plan(Call{Profile: &test.profile, Model: `my "best" model`}, 1, 1, 1, false); !known {
+				t.Error("the price is still not known")
+			}
+		})
 	}
 }
 

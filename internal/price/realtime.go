@@ -2,30 +2,38 @@ package price
 
 import (
 	"cmp"
+	"fmt"
+	"strconv"
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/usage"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 const (
-	// assumedOutput is the number of tokens that is reserved for an answer to a call
+	// AssumedOutput is the number of tokens that is reserved for an answer to a call
 	// that names no limit.
-	assumedOutput = 1000
+	AssumedOutput = 1000
 
 	// mostOutput bounds the limits that calls name, against overflow.
 	mostOutput = 1e9
 )
 
+// MostOutput returns how many tokens the answer to a call may have: output tokens (0: the
+// call names no limit) for each of the answers. An embedding has no output.
+func MostOutput(output, answers int64, embedding bool) int64 {
+	if embedding {
+		return 0
+	}
+	return min(cmp.Or(max(output, 0), AssumedOutput), mostOutput) * min(answers, mostOutput)
+}
+
 // Plan plans the reservation of a call: input tokens, and for each of the answers
 // output tokens (0: the call names no limit). An embedding has no output. known is
 // false if the model has no price.
 func (m *Meter) Plan(c Call, input, output, answers int64, embedding bool) (r *budget.Reservation, known bool) {
-	most := usage.Tokens{Input: input}
-	if !embedding {
-		most.Output = min(cmp.Or(max(output, 0), assumedOutput), mostOutput) * min(answers, mostOutput)
-	}
-	usd, realtime, known := m.Estimate(c, most)
+	usd, realtime, known := m.Estimate(c, usage.Tokens{Input: input, Output: MostOutput(output, answers, embedding)})
 	if !known {
 		return nil, false
 	}
@@ -40,6 +48,16 @@ func (m *Meter) Estimate(c Call, tokens usage.Tokens) (batch, realtime float64, 
 		return 0, 0, false
 	}
 	return price.cost(tokens, Batch, c.Profile)
+}
+
+// Unknown says that the price of a model is not known, and what to do.
+func Unknown(p *provider.Profile, model string) string {
+	about := ""
+	if providers[p.Name] == "azure" {
+		about = ": at Azure, calls name a deployment, which has the price of its model"
+	}
+	return fmt.Sprintf(`the price of the model %s is not known%s. Add {%[1]s: {"input_cost_per_token": …, "output_cost_per_token": …}}, with the prices in real time in US dollars, `+
+		"to the operator's price map (the file of --prices, Options.Prices)", strconv.Quote(model), about)
 }
 
 // A RealtimeCall is a call that is answered in real time. Its cost is reserved

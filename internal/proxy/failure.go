@@ -16,6 +16,7 @@ type Failure struct {
 	Status   int    // HTTP status of the answer, also if the client gets another status; 0: no answer
 	Code     string // error.code, or else error.type, of the answer; "" if the answer has none
 	FromLine bool   // the provider answered the call's line with an error
+	Refused  bool   // the Transport did not accept the call
 }
 
 // maxCodeSearch is the number of bytes of an error in which the code is searched.
@@ -30,6 +31,7 @@ func (c *heldCall) reportFailure(res *http.Response) {
 	f := Failure{BatchID: res.Header.Get("Autobatcher-Batch-Id"), Status: res.StatusCode}
 	if body, ok := res.Body.(*reply.Body); ok {
 		f.FromLine = body.OnDelivered != nil
+		f.Refused = body.OnUndelivered == nil && res.StatusCode != http.StatusFailedDependency // 424: the deadline came
 		start := bufio.NewReaderSize(c.result, maxCodeSearch)
 		text, _ := start.Peek(maxCodeSearch) // an error comes again when the body is read
 		object := gjson.GetBytes(text, "error")

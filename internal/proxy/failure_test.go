@@ -49,9 +49,13 @@ func TestFailures(t *testing.T) {
 			})
 		}
 		calls.Wait()
-		slices.SortFunc(got, func(x, y proxy.Failure) int { return cmp.Compare(x.Status, y.Status) })
+		readAll(t, post(t, client, "/v1/embeddings", `{"input":"a"}`))
+		slices.SortFunc(got, func(x, y proxy.Failure) int {
+			return cmp.Or(cmp.Compare(x.Status, y.Status), cmp.Compare(x.Code, y.Code))
+		})
 		want := []proxy.Failure{
 			{BatchID: "batch_", Status: 400, Code: "invalid_prompt", FromLine: true},
+			{Status: 400, Code: "invalid_request", Refused: true},
 			{BatchID: "batch_", Status: 404, Code: "no_such_model", FromLine: true},
 			{BatchID: "batch_", Status: http.StatusFailedDependency, Code: "batch_expired"},
 		}

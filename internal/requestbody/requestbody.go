@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,30 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/retry"
 )
+
+// Snapshot reads and closes the body of a request, up to limit bytes. raw is what the
+// caller sent, body the same without its Content-Encoding. The error is the context's if
+// the context of the request has ended.
+func Snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
+	if req.Body != nil {
+		defer req.Body.Close() //nolint:errcheck // read only
+	}
+	// A body that does not come must not hold a caller that leaves.
+	if req.Context().Done() != nil && req.Body != nil {
+		stop := context.AfterFunc(req.Context(), func() { _ = req.Body.Close() })
+		defer stop()
+	}
+	if raw, err = Read(req.Body, req.ContentLength, limit); err != nil {
+		if req.Context().Err() != nil {
+			err = retry.ContextError(req.Context())
+		}
+		return nil, nil, err
+	}
+	body, err = Decode(raw, req.Header.Get("Content-Encoding"), limit)
+	return raw, body, err
+}
 
 // Read reads r to its end. Length is the announced number of bytes, which may be
 // wrong, or -1 if the number is unknown. A body of more than limit bytes is a

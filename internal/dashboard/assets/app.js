@@ -65,16 +65,16 @@ function showFigures() {
 function showTotals() {
   const cell = (text) => element("td", { class: "number" }, text);
   const row = ([what, t]) => {
-    const known = t.priced > 0;
+    const known = t.priced > 0, tokens = t.input + t.output > 0;
     return element("tr", {}, element("th", { scope: "row" }, element("span", { class: "strong" }, t.name), element("span", { class: "sub" }, what)),
-      cell(number.format(t.priced + t.unpriced)), cell(known ? number.format(t.input) : "not known"), cell(known ? number.format(t.output) : "not known"),
+      cell(number.format(t.priced + t.unpriced)), cell(tokens ? number.format(t.input) : "not known"), cell(tokens ? number.format(t.output) : "not known"),
       cell(known ? dollars(t.usd) : "not known"), cell(known ? dollars(t.savings) : "not known"));
   };
   const items = [...state.models.map((t) => ["model", t]), ...state.keys.map((t) => ["account and key", t])];
   $("totals").hidden = !items.length;
   setRows($("totals").tBodies[0], items, row);
   $("totals-card").hidden = !items.length && $("metadata-totals").hidden;
-  setText($("totals-note"), "since the start of this process; estimates; tokens of answers with a known price");
+  setText($("totals-note"), "since the start of this process; costs are estimates");
 }
 
 // updateAges updates the texts that change with the time.

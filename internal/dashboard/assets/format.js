@@ -37,7 +37,12 @@ export function size(bytes) {
   return `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
-export const dollars = (n) => `${n < 0 ? "−" : ""}$${Math.abs(n).toFixed(Math.abs(n) < 1 ? 4 : 2)}`;
+// dollars shows a small amount with two significant digits.
+export function dollars(usd) {
+  const n = Math.abs(usd);
+  const places = n >= 1 || n === 0 ? 2 : n >= 0.001 ? 4 : Math.min(1 - Math.floor(Math.log10(n)), 10);
+  return `${usd < 0 ? "−" : ""}$${n.toFixed(places)}`;
+}
 
 export const count = (n, noun) => `${number.format(n)} ${noun}${n === 1 ? "" : noun.endsWith("ch") ? "es" : "s"}`;
 
@@ -105,7 +110,7 @@ export function fillReasons(table, reasons) {
       element("td", { class: "number" }, number.format(r.calls)),
       element("td", {}, r.status ? String(r.status) : "–"),
       element("td", {}, element("code", {}, r.code || "no code")),
-      element("td", {}, r.fromLine ? "error answer" : "no answer"),
+      element("td", {}, r.fromLine ? "error answer" : r.refused ? "refused at once" : "no answer"),
     ),
   );
 }
