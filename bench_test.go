@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,16 +28,19 @@ import (
 type bare struct {
 	*httptest.Server
 	answer   []byte // one chat completion
-	ids      [][]byte
+	ids      []byte // the custom ids of the uploaded lines, idLength bytes each
 	uploaded atomic.Int64
 	polls    atomic.Int64
 	gate     chan struct{} // closed: the batch is completed
 }
 
+// idLength is the length of the custom ids of the Transport and of the floor.
+const idLength = 36
+
 func newBare(b *testing.B, answerSize int) *bare {
 	head := `{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"`
 	tail := `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`
-	up := &bare{gate: make(chan struct{})}
+	up := &bare{gate: make(chan struct{}), ids: make([]byte, 0, benchCalls*idLength)} // no call pays for the memory of the server
 	up.answer = []byte(head + strings.Repeat("x", max(answerSize-len(head)-len(tail), 1)) + tail)
 	up.Server = httptest.NewServer(up)
 	b.Cleanup(up.Close)
@@ -53,15 +57,15 @@ func (b *bare) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		b.write(w)
 		return
 	}
-	status := "in_progress"
+	status, output, lines, completed := "in_progress", "null", len(b.ids)/idLength, 0
 	select {
-	case <-b.gate:
-		status = "completed"
+	case <-b.gate: // only now, since the Transport reads results as soon as there is a file
+		status, output, completed = "completed", `"file-2"`, lines
 	default:
 	}
 	b.polls.Add(1)
-	writeJSON(w, fmt.Sprintf(`{"id":"batch_1","status":%q,"input_file_id":"file-1","output_file_id":"file-2","request_counts":{"total":%d,"completed":%d,"failed":0}}`,
-		status, len(b.ids), len(b.ids)))
+	writeJSON(w, fmt.Sprintf(`{"id":"batch_1","status":%q,"input_file_id":"file-1","output_file_id":%s,"request_counts":{"total":%d,"completed":%d,"failed":0}}`,
+		status, output, lines, completed))
 }
 
 func writeJSON(w http.ResponseWriter, text string) {
@@ -86,7 +90,7 @@ func (b *bare) swallow(r io.ReadCloser) {
 			}
 			id := text[i+len(mark):]
 			end := bytes.IndexByte(id, '"')
-			b.ids = append(b.ids, bytes.Clone(id[:end]))
+			b.ids = append(b.ids, id[:end]...)
 			text = id[end:]
 		}
 		kept = copy(buf, text[max(len(text)-100, 0):])
@@ -98,7 +102,7 @@ func (b *bare) swallow(r io.ReadCloser) {
 
 func (b *bare) write(w io.Writer) {
 	var buf []byte
-	for _, id := range b.ids {
+	for id := range slices.Chunk(b.ids, idLength) {
 		buf = append(buf, `{"id":"r","custom_id":"`...)
 		buf = append(buf, id...)
 		buf = append(buf, `","response":{"status_code":200,"request_id":"req_1","body":`...)
@@ -187,8 +191,8 @@ func floorCPU(b *testing.B, requests []*http.Request) time.Duration {
 	start := cpuTime()
 	file := make([]byte, 0, len(requests)*(benchBody+200))
 	for i, req := range requests {
-		file = append(file, `{"custom_id":"request-`...)
-		file = strconv.AppendInt(file, int64(1e17+i), 10)
+		file = append(file, `{"custom_id":"request-of-floor-`...)
+		file = strconv.AppendInt(file, int64(1e18+i), 10)
 		file = append(file, `","method":"POST","url":"/v1/chat/completions","body":`...)
 		n, _ := io.ReadFull(req.Body, file[len(file):len(file)+int(req.ContentLength)])
 		file = append(file[:len(file)+n], '}', '\n')

@@ -3,12 +3,7 @@
 // network.
 package line
 
-import (
-	"bytes"
-	"io"
-
-	"github.com/tidwall/gjson"
-)
+import "io"
 
 // A Line is a call in a batch's input file.
 type Line struct {
@@ -119,37 +114,4 @@ func tail(last bool) []byte {
 		return lastTail
 	}
 	return innerTail
-}
-
-// maxDepth bounds the nesting of accepted values, as encoding/json does: gjson's
-// validator is recursive, and a few megabytes of "[" would overflow the stack and
-// end the process.
-const maxDepth = 10_000
-
-// Valid reports whether b is one valid JSON value, nested at most 10,000 deep.
-func Valid(b []byte) bool {
-	if bytes.Count(b, []byte{'['})+bytes.Count(b, []byte{'{'}) > maxDepth && depth(b) > maxDepth {
-		return false
-	}
-	return gjson.ValidBytes(b)
-}
-
-// depth is the deepest nesting of brackets outside of strings.
-func depth(b []byte) int {
-	deepest, level, quoted := 0, 0, false
-	for i := 0; i < len(b); i++ {
-		switch c := b[i]; {
-		case quoted && c == '\\':
-			i++
-		case c == '"':
-			quoted = !quoted
-		case quoted:
-		case c == '[' || c == '{':
-			level++
-			deepest = max(deepest, level)
-		case c == ']' || c == '}':
-			level--
-		}
-	}
-	return deepest
 }

@@ -9,8 +9,10 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/autobatcher/autobatcher/internal/line"
 )
@@ -334,6 +336,33 @@ func FuzzRead(f *testing.F) {
 		}
 		if r.Lines() > bytes.Count(text, []byte("\n"))+1 {
 			t.Errorf("%d lines in %q", r.Lines(), text)
+		}
+	})
+}
+
+// Valid and Members agree with encoding/json.
+func FuzzValid(f *testing.F) {
+	for _, text := range []string{
+		`{"a":1,"b\u0041":[{"a":2},[]," \" \\ "],"c":"é\n"}`, ` { "b" : -1.5e+400 , "a":{} } `, `[0,-0,01,1.,.5,1e,-]`, `"\ud800\x"`, "\"a\tb\"", `{"a":1,}`, `[,]`, `{"a"}`,
+		`tru`, `null`, `[true,false]`, `"` + strings.Repeat("x", 20) + "\x1f" + `"`, "\"\xff\x80 \x7f\"", `{"a":[1}`, `{"a":1}}`, `{"":{"":""}}`, `"12345678\`, `"\u12`,
+	} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := json.Valid(b)
+		if got := line.Valid(b); got != want {
+			t.Fatalf("Valid(%q) = %v, want %v", b, got, want)
+		}
+		var members [][2]string
+		object := line.Members(b, func(name, value []byte) { members = append(members, [2]string{string(name), string(value)}) })
+		if object != (want && bytes.HasPrefix(bytes.TrimLeft(b, " \t\r\n"), []byte("{"))) {
+			t.Fatalf("Members(%q) = %v", b, object)
+		}
+		if !object || !utf8.Valid(b) || line.HasLoneSurrogate(b) { // encoding/json changes the names
+			return
+		}
+		if diff := cmp.Diff(topLevel(t, b), members, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("%q (-want +got)\n%s", b, diff)
 		}
 	})
 }

@@ -57,12 +57,9 @@ var ErrMalformed = errors.New("not a result line")
 // line that is not strict JSON, and marks the Result as Malformed.
 func Parse(b []byte) (Result, error) {
 	b = trimBOM(b)
-	if !Valid(b) {
-		return parseLenient(b)
-	}
-	var id, response, failure gjson.Result
-	gjson.Parse(view(b)).ForEach(func(key, value gjson.Result) bool {
-		switch key.Str {
+	var id, response, failure []byte
+	object := Members(b, func(name, value []byte) {
+		switch string(name) {
 		case "custom_id":
 			id = value
 		case "response":
@@ -70,17 +67,17 @@ func Parse(b []byte) (Result, error) {
 		case "error":
 			failure = value
 		}
-		return true
 	})
-	if id.Type != gjson.String || id.Str == "" {
+	switch {
+	case !object && !Valid(b):
+		return parseLenient(b)
+	case len(id) <= len(`""`) || id[0] != '"':
 		return Result{}, ErrMalformed
 	}
-	r := Result{ID: strings.Clone(id.Str)}
-	if response.IsObject() {
-		r.readResponse(response)
-	}
+	r := Result{ID: string(unquote(id))}
+	r.readResponse(response)
 	if r.Status == 0 || len(r.Body) == 0 {
-		r.readError(failure)
+		r.readError(gjson.Parse(view(failure)))
 	}
 	return r, nil
 }
@@ -89,19 +86,19 @@ func Parse(b []byte) (Result, error) {
 // since b is the reader's buffer.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// readResponse reads {"status_code", "request_id", "body"}. A response without a
-// usable status does not count: the member "error" holds the reason then.
-func (r *Result) readResponse(response gjson.Result) {
-	response.ForEach(func(key, value gjson.Result) bool {
-		switch key.Str {
+// readResponse reads {"status_code", "request_id", "body"}, or anything else. A
+// response without a usable status does not count: the member "error" holds the
+// reason then.
+func (r *Result) readResponse(response []byte) {
+	Members(response, func(name, value []byte) {
+		switch string(name) {
 		case "status_code":
-			r.Status = httpStatus(value)
+			r.Status = httpStatus(gjson.Parse(view(value)))
 		case "request_id":
-			r.RequestID = strings.Clone(value.String())
+			r.RequestID = strings.Clone(gjson.Parse(view(value)).String())
 		case "body":
-			r.setBody(value)
+			r.setBody(gjson.Parse(view(value)))
 		}
-		return true
 	})
 }
 

@@ -1,8 +1,10 @@
 package requestbody
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/tidwall/gjson"
@@ -21,7 +23,7 @@ type Call struct {
 	Background bool   // the provider answers at once, before the call has run
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
-	input      gjson.Result
+	input      []byte // the value of "input"; shares memory with the body
 	badStream  string // the value of "stream", where it is neither a boolean nor null
 }
 
@@ -30,14 +32,14 @@ type Call struct {
 // provider would do in real time. Parse does not change body; Call.Body may share
 // memory with body.
 func Parse(body []byte, deployment string) (Call, error) {
-	if fault := whyInvalid(body); fault != "" {
-		return Call{}, reply.InvalidBody("", fault)
+	c, streams := Call{Answers: 1}, false
+	if !utf8.Valid(body) || !line.Members(body, func(name, value []byte) { streams = c.readMember(name, value) || streams }) {
+		return Call{}, reply.InvalidBody("", whyInvalid(body))
 	}
-	c, streams := readMembers(body)
 	if c.badStream != "" {
 		return Call{}, reply.InvalidBody("stream", "stream is "+c.badStream+"; it must be true, false or null")
 	}
-	c.Body, c.Model = line.OneLine(body), strings.Clone(c.Model)
+	c.Body = line.OneLine(body)
 	var err error
 	if streams {
 		if c.Body, err = line.Without(c.Body, "stream", "stream_options"); err != nil {
@@ -71,54 +73,58 @@ func (c *Call) setModel(model string) (err error) {
 	return err
 }
 
-// readMembers reads the members of a valid JSON object. Of several members with
-// the same name the last counts. Streams reports whether the object has a member
-// about streaming. The strings of the result share memory with body.
-func readMembers(body []byte) (c Call, streams bool) {
-	c.Answers = 1
-	gjson.Parse(view(body)).ForEach(func(name, value gjson.Result) bool {
-		switch name.String() {
-		case "model":
-			c.Model = ""
-			if value.Type == gjson.String {
-				c.Model = value.Str
-			}
-		case "stream":
-			c.Stream, streams = value.Type == gjson.True, true
-			switch value.Type {
-			case gjson.True, gjson.False, gjson.Null:
-				c.badStream = ""
-			case gjson.Number, gjson.String, gjson.JSON:
-				c.badStream = strings.ToValidUTF8(value.Raw[:min(len(value.Raw), 20)], "")
-			}
-		case "stream_options":
-			c.Usage, streams = value.Get("include_usage").Type == gjson.True, true
-		case "background":
-			c.Background = value.Type == gjson.True
-		case "input":
-			c.input = value
-		case "max_tokens", "max_completion_tokens", "max_output_tokens":
-			c.MaxOutput = max(c.MaxOutput, value.Int())
-		case "n":
-			c.Answers = max(value.Int(), 1)
-		}
+// readMember reads a member of the body. Of several members with the same name the
+// last counts. readMember reports whether the member is about streaming.
+func (c *Call) readMember(name, value []byte) (streams bool) {
+	switch string(name) {
+	case "model":
+		c.Model = text(value)
+	case "stream":
+		c.readStream(value)
 		return true
-	})
-	return c, streams
+	case "stream_options":
+		c.Usage = gjson.GetBytes(value, "include_usage").Type == gjson.True
+		return true
+	case "background":
+		c.Background = string(value) == "true"
+	case "input":
+		c.input = value
+	case "max_tokens", "max_completion_tokens", "max_output_tokens":
+		c.MaxOutput = max(c.MaxOutput, gjson.ParseBytes(value).Int())
+	case "n":
+		c.Answers = max(gjson.ParseBytes(value).Int(), 1)
+	}
+	return false
 }
 
-// view is b as a string without a copy, for as long as b does not change.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+func (c *Call) readStream(value []byte) {
+	c.Stream, c.badStream = string(value) == "true", ""
+	if !c.Stream && string(value) != "false" && string(value) != "null" {
+		c.badStream = strings.ToValidUTF8(string(value[:min(len(value), 20)]), "")
+	}
+}
+
+// text is the text of a JSON string, or "" for any other value.
+func text(value []byte) string {
+	switch {
+	case value[0] != '"':
+		return ""
+	case bytes.IndexByte(value, '\\') >= 0:
+		return gjson.ParseBytes(value).Str
+	}
+	return string(value[1 : len(value)-1])
+}
 
 // Inputs is the number of embeddings that a call to the endpoint of embeddings
 // asks for: the input is a text, a list of tokens, or a list of texts or of lists
 // of tokens.
 func (c *Call) Inputs() int {
-	if !c.input.IsArray() {
+	if len(c.input) == 0 || c.input[0] != '[' {
 		return 1
 	}
 	n, tokens := 0, false
-	c.input.ForEach(func(_, value gjson.Result) bool {
+	input := unsafe.String(unsafe.SliceData(c.input), len(c.input)) // without a copy, since an input can be long
+	gjson.Parse(input).ForEach(func(_, value gjson.Result) bool {
 		tokens = value.Type == gjson.Number
 		n++
 		return !tokens

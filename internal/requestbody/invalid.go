@@ -10,7 +10,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/line"
 )
 
-// whyInvalid says what is wrong with a body, and returns "" for a JSON object. The
+// whyInvalid says what is wrong with a body that is not a JSON object in UTF-8. The
 // position of a fault is counted from 1, in bytes.
 func whyInvalid(body []byte) string {
 	if !utf8.Valid(body) {
@@ -27,10 +27,8 @@ func whyInvalid(body []byte) string {
 		return "the request body begins with a byte order mark (U+FEFF), which JSON does not allow; send UTF-8 without a byte order mark"
 	case !line.Valid(body):
 		return "the request body is not valid JSON: " + syntaxError(body)
-	case text[0] != '{':
-		return "the request body is valid JSON, but not a JSON object"
 	}
-	return ""
+	return "the request body is valid JSON, but not a JSON object"
 }
 
 // invalidByte is the position of the first byte that is not UTF-8.
