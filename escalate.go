@@ -112,7 +112,7 @@ func (e *escalator) send(req *http.Request, c *call, reason string, began time.T
 	e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
 	res, err := e.t.opts.Base.RoundTrip(requestbody.Restore(callheader.Strip(req), c.Request.raw).WithContext(ctx))
 	if err == nil {
-		res.Header.Set(callheader.Mode, "realtime")
+		callheader.MarkRealtime(res)
 		res.Request = req
 		paid = res.StatusCode < 300 // after a failure, the line may have a better answer for a retry
 		res.Body = &reply.WatchedBody{ReadCloser: res.Body, Context: req.Context(), Scan: spending.Scan, Whole: func() { whole.Store(true) }, End: end}

@@ -385,6 +385,21 @@ func TestRealtimeTrouble(t *testing.T) {
 		s.srv.Control(batchtest.OpRealtime, batchtest.Reset())
 		s.chat("a", with("Autobatcher-Deadline", "30m")).want(502, 29*time.Minute).fails("realtime_failed")
 	})
+	bare := u
+	bare.base = func(base http.RoundTripper) http.RoundTripper {
+		return roundTripper(func(req *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(req.URL.Path, "/chat/completions") {
+				return &http.Response{StatusCode: 503}, nil
+			}
+			return base.RoundTrip(req)
+		})
+	}
+	bare.run(t, "an answer without header and body", func(s *scene) {
+		r := s.chat("a", with("Autobatcher-Deadline", "30m")).want(503, 29*time.Minute)
+		if r.header.Get("Autobatcher-Mode") != "realtime" || r.body != "" {
+			s.Errorf("%v, %q", r.header, r.body)
+		}
+	})
 	u.run(t, "a deadline of its own", func(s *scene) {
 		s.srv.Keep(batchtest.OpRealtime, batchtest.Delay(5*time.Hour))
 		r := s.chat("a", with("Autobatcher-Deadline", "30m")).wait()
