@@ -6,7 +6,6 @@ import (
 	"unsafe"
 
 	"github.com/tidwall/gjson"
-	"github.com/tidwall/sjson"
 
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -64,10 +63,7 @@ const maxModel = 256
 
 func (c *Call) setModel(model string) (err error) {
 	c.Model = model
-	if c.Body, err = line.Without(c.Body, "model"); err != nil {
-		return err
-	}
-	c.Body, err = sjson.SetBytes(c.Body, "model", model)
+	c.Body, err = line.Set(c.Body, "model", model)
 	return err
 }
 
