@@ -55,24 +55,52 @@ func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	if most := r.profile.MaxLines; most > 0 {
 		limits.Calls = min(limits.Calls, most)
 	}
+	if r.key.window == provider.FlexWindow {
+		limits.Calls = 1
+	}
 	if wanted := t.opts.BatchBytes; wanted > 0 {
 		limits.Bytes = min(limits.Bytes, wanted)
 	}
-	if tokens := r.key.account.Limiter.TokenLimit(r.key.group); tokens > 0 {
+	if tokens := r.key.lane().Limiter.TokenLimit(r.key.group); tokens > 0 {
 		limits.Bytes = min(limits.Bytes, tokens*bytesPerToken)
 	}
 	return collector.Entry[key, *call]{Key: &r.key, Slot: &r.slot, Bytes: int64(c.Size()) + 1, Inputs: int(r.inputs), Limits: limits}
 }
 
-// collect waits until the queue is full, or its window ends.
+// quietTicks is how often, within Options.QuietAfter, collect looks whether calls
+// have come.
+const quietTicks = 4
+
+// collect waits until the queue is full, until its window ends, or until no call has
+// come for a while. A call in mode auto that is alone is sent at the flex tier.
 func (b *batch) collect() error {
-	window := time.NewTimer(b.t.opts.BatchWindow)
-	defer window.Stop()
-	select {
-	case <-b.queue.Full():
-	case <-window.C:
-	case <-b.t.ctx.Done():
-		return context.Cause(b.t.ctx)
+	o := &b.t.opts
+	window, stop := retry.After(o.BatchWindow)
+	defer stop()
+	ticks := make(<-chan time.Time)
+	if o.QuietAfter > 0 && o.QuietAfter < o.BatchWindow && !b.queue.Patient {
+		ticker := time.NewTicker(o.QuietAfter / quietTicks)
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
+	for seen, quiet, collecting := 0, 0, true; collecting; {
+		select {
+		case <-b.queue.Full():
+			collecting = false
+		case <-window:
+			collecting = false
+		case <-ticks:
+			if now := b.queue.Added(); now != seen {
+				seen, quiet = now, 0
+			} else if quiet++; quiet == quietTicks {
+				b.queue.SealEarly(o.BatchWindow)
+			}
+		case <-b.t.ctx.Done():
+			return context.Cause(b.t.ctx)
+		}
+	}
+	if b.prefersFlex() {
+		return errAlone
 	}
 	if b.history.delay > 0 {
 		return retry.Sleep(b.t.ctx, b.history.delay)
@@ -88,7 +116,7 @@ func (b *batch) takeTurn() error {
 	defer cancel(nil)
 	b.queue.OnEmpty(func() { cancel(errNoCallers) })
 	_, size := b.queue.Size()
-	grant, err := b.key.account.Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
+	grant, err := b.key.lane().Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
 	b.grant = grant
 	return err
 }

@@ -58,11 +58,11 @@ var pollPolicy = retry.Policy{
 // that exist already, and cancels the batch when no caller waits any more. The
 // error says why the batch was given up.
 func (b *batch) poll() error {
-	defer b.key.account.Statuses.Watch(b.status.Handle)()
+	defer b.key.lane().Statuses.Watch(b.status.Handle)()
 	attempts := pollPolicy.Start()
 	wait := b.pollInterval()
-	if b.recovered != "" {
-		wait = 0 // the batch has run for a while
+	if b.recovered != "" || b.status.Phase == backend.Ended {
+		wait = 0 // the batch has run for a while, or the create was its answer
 	}
 	limit := b.created.Add(provider.WindowLength(b.key.window) + overdueTimeout)
 	began := time.Now()
@@ -70,7 +70,7 @@ func (b *batch) poll() error {
 		if err := b.pause(wait, b.cancelIfIdle); err != nil {
 			return err
 		}
-		status, err := b.key.account.Statuses.Look(b.t.ctx, b.backend, b.status.Handle, b.pollInterval())
+		status, err := b.key.lane().Statuses.Look(b.t.ctx, b.backend, b.status.Handle, b.pollInterval())
 		wait = b.pollInterval()
 		if err == nil {
 			attempts.Next(nil)

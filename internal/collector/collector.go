@@ -16,6 +16,7 @@ type Collector[K comparable, C any] struct {
 
 	mu    sync.Mutex
 	open  map[K]*Queue[K, C] // the queues that collect calls
+	early map[K]time.Time    // until when no further queue is to be sealed early
 	ended bool               // takes no calls
 }
 
@@ -49,6 +50,11 @@ type Queue[K comparable, C any] struct {
 	Key    K
 	First  C // the call that opened the queue
 	Opened time.Time
+
+	// Patient says that the queue is not to be sealed early, since the queue before was
+	// sealed early a short while ago: the calls come in a slow but steady stream, and
+	// would become many small batches.
+	Patient bool
 
 	collector *Collector[K, C]
 	full      chan struct{} // closed when the queue takes no more calls
@@ -107,7 +113,11 @@ func (c *Collector[K, C]) Add(call C) bool {
 }
 
 func (c *Collector[K, C]) newQueue(first C, e *Entry[K, C]) *Queue[K, C] {
-	return &Queue[K, C]{Key: *e.Key, First: first, Opened: time.Now(), collector: c, full: make(chan struct{})}
+	now := time.Now()
+	return &Queue[K, C]{
+		Key: *e.Key, First: first, Opened: now, Patient: now.Before(c.early[*e.Key]),
+		collector: c, full: make(chan struct{}),
+	}
 }
 
 // Recovered returns a queue without calls, for a batch that was sent before.
@@ -260,6 +270,29 @@ func (q *Queue[K, C]) Size() (calls int, bytes int64) {
 func (q *Queue[K, C]) Seal() {
 	q.collector.mu.Lock()
 	defer q.collector.mu.Unlock()
+	q.sealLocked()
+}
+
+// Added is the number of calls that have joined the queue.
+func (q *Queue[K, C]) Added() int {
+	q.collector.mu.Lock()
+	defer q.collector.mu.Unlock()
+	return len(q.calls)
+}
+
+// maxEarly bounds the keys that are remembered for Queue.Patient.
+const maxEarly = 10_000
+
+// SealEarly makes the queue take no more calls before its window ends. The queue after
+// it, if it opens within a window of the opening of this queue, is Patient.
+func (q *Queue[K, C]) SealEarly(window time.Duration) {
+	c := q.collector
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.early == nil || len(c.early) >= maxEarly {
+		c.early = make(map[K]time.Time)
+	}
+	c.early[q.Key] = q.Opened.Add(window)
 	q.sealLocked()
 }
 

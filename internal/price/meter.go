@@ -45,6 +45,7 @@ type Call struct {
 	Model   string // that the call names
 	Payer   string // name of the account
 	Caller  string // name of the caller; "" without a name
+	Flex    bool   // the call was sent at the flex tier: the answer names the tier that is billed
 }
 
 // A Part is the cost of the answers of one model for one caller.
@@ -153,7 +154,14 @@ func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
 	if known { // the scan of the body costs time
 		u = usage.Of(body)
 	}
-	t := m.totalOf(price, u, Batch, c.Profile)
+	tier, named := Batch, true
+	if c.Flex {
+		tier, named = tierOf(usage.Tier(body))
+	}
+	t := Total{Unpriced: 1}
+	if named {
+		t = m.totalOf(price, u, tier, c.Profile)
+	}
 	if b.once(id) {
 		b.add(&t)
 		m.add(c, cmp.Or(model, c.Model), &t)

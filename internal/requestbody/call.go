@@ -18,6 +18,7 @@ type Call struct {
 	Stream     bool   // the answer is to be a stream of events
 	Usage      bool   // the last event of the stream is to hold the usage
 	Background bool   // the provider answers at once, before the call has run
+	Tier       string // the tier that the caller wants to pay for ("service_tier"); "" for the usual tier: "auto", "default" or none
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
 	input      gjson.Result
@@ -89,6 +90,11 @@ func readMembers(body []byte) (c Call, streams bool) {
 			}
 		case "stream_options":
 			c.Usage, streams = value.Get("include_usage").Type == gjson.True, true
+		case "service_tier":
+			c.Tier = ""
+			if value.Str != "auto" && value.Str != "default" {
+				c.Tier = strings.Clone(value.Str)
+			}
 		case "background":
 			c.Background = value.Type == gjson.True
 		case "input":
