@@ -15,7 +15,7 @@ import (
 // provider.
 type apiError struct {
 	status     int
-	kind       string // the type; empty: the usual type of the status
+	kind       string // the type, which makes the refusal JSON; empty: the usual type of the status
 	code       string // empty: null
 	param      string // empty: null
 	message    string
@@ -45,7 +45,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		writeJSON(w, e.status, overload("too_many_requests", e.message))
 	case s.behavior.TextErrors && e.status == 503:
 		writeJSON(w, e.status, overload("service_unavailable", e.message))
-	case s.behavior.TextErrors:
+	case s.behavior.TextErrors && e.kind == "":
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(e.status)
 		_, _ = io.WriteString(w, e.message)

@@ -170,26 +170,16 @@ func Unavailable(wait time.Duration) Fault {
 // calls, and Keep(OpRealtime, FlexUnavailable()) refuses all flex calls.
 func FlexUnavailable() Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
-		body, err := io.ReadAll(r.Body)
-		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{err}))
+		body, _ := io.ReadAll(io.LimitReader(r.Body, maxRealtime)) // the Server meets the same error
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), r.Body))
 		s := r.Context().Value(proceedKey{}).(proceed).server
-		url := s.behavior.lineURL(r.URL.Path)
-		if tier, _ := s.tierOf(Line{URL: url, Body: body}); tier != TierFlex {
+		model, _ := unquote(field(body, "model"))
+		if tier, _ := s.tierOf(Line{URL: s.behavior.lineURL(r.URL.Path), Model: model, Body: body}); tier != TierFlex {
 			return false
 		}
 		s.refuse(w, s.behavior.noCapacity())
 		return true
 	}
-}
-
-// failing is the end of a body: the error of the read that ended the body.
-type failing struct{ err error }
-
-func (f failing) Read([]byte) (int, error) {
-	if f.err != nil {
-		return 0, f.err
-	}
-	return 0, io.EOF
 }
 
 // refusal answers e in the style of the provider.

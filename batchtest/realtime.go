@@ -157,7 +157,7 @@ func (s *Server) waitFor(r *http.Request, c *call) error {
 		if !sleep(r.Context(), limit) {
 			panic(http.ErrAbortHandler)
 		}
-		return &apiError{status: http.StatusGatewayTimeout, message: "Request timed out."}
+		return &apiError{status: http.StatusGatewayTimeout, kind: "server_error", message: "Request timed out."}
 	}
 	if c.done.IsZero() {
 		hang(r)

@@ -107,7 +107,7 @@ func (s *Server) withResponse(w http.ResponseWriter, r *http.Request, owner call
 // be held.
 func (s *Server) findResponseLocked(id string, owner caller, now time.Time) (*response, error) {
 	p := s.stored[responseKey{owner.account, id}]
-	if p == nil || now.Sub(p.call.created) < s.behavior.VisibleAfter {
+	if p == nil || now.Sub(p.call.created) < s.behavior.VisibleAfter || !p.background() && !p.call.executed(now) {
 		return nil, responseNotFound(id)
 	}
 	return p, nil

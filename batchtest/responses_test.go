@@ -295,8 +295,8 @@ func TestResponsesThatAreLostOrMalformed(t *testing.T) {
 		outcome batchtest.Outcome
 		want    string
 	}{
-		"lost":         {batchtest.Outcome{Missing: true}, "404 Response with id"},
-		"garbage":      {batchtest.Outcome{Garbage: "{{"}, "200 {{"},
+		"lost":          {batchtest.Outcome{Missing: true}, "404 Response with id"},
+		"garbage":       {batchtest.Outcome{Garbage: "{{"}, "200 {{"},
 		"not an object": {batchtest.Outcome{Body: []byte("[1]")}, "200 [1]"},
 	}
 	for name, tt := range tests {

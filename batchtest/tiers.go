@@ -29,16 +29,12 @@ func tiered(url string) bool {
 func (s *Server) tierOf(l Line) (Tier, error) {
 	raw := field(l.Body, "service_tier")
 	asked, ok := unquote(raw)
-	granted := tiered(l.URL) && slices.Contains(s.behavior.Tiers, Tier(asked))
+	hasFlex := Tier(asked) != TierFlex || allowed(s.opts.FlexModels, l.Model)
 	switch {
-	case granted && Tier(asked) == TierFlex && !allowed(s.opts.FlexModels, l.Model):
-		granted = false
-	case granted:
+	case tiered(l.URL) && slices.Contains(s.behavior.Tiers, Tier(asked)) && hasFlex:
 		return Tier(asked), nil
 	case raw == nil, string(raw) == "null", tiered(l.URL) && ok && (asked == "auto" || asked == "default"):
 		return TierDefault, nil
-	}
-	switch {
 	case !s.behavior.RefuseTiers:
 		return TierDefault, nil
 	case !tiered(l.URL):

@@ -33,7 +33,6 @@ func TestTiers(t *testing.T) {
 	}
 	paid := func(tier batchtest.Tier) map[batchtest.Tier]int { return map[batchtest.Tier]int{tier: 1} }
 	downgrade := func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Tier: batchtest.TierDefault} }
-	echoes := func(l batchtest.Line) batchtest.Outcome { return batchtest.Echo(l) }
 	refused := func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{FlexRefused: true} }
 	tests := []struct {
 		name         string
@@ -48,7 +47,7 @@ func TestTiers(t *testing.T) {
 		{"auto", batchtest.OpenAI(), nil, nil, "/responses", `,"service_tier":"auto"`, got{200, "default", paid("default"), 0}},
 		{"flex", batchtest.OpenAI(), nil, nil, "/chat/completions", flex, got{200, "flex", paid("flex"), time.Minute}},
 		{"flex response", batchtest.OpenAI(), nil, nil, "/responses", flex, got{200, "flex", paid("flex"), time.Minute}},
-		{"an Answer that calls Echo", batchtest.OpenAI(), echoes, nil, "/chat/completions", flex, got{200, "flex", paid("flex"), time.Minute}},
+		{"an Answer that calls Echo", batchtest.OpenAI(), batchtest.Echo, nil, "/chat/completions", flex, got{200, "flex", paid("flex"), time.Minute}},
 		{"priority", batchtest.OpenAI(), nil, nil, "/chat/completions", priority, got{200, "priority", paid("priority"), 0}},
 		{"unknown tier", batchtest.OpenAI(), nil, nil, "/chat/completions", `,"service_tier":"gold"`, got{400, nil, nil, 0}},
 		{"not a string", batchtest.OpenAI(), nil, nil, "/chat/completions", `,"service_tier":1`, got{400, nil, nil, 0}},
@@ -96,7 +95,7 @@ func TestNoCapacity(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.behavior.Name, func(t *testing.T) {
-			a := newAPI(t, batchtest.Options{Behavior: tt.behavior})
+			a := newAPI(t, batchtest.Options{Behavior: tt.behavior, FlexModels: []string{"m"}})
 			a.server.Control(batchtest.OpRealtime, batchtest.FlexUnavailable(), batchtest.FlexUnavailable())
 			const path = "/chat/completions"
 			if res := a.post(path, tierBody(path, "")); res.status != 200 {
@@ -139,7 +138,9 @@ func TestFlexCallsThatLastLong(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := newAPI(t, batchtest.Options{Behavior: tt.behavior, FlexDelay: tt.delay})
-				req := a.request("POST", "/responses", strings.NewReader(tierBody("/responses", `,"service_tier":"flex"`)))
+				body := tierBody("/responses", `,"service_tier":"flex"`)
+				id := echo("/v1/responses", body).json(t)["id"].(string)
+				req := a.request("POST", "/responses", strings.NewReader(body))
 				req.Header.Set("Content-Type", "application/json")
 				start := time.Now()
 				if tt.timeout > 0 {
@@ -154,10 +155,16 @@ func TestFlexCallsThatLastLong(t *testing.T) {
 				if n := len(a.server.Executed()); tt.status != 200 && n != 0 {
 					t.Errorf("%d calls executed before the delay was over", n)
 				}
+				if got := a.get("/responses/" + id).status; tt.status != 200 && got != 404 {
+					t.Errorf("retrieve before the delay was over: %d", got)
+				}
 				if took := time.Since(start); tt.status == 504 && took != time.Hour {
 					t.Errorf("504 after %v", took)
 				}
 				time.Sleep(2 * time.Hour)
+				if got := a.get("/responses/" + id).status; (got == 200) != (tt.paid == 1) {
+					t.Errorf("retrieve afterwards: %d", got)
+				}
 				if got := a.server.PaidTiers()[batchtest.TierFlex]; got != tt.paid {
 					t.Errorf("%d calls paid for, want %d", got, tt.paid)
 				}

@@ -42,7 +42,8 @@ type Webhook struct {
 	// Secret signs the requests: "whsec_" and 24 to 64 bytes in base64.
 	Secret string
 	// Handler receives the requests in process, so that a webhook works in a
-	// testing/synctest bubble. Nil: Transport sends the requests.
+	// testing/synctest bubble. Handler must return when the context of the request
+	// ends, since Close waits for Handler. Nil: Transport sends the requests.
 	Handler http.Handler
 	// Transport sends the requests; nil means [http.DefaultTransport]. Redirects are
 	// not followed.
@@ -319,7 +320,9 @@ func (t *target) sign(header http.Header, d Delivery, at time.Time) {
 // the handler aborted the request.
 func handled(h http.Handler, req *http.Request) (status int) {
 	defer func() {
-		if p := recover(); p != nil && p != http.ErrAbortHandler {
+		switch p := recover(); p {
+		case nil, http.ErrAbortHandler:
+		default:
 			panic(p)
 		}
 	}()

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,7 +26,9 @@ var webhookSecret = "whsec_" + base64.StdEncoding.EncodeToString([]byte("a secre
 // A receiver is a webhook's handler that checks each request as OpenAI's own client
 // does. The answers are the given statuses, and then 200.
 type receiver struct {
-	t        *testing.T
+	t *testing.T
+
+	mu       sync.Mutex
 	statuses []int
 	got      []received
 }
@@ -52,6 +55,8 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if err := json.Unmarshal(body, &shape); err != nil || !strings.HasPrefix(shape.ID, "evt_") || shape.Object != "event" || e.CreatedAt == 0 {
 		r.t.Errorf("event = %s (%v)", body, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.got = append(r.got, received{time.Now(), e.Type, e.Data.ID, req.Header.Get("webhook-id")})
 	status := 200
 	if len(r.statuses) > 0 {
