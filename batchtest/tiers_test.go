@@ -119,6 +119,17 @@ func TestNoCapacity(t *testing.T) {
 	}
 }
 
+func TestRefusalsOfTiers(t *testing.T) {
+	for path, code := range map[string]any{"/embeddings": "unknown_parameter", "/responses": nil} {
+		a := newAPI(t, batchtest.Options{})
+		res := a.post(path, tierBody(path, `,"service_tier":"gold"`))
+		e := res.json(t)["error"].(map[string]any)
+		if res.status != 400 || e["code"] != code || e["param"] != "service_tier" || e["type"] != "invalid_request_error" {
+			t.Errorf("%s: %d %s", path, res.status, res.body)
+		}
+	}
+}
+
 func TestFlexCallsThatLastLong(t *testing.T) {
 	tests := []struct {
 		name     string

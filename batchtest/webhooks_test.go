@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -34,10 +35,11 @@ type receiver struct {
 }
 
 type received struct {
-	At     time.Time
-	Type   string
-	ID     string // of the batch or response
-	Header string // webhook-id
+	At              time.Time
+	Created, Signed time.Time // by the provider's clock
+	Type            string
+	ID              string // of the batch or response
+	Header          string // webhook-id
 }
 
 func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
@@ -57,7 +59,10 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.got = append(r.got, received{time.Now(), e.Type, e.Data.ID, req.Header.Get("webhook-id")})
+	signed, _ := strconv.ParseInt(req.Header.Get("webhook-timestamp"), 10, 64)
+	r.got = append(r.got, received{
+		time.Now(), time.Unix(e.CreatedAt, 0), time.Unix(signed, 0), e.Type, e.Data.ID, req.Header.Get("webhook-id"),
+	})
 	status := 200
 	if len(r.statuses) > 0 {
 		status, r.statuses = r.statuses[0], r.statuses[1:]
@@ -93,6 +98,8 @@ func TestWebhookEvents(t *testing.T) {
 	slowCancel := batchtest.OpenAI()
 	slowCancel.CancelTime = 10 * time.Minute
 	noExpiry := batchtest.Azure()
+	stuck := batchtest.OpenAI()
+	stuck.StuckCancelling = true
 	tests := []struct {
 		name     string
 		behavior batchtest.Behavior
@@ -117,6 +124,7 @@ func TestWebhookEvents(t *testing.T) {
 			_ = a.server.Finish(id)
 		}), "batch.completed", 32 * time.Minute},
 		{"a batch is cancelled", slowCancel, nil, after(30*time.Minute, batch, cancel("/batches/")), "batch.cancelled", 40 * time.Minute},
+		{"a batch is cancelling for ever", stuck, nil, after(0, batch, cancel("/batches/")), "", 0},
 		{"a response completes", batchtest.OpenAI(), nil, background, "response.completed", 10 * time.Minute},
 		{"a response fails", batchtest.OpenAI(), always(batchtest.Outcome{Status: 500}), background, "response.failed", 10 * time.Minute},
 		{"a response is incomplete", batchtest.OpenAI(), always(batchtest.Outcome{ResponseStatus: "incomplete"}), background, "response.incomplete", 10 * time.Minute},
@@ -141,7 +149,8 @@ func TestWebhookEvents(t *testing.T) {
 				synctest.Wait()
 				var want []received
 				if tt.want != "" {
-					want = []received{{At: start.Add(tt.at), Type: tt.want, ID: id}}
+					at := start.Add(tt.at)
+					want = []received{{At: at, Created: at.Add(-time.Second), Signed: at.Add(-time.Second), Type: tt.want, ID: id}}
 				}
 				if diff := cmp.Diff(want, r.got, cmpopts.IgnoreFields(received{}, "Header")); diff != "" {
 					t.Errorf("events (-want +got):\n%s", diff)
@@ -287,8 +296,11 @@ func TestWebhookSecrets(t *testing.T) {
 func TestCloseEndsDeliveries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAPI(t, batchtest.Options{})
+		ended := false
 		a.webhook(batchtest.Webhook{Handler: http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
 			<-req.Context().Done() // the first delivery hangs
+			time.Sleep(time.Second)
+			ended = true
 			panic(http.ErrAbortHandler)
 		})})
 		a.webhook(batchtest.Webhook{Handler: http.NotFoundHandler()}) // the second waits for its retry
@@ -296,8 +308,8 @@ func TestCloseEndsDeliveries(t *testing.T) {
 		time.Sleep(time.Second)
 		start := time.Now()
 		a.server.Close()
-		if took := time.Since(start); took != 0 {
-			t.Errorf("Close took %v", took)
+		if took := time.Since(start); took != time.Second || !ended {
+			t.Errorf("Close took %v, and the handler has ended: %v", took, ended)
 		}
 	})
 }
