@@ -50,7 +50,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 // allow reports whether a call may be sent in real time for that reason, and takes the
 // call from the budgets. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
-	if e.t.opts.Escalate == EscalateNever || e.t.ctx.Err() != nil {
+	if !e.t.opts.escalates(&c.Request.key) || e.t.ctx.Err() != nil {
 		return nil, false
 	}
 	spending, err := e.t.router.meter.Begin(priced(c), e.t.registry.InRealtime(c))

@@ -53,6 +53,11 @@ func (r *router) chooseLane(c *call, req *http.Request, asked lane.Mode) {
 	q.key.window = choice.ByMode(&r.turnaround)
 }
 
+// escalates reports whether a call with the key may be sent in real time.
+func (o *Options) escalates(k *key) bool {
+	return o.Escalate != EscalateNever || k.window == provider.FlexWindow && o.FlexFallback == FallbackRealtime
+}
+
 // prefersFlex reports whether the batch has a single call, which may be sent at the
 // flex tier.
 func (b *batch) prefersFlex() bool {

@@ -76,15 +76,15 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	if err := r.checkLimits(c); err != nil {
 		return nil, nil, err
 	}
-	if r.opts.Escalate != EscalateNever {
-		c.Request.raw = raw
-	}
 	c.Request.caller = caller.Of(req.Context())
 	if c.Request.key.window, err = r.windowFor(profile, o.Window); err != nil {
 		return nil, nil, err
 	}
 	r.identify(c, req, strings.TrimSuffix(path, suffix), raw)
 	r.chooseLane(c, req, o.Mode)
+	if r.opts.escalates(&c.Request.key) {
+		c.Request.raw = raw
+	}
 	return c, nil, nil
 }
 

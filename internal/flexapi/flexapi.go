@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -288,18 +289,27 @@ func resultOf(h backend.Handle, body []byte) line.Result {
 	case "cancelled":
 		return line.Result{ID: h.FileID, Code: "batch_cancelled", Message: "the response was cancelled"}
 	}
-	switch failure.Get("code").String() {
-	case "rate_limit_exceeded":
-		r.Status = http.StatusTooManyRequests
-	case "server_error", "":
-		r.Status = http.StatusInternalServerError
-	default:
-		r.Status = http.StatusBadRequest
+	code := failure.Get("code").String()
+	if status, err := strconv.Atoi(code); err == nil && status >= 400 && status < 600 { // at Doubleword
+		r.Status = status
+	} else {
+		r.Status = statusOf(code)
 	}
 	if failure.IsObject() {
 		r.Body = []byte(`{"error":` + failure.Raw + `}`)
 	}
 	return r
+}
+
+// statusOf is the status of an error code of a response that failed.
+func statusOf(code string) int {
+	switch code {
+	case "rate_limit_exceeded":
+		return http.StatusTooManyRequests
+	case "server_error", "":
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadRequest
 }
 
 // An answer is the results of one call.
@@ -321,7 +331,8 @@ func (a *answer) Next() (line.Result, error) {
 func (a *answer) Position() backend.Position { return a.at }
 func (a *answer) Close() error               { return nil }
 
-// Cancel cancels a response that runs in the background.
+// Cancel cancels a response that runs in the background. Where responses cannot be
+// cancelled, as at Doubleword, Cancel deletes the response.
 func (c *Client) Cancel(ctx context.Context, h backend.Handle) error {
 	if c.held != nil {
 		return backend.ErrEnded
@@ -331,6 +342,8 @@ func (c *Client) Cancel(ctx context.Context, h backend.Handle) error {
 	switch {
 	case err != nil:
 		return err
+	case res.status == http.StatusNotFound, res.status == http.StatusMethodNotAllowed:
+		return c.delete(ctx, h)
 	case res.status >= 300:
 		return res.failure("POST " + path)
 	}
@@ -346,12 +359,21 @@ func (c *Client) Cleanup(ctx context.Context, h backend.Handle, sources []string
 	if len(sources) == 0 || c.held != nil {
 		return nil
 	}
+	err := c.delete(ctx, h)
+	var failed *backend.Error
+	if errors.As(err, &failed) && failed.Status == http.StatusNotFound {
+		return nil
+	}
+	return err
+}
+
+func (c *Client) delete(ctx context.Context, h backend.Handle) error {
 	path := "/responses/" + url.PathEscape(h.BatchID)
 	res, err := c.do(ctx, callTimeout, http.MethodDelete, path, nil)
 	switch {
 	case err != nil:
 		return err
-	case res.status >= 300 && res.status != http.StatusNotFound:
+	case res.status >= 300:
 		return res.failure("DELETE " + path)
 	}
 	return nil
