@@ -37,10 +37,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 	if e.t.opts.Escalate != EscalateDeadline {
 		return 0
 	}
-	left := c.Request.deadline
-	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
-		left = time.Until(at)
-	}
+	left := timeLeft(req, c)
 	if left == 0 {
 		return 0
 	}

@@ -71,7 +71,7 @@ func (p Profile) checkPaths() error {
 	}
 	for _, e := range slices.Concat(p.Endpoints, p.FlexEndpoints) {
 		if !isPath(e) {
-			return fmt.Errorf("want endpoints with a leading slash and no trailing one, as in \"/embeddings\", not %q", e)
+			return fmt.Errorf("want Endpoints and FlexEndpoints with a leading slash and no trailing one, as in \"/embeddings\", not %q", e)
 		}
 	}
 	if c := p.BasePathCut; c != "" && (len(c) < 3 || !isPath(strings.TrimSuffix(c, "/")) || !strings.HasSuffix(c, "/")) {
