@@ -84,6 +84,7 @@ const (
 	outcomeLost                     // the batch could not be followed to its end
 	outcomeTakenOver                // the batch is another process's, or was never created
 	outcomeNoCallers                // no caller waits, and the batch was not created
+	outcomeMoved                    // the calls are sent in another lane
 	outcomeClosed                   // the Transport was closed
 	outcomePanicked                 // a defect
 )
@@ -91,6 +92,7 @@ const (
 // Why a batch ends before its phases do.
 var (
 	errNoCallers = errors.New("no caller waits for the batch")
+	errAlone     = errors.New("the batch has a single call, which the flex tier answers sooner")
 	errAbsent    = errors.New("the batch was never created")
 	errRejected  = errors.New("the provider rejected the input")
 	errUnread    = errors.New("the results could not be read")
@@ -113,7 +115,7 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	b.lines = t.registry.NewLines(b.idle)
 	b.record = t.session.NewRecord(b.lines)
 	b.lines.SetRecord(b.record)
-	b.backend = t.router.newBackend(q.Key.account)
+	b.backend = t.router.newBackend(&q.Key)
 	b.results = results.NewReader(b.openResults, b.lines.TakeReread, t.opts.Logger)
 	return b
 }
@@ -205,6 +207,8 @@ func (b *batch) outcome(err error) outcome {
 		return outcomeUnread
 	case errors.Is(err, errNoCallers):
 		return outcomeNoCallers
+	case errors.Is(err, errAlone), b.fallsBack(err):
+		return outcomeMoved
 	case errors.Is(err, errAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver
 	case b.phase <= submitting:
@@ -231,6 +235,7 @@ var endings = [...]ending{
 	outcomeLost:      {resubmitNone, lostAnswer, BatchTerminal, deleteNone, updateEnded},
 	outcomeTakenOver: {resubmitAll, defectAnswer, noEvent, deleteInput, updateDiscarded},
 	outcomeNoCallers: {resubmitAll, defectAnswer, noEvent, deleteInput, updateDiscarded},
+	outcomeMoved:     {resubmitMoved, defectAnswer, noEvent, deleteNone, updateDiscarded},
 	outcomeClosed:    {resubmitNone, closedAnswer, noEvent, deleteNone, updateNone},
 	outcomePanicked:  {resubmitNone, defectAnswer, noEvent, deleteNone, updateNone},
 }
@@ -282,6 +287,9 @@ func (b *batch) end(o outcome, err error) {
 	default:
 		b.emit(e.event, err)
 	}
+	if o == outcomeDone && b.status.Word == "completed" {
+		b.t.router.turnaround.Add(b.key.account.Profile.Name, b.key.window, b.names.models, time.Since(b.created))
+	}
 	if b.bill.Priced > 0 {
 		b.emit(BatchCost, nil)
 	}
@@ -327,6 +335,8 @@ func (b *batch) logEnd(o outcome, err error) {
 		if errors.Is(err, journalsession.ErrTaken) {
 			log.Warn("the lease of this process expired, and another process took the batch before the batch was created; the calls are resubmitted", "calls", b.size)
 		}
+	case outcomeMoved:
+		log.Info("call sent in another lane", "reason", err)
 	case outcomeNoCallers, outcomeClosed, outcomePanicked:
 	}
 }

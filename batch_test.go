@@ -16,7 +16,6 @@ import (
 
 	"github.com/tidwall/gjson"
 
-	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/journal"
@@ -189,12 +188,13 @@ func TestASecondBackend(t *testing.T) {
 					p := &inlineProvider{behavior: tt.provider}
 					p.turnaround = max(p.turnaround, time.Minute)
 					tt.options.Journal = store
+					tt.options.QuietAfter = -1
 					tr, err := New(tt.options)
 					if err != nil {
 						t.Fatal(err)
 					}
 					defer tr.Close()
-					tr.router.newBackend = func(*accounts.Account) backend.Backend { return p }
+					tr.router.newBackend = func(*key) backend.Backend { return p }
 					ctx, leave := context.WithCancel(t.Context())
 					defer leave()
 					ends := make([]chan result, 3)
@@ -243,7 +243,7 @@ func TestASecondBackendAfterARestart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tr.router.newBackend = func(*accounts.Account) backend.Backend { return p }
+			tr.router.newBackend = func(*key) backend.Backend { return p }
 			return tr
 		}
 		first := start()

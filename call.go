@@ -7,6 +7,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/registry"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
@@ -31,6 +32,8 @@ type request struct {
 	model    string
 	raw      []byte        // the body as it came; nil unless the call may be escalated
 	deadline time.Duration // 0: none
+	mode     lane.Mode
+	window   string        // completion window of a batch, where key.window is that of the flex tier
 	inputs   int32         // embedding inputs; 0 for other calls
 	stream   bool          // the answer is a stream of events
 	usage    bool          // the last event of the stream has the usage
@@ -41,9 +44,12 @@ type request struct {
 // A key says which calls may share a batch: calls with equal keys.
 type key struct {
 	account *accounts.Account
-	window  string
+	window  string // completion window, or provider.FlexWindow
 	group   string // endpoint and model, where a file may hold only one
 }
+
+// lane is the way in which calls of the key are sent.
+func (k *key) lane() *accounts.Lane { return k.account.Lane(k.window) }
 
 // failure is an error response of autobatcher, in OpenAI's shape.
 func failure(status int, code, message string) *answer {

@@ -6,6 +6,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Cost is the estimated cost of successful answers of batches, and of calls that
@@ -51,9 +52,10 @@ func costParts(m *price.Meter) (parts []CostPart) {
 }
 
 // priced is what decides about the price of a call.
-func priced(c *call) price.Call {
-	r := &c.Request
-	return price.Call{Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name}
+func priced(r *request) price.Call {
+	return price.Call{
+		Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+	}
 }
 
 // unclaimed is what decides about the price of a line without a call: its caller has

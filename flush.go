@@ -55,19 +55,29 @@ func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	if most := r.profile.MaxLines; most > 0 {
 		limits.Calls = min(limits.Calls, most)
 	}
+	if r.key.window == provider.FlexWindow {
+		limits.Calls = 1
+	}
 	if wanted := t.opts.BatchBytes; wanted > 0 {
 		limits.Bytes = min(limits.Bytes, wanted)
 	}
-	if tokens := r.key.account.Limiter.TokenLimit(r.key.group); tokens > 0 {
+	if tokens := r.key.lane().Limiter.TokenLimit(r.key.group); tokens > 0 {
 		limits.Bytes = min(limits.Bytes, tokens*bytesPerToken)
 	}
 	return collector.Entry[key, *call]{Key: &r.key, Slot: &r.slot, Bytes: int64(c.Size()) + 1, Inputs: int(r.inputs), Limits: limits}
 }
 
-// collect waits until the queue is full, or its window ends.
+// collect waits until the queue takes no more calls. A call in mode auto that is alone
+// is sent at the flex tier.
 func (b *batch) collect() error {
-	if err := b.queue.Collect(b.t.ctx, b.t.opts.BatchWindow); err != nil || b.history.delay == 0 {
+	if err := b.queue.Wait(b.t.ctx, b.t.opts.BatchWindow, b.t.opts.QuietAfter); err != nil {
 		return err
+	}
+	switch {
+	case b.prefersFlex():
+		return errAlone
+	case b.history.delay == 0:
+		return nil
 	}
 	return retry.Sleep(b.t.ctx, b.history.delay)
 }
@@ -80,7 +90,7 @@ func (b *batch) takeTurn() error {
 	defer cancel(nil)
 	b.queue.OnEmpty(func() { cancel(errNoCallers) })
 	_, size := b.queue.Size()
-	grant, err := b.key.account.Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
+	grant, err := b.key.lane().Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
 	b.grant = grant
 	return err
 }

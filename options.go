@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -30,6 +31,21 @@ type Options struct {
 	// BatchWindow is how long a batch collects calls, counted from its first
 	// call. Default: 10 s.
 	BatchWindow time.Duration
+
+	// QuietAfter is how long no new call may come before a batch is sent although its
+	// window has not ended. A queue that opens within a window of the opening of a queue
+	// that was sent early waits its whole window, so that a steady stream of calls
+	// does not become many small batches. Default: 1 s. Negative: a batch always waits
+	// its whole window.
+	QuietAfter time.Duration
+
+	// Mode says how calls are answered that have no header Autobatcher-Mode. Default:
+	// ModeBatch.
+	Mode Mode
+
+	// FlexFallback says what becomes of calls that the provider has no room for at its
+	// flex tier. Default: FallbackBatch.
+	FlexFallback FlexFallback
 
 	// BatchBytes is the size of an input file, in bytes, that triggers a batch;
 	// a call that would make a file larger opens the next file. The provider's
@@ -192,6 +208,7 @@ const (
 	defaultBatchSize      = 1000
 	defaultBatchWindow    = 10 * time.Second
 	defaultPollInterval   = 5 * time.Second
+	defaultQuietAfter     = time.Second
 	defaultAbandonAfter   = 2 * time.Minute
 	defaultKeepFor        = 24 * time.Hour
 
@@ -208,6 +225,9 @@ func (o Options) withDefaults() Options {
 	}
 	setDefault(&o.BatchSize, defaultBatchSize)
 	setDefault(&o.BatchWindow, defaultBatchWindow)
+	setDefault(&o.QuietAfter, defaultQuietAfter)
+	setDefault(&o.Mode, ModeBatch)
+	setDefault(&o.FlexFallback, FallbackBatch)
 	setDefault(&o.PollInterval, defaultPollInterval)
 	setDefault(&o.AbandonAfter, defaultAbandonAfter)
 	if o.Journal != nil && o.AbandonAfter > 0 {
@@ -240,6 +260,10 @@ func (o *Options) validate() error {
 		return fmt.Errorf("autobatcher: Options.BatchSize is %d; it must be at least 1, or 0 for %d", o.BatchSize, defaultBatchSize)
 	case o.BatchWindow < 0:
 		return fmt.Errorf("autobatcher: Options.BatchWindow is %v; it must not be negative; 0 means %v", o.BatchWindow, defaultBatchWindow)
+	case !slices.Contains(lane.Modes, lane.Mode(o.Mode)):
+		return fmt.Errorf("autobatcher: Options.Mode is %q; it must be batch, flex, auto or realtime", o.Mode)
+	case !slices.Contains([]FlexFallback{FallbackBatch, FallbackRealtime, FallbackFail}, o.FlexFallback):
+		return fmt.Errorf("autobatcher: Options.FlexFallback is %q; it must be batch, realtime or fail", o.FlexFallback)
 	case o.BatchBytes < 0:
 		return fmt.Errorf("autobatcher: Options.BatchBytes is %d; it must not be negative; 0 means the provider's limit", o.BatchBytes)
 	case o.PollInterval < 0:

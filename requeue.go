@@ -19,6 +19,7 @@ const (
 	resubmitAll                     // nothing was paid for
 	resubmitUnanswered              // as often as Options.Resubmits says
 	resubmitPlanned                 // by the plan for a rejected input
+	resubmitMoved                   // in another lane; nothing was paid for
 )
 
 // resubmitRest resubmits calls of a batch that ends, and returns the calls that
@@ -29,6 +30,9 @@ func (b *batch) resubmitRest(kind resubmission, rest []*call, err error) (left [
 	switch {
 	case kind == resubmitAll:
 		b.resubmit(rest, 0)
+		return nil
+	case kind == resubmitMoved:
+		b.move(rest)
 		return nil
 	case kind == resubmitPlanned && (errors.Is(err, errRejected) || !errors.Is(err, backend.ErrUnsure) && errors.As(err, &refused) && refused.Err == nil && b.plan(triage.Refused(refused))):
 		b.carryOut()
@@ -50,11 +54,17 @@ func (b *batch) resubmitRest(kind resubmission, rest []*call, err error) (left [
 // resubmit sends calls in new batches after a delay: calls with equal keys share a
 // batch. A call without a caller is dropped.
 func (b *batch) resubmit(calls []*call, delay time.Duration) {
+	b.requeue(calls, delay, b.t.collector.Group)
+}
+
+// requeue makes calls queued calls again. group puts the calls into queues, and returns
+// the queues that have no batch yet.
+func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) []*queue) {
 	if len(calls) == 0 {
 		return
 	}
 	var queues []*queue
-	b.t.registry.Requeue(calls, func(queued []*call) { queues = b.t.collector.Group(queued) })
+	b.t.registry.Requeue(calls, func(queued []*call) { queues = group(queued) })
 	for _, q := range queues {
 		next := b.t.newBatch(q, collecting)
 		next.history = history{attempts: b.history.attempts + 1, delay: delay, guesses: b.history.guesses}
@@ -81,7 +91,7 @@ func (b *batch) plan(r triage.Rejection) bool {
 			in.Tokens += int64(lines[i].Size()) / bytesPerToken
 		}
 	}
-	limiter := b.key.account.Limiter
+	limiter := b.key.lane().Limiter
 	if limit, refused := triage.TokenRefusal(r); refused && b.grant != nil {
 		in.Alone = b.grant.Refused(limit)
 		in.TokenLimit = limiter.TokenLimit(b.key.group)

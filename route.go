@@ -11,10 +11,12 @@ import (
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/profiles"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/internal/turnaround"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -23,9 +25,13 @@ type router struct {
 	opts       *Options
 	accounts   *accounts.Set
 	profiles   profiles.Cache
-	newBackend func(*accounts.Account) backend.Backend
+	newBackend func(*key) backend.Backend
 	meter      *price.Meter // the cost of all lines
+	turnaround turnaround.Book
 }
+
+// newBackend returns the Backend of a batch.
+func newBackend(k *key) backend.Backend { return k.lane().Backend() }
 
 // route decides how a request is answered, without the network. Exactly one
 // result is set: a call to be batched, a request to be passed through, or the
@@ -37,7 +43,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		closeBody(req)
 		return nil, nil, err
 	}
-	if req.Method != http.MethodPost || req.URL == nil || o.Realtime {
+	if req.Method != http.MethodPost || req.URL == nil || o.Mode == lane.Realtime || o.Mode == "" && r.opts.Mode == ModeRealtime {
 		return nil, callheader.Strip(req), nil
 	}
 	path := req.URL.EscapedPath()
@@ -55,27 +61,28 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		return nil, nil, err
 	}
 	c := &call{Request: request{profile: profile, suffix: suffix, deadline: o.Deadline}}
-	background, err := r.readBody(c, body, path)
+	member, err := r.readBody(c, body, path)
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case background && caller.Of(req.Context()).BatchOnly:
-		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: "background_closed", Message: "background: true would be answered in real time, at full price, which the operator of this server does not allow; leave background out"}
-	case background:
-		r.opts.Logger.Debug("call passes through", "reason", "background: true answers at once by itself")
+	case member != "" && caller.Of(req.Context()).BatchOnly:
+		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: strings.TrimRight(strings.Fields(member)[0], ":") + "_closed", Message: member + " would not be answered at the price of a batch, which the operator of this server does not allow; leave the member out"}
+	case member != "":
+		r.opts.Logger.Debug("call passes through", "reason", member)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
 	if err := r.checkLimits(c); err != nil {
 		return nil, nil, err
-	}
-	if r.opts.Escalate != EscalateNever {
-		c.Request.raw = raw
 	}
 	c.Request.caller = caller.Of(req.Context())
 	if c.Request.key.window, err = r.windowFor(profile, o.Window); err != nil {
 		return nil, nil, err
 	}
 	r.identify(c, req, strings.TrimSuffix(path, suffix), raw)
+	r.chooseLane(c, req, o.Mode)
+	if r.opts.escalates(&c.Request.key) {
+		c.Request.raw = raw
+	}
 	return c, nil, nil
 }
 
@@ -137,24 +144,28 @@ func lineLimit(p *provider.Profile) int64 {
 const lineOverhead = 256
 
 // readBody reads what the body asks for, makes the body of the line, and plans what
-// the call may cost. It reports whether the call asks to run in the background,
-// which the provider answers at once.
-func (r *router) readBody(c *call, body []byte, path string) (background bool, err error) {
+// the call may cost. It returns the member of the body for which the call passes
+// through, if there is one: the provider answers at once, or at a price that the
+// caller chose.
+func (r *router) readBody(c *call, body []byte, path string) (member string, err error) {
 	q := &c.Request
 	deployment, _ := q.profile.Deployment(path)
 	asked, err := requestbody.Parse(body, deployment)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	q.model, q.stream, q.usage = asked.Model, asked.Stream, asked.Usage
 	if q.suffix == "/embeddings" {
 		q.inputs, q.stream = int32(min(asked.Inputs(), math.MaxInt32)), false // embeddings cannot be streamed
 	}
 	c.Body, c.URL = asked.Body, q.profile.LineURL(q.suffix)
-	if asked.Background {
-		return true, nil
+	switch {
+	case asked.Background:
+		return "background: true", nil
+	case asked.Tier != "":
+		return "service_tier: " + asked.Tier, nil
 	}
-	return false, r.plan(c, &asked)
+	return "", r.plan(c, &asked)
 }
 
 // identify decides which calls may share a batch with the call, and by which

@@ -39,6 +39,9 @@ func newRouter(t testing.TB, p provider.Profile) *router {
 		o.Provider = &p
 	}
 	var err error
+	if o.QuietAfter == 0 {
+		o.QuietAfter = -1 // the times below are those of whole windows
+	}
 	if r.tr, err = autobatcher.New(o); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package autobatcher_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,7 @@ func try(t *testing.T, name string, server batchtest.Options, o autobatcher.Opti
 				o.Resubmits = -1
 			}
 			var err error
+			o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 			if x.tr, err = autobatcher.New(o); err != nil {
 				t.Fatal(err)
 			}

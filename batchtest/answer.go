@@ -59,7 +59,7 @@ func chatAnswer(l Line) any {
 	in, out := tokens(l.Body), int64(n)*tokens([]byte(text))
 	return chatCompletion{
 		ID: answerID("chatcmpl-", l), Object: "chat.completion", Created: answeredAt, Model: l.Model,
-		Choices: choices, Usage: chatUsage{in, out, in + out}, ServiceTier: "default",
+		Choices: choices, Usage: chatUsage{in, out, in + out}, ServiceTier: string(TierDefault),
 	}
 }
 
@@ -107,20 +107,28 @@ func completionAnswer(l Line) any {
 func responseAnswer(l Line) any {
 	text := reply(l.Prompt(), l.Body)
 	in, out := tokens(l.Body), tokens([]byte(text))
+	answer := responseObject(l)
+	answer["status"] = completed
+	answer["output"] = []any{object{
+		"id": answerID("msg_", l), "type": "message", "role": "assistant", "status": completed,
+		"content": []any{object{"type": "output_text", "text": text, "annotations": []any{}, "logprobs": []any{}}},
+	}}
+	answer["usage"] = object{
+		"input_tokens": in, "input_tokens_details": object{"cached_tokens": 0},
+		"output_tokens": out, "output_tokens_details": object{"reasoning_tokens": 0},
+		"total_tokens": in + out,
+	}
+	return answer
+}
+
+// responseObject is a response without a status, output and usage.
+func responseObject(l Line) object {
 	return object{
 		"id": answerID("resp_", l), "object": "response", "created_at": answeredAt, "model": l.Model,
-		"status": "completed", "error": nil, "incomplete_details": nil, "instructions": nil,
+		"background": false, "completed_at": nil, "error": nil, "incomplete_details": nil, "instructions": nil,
 		"max_output_tokens": nil, "metadata": object{}, "parallel_tool_calls": true, "previous_response_id": nil,
-		"temperature": 1, "top_p": 1, "tool_choice": "auto", "tools": []any{}, "truncation": "disabled",
-		"output": []any{object{
-			"id": answerID("msg_", l), "type": "message", "role": "assistant", "status": "completed",
-			"content": []any{object{"type": "output_text", "text": text, "annotations": []any{}, "logprobs": []any{}}},
-		}},
-		"usage": object{
-			"input_tokens": in, "input_tokens_details": object{"cached_tokens": 0},
-			"output_tokens": out, "output_tokens_details": object{"reasoning_tokens": 0},
-			"total_tokens": in + out,
-		},
+		"service_tier": TierDefault, "temperature": 1, "top_p": 1, "tool_choice": "auto", "tools": []any{},
+		"truncation": "disabled", "output": []any{}, "usage": nil,
 	}
 }
 

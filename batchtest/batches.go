@@ -275,6 +275,7 @@ func (s *Server) enqueueLocked(b *batch, expiry time.Duration) {
 	}
 	s.batches[b.id] = b
 	s.order = append(s.order, b)
+	s.hooks.watchLocked(b)
 }
 
 func (s *Server) tokenLimitText() string {

@@ -83,6 +83,48 @@ type Behavior struct {
 	// OptionalV1 treats "/chat/completions" and "/v1/chat/completions" as equal.
 	OptionalV1 bool
 
+	// Realtime calls: service tiers and background responses.
+
+	// Tiers are the service tiers beside "default" that a chat completion or a
+	// response may ask for. A call is answered and paid for at the tier of its
+	// "service_tier".
+	Tiers []Tier
+	// RefuseTiers refuses a service_tier with 400 if the endpoint has no tiers
+	// (embeddings, completions), or if the tier is not in Tiers; "auto" and "default"
+	// are accepted. Otherwise such a call is executed at [TierDefault], at the full
+	// price, and no error tells the caller.
+	RefuseTiers bool
+	// NoCapacityStatus is the status of the refusal of a flex call for lack of
+	// capacity: 429 in OpenAI's shape (the default), or 498 in Groq's shape. See
+	// [FlexUnavailable] and [Outcome].FlexRefused.
+	NoCapacityStatus int
+	// FlexTimeout ends a flex call that holds its connection for so long with 504.
+	// Zero means no end. Background responses have no end.
+	FlexTimeout time.Duration
+	// FlexSurvives executes a flex call, and charges for the call, even after the
+	// caller has disconnected or got 504. Otherwise such a call is not executed.
+	FlexSurvives bool
+	// Background offers background responses: "background": true in a response,
+	// and retrieve, cancel and delete by the id of a response. Otherwise
+	// "background": true is refused with 400, or ignored if IgnoreUnknown is set.
+	// Together with background, "stream": true and "store": false are refused with
+	// 400, or ignored if IgnoreUnknown is set.
+	Background bool
+	// BackgroundStatus is the status of the answer to a new background response;
+	// zero means 200.
+	BackgroundStatus int
+	// NoResponseCancel leaves out the endpoint that cancels a response.
+	NoResponseCancel bool
+	// StatusAsCode writes the HTTP status of a failure as the code of the error in a
+	// failed background response. Otherwise the code is a word, such as
+	// "server_error".
+	StatusAsCode bool
+	// BatchWebhooks sends no events but batch.completed and batch.failed, in
+	// Doubleword's shape: a "timestamp" instead of an id and "created_at", and the
+	// status, counts and files of the batch as the data, with the prefixes "batch_"
+	// and "file_" before the ids. Otherwise events have OpenAI's shape.
+	BatchWebhooks bool
+
 	// Batches: what a create may ask for.
 
 	// Endpoints are the values that a batch's endpoint and a line's url may have.
@@ -122,8 +164,8 @@ type Behavior struct {
 	FileProcessing time.Duration
 	// DeleteCancels cancels the unfinished batches of a deleted input file.
 	DeleteCancels bool
-	// VisibleAfter is how long a new file or batch answers 404 and is missing from
-	// lists, as behind a read replica that lags.
+	// VisibleAfter is how long a new file, batch or background response answers 404
+	// and is missing from lists, as behind a read replica that lags.
 	VisibleAfter time.Duration
 
 	// Results: when and how they can be read.

@@ -31,6 +31,31 @@
 // [SiliconFlow], [Moonshot], [Zhipu], [DashScope], [LLMD] and [LiteLLM]. A
 // [Behavior] is plain data: change a limit or a rule and pass the Behavior on.
 //
+// # Service tiers
+//
+// A chat completion or a response with "service_tier": "flex" waits for
+// [Options].FlexDelay, is executed at the tier flex, and names the tier in the answer
+// and in each chunk of a stream. [FlexUnavailable] and [Outcome].FlexRefused refuse flex
+// calls for lack of capacity. [Behavior].Tiers and RefuseTiers say which tiers a
+// provider has, and whether the provider refuses other tiers or executes the call at the
+// full price without an error. [Execution].Tier and [Server.PaidTiers] tell what was
+// paid for at which price.
+//
+// # Background responses
+//
+// A response with "background": true is answered at once with the status "queued" and an
+// id. [Options].ResponseQueued and ResponseRunning say when the response is in progress
+// and when the response ends; [Outcome].ResponseStatus chooses another end than
+// "completed". Clients retrieve, cancel and delete the response by its id.
+// [Server.Responses] returns the state of all background responses. Responses that are
+// not made in the background can be retrieved and deleted, too, unless "store" is false.
+//
+// # Webhooks
+//
+// [Server.AddWebhook] makes the Server post a signed event at the end of each batch and
+// background response, with retries. A [Webhook] has an address or, for tests in
+// process, an [http.Handler]. [Server.Deliveries] returns what was posted.
+//
 // # Keys and accounts
 //
 // Without further options every key is let in and is an account of its own.
@@ -40,9 +65,9 @@
 //
 // # Time
 //
-// The Server has no goroutines or timers. Each request computes from the clock how
-// far each batch has got: [Options].Turnaround spreads the lines over a time, and
-// a completion window ends on time. In a testing/synctest bubble a day passes at
+// Without webhooks the Server has no goroutines or timers. Each request computes from
+// the clock how far each batch has got: [Options].Turnaround spreads the lines over a
+// time, and a completion window ends on time. In a testing/synctest bubble a day passes at
 // once and every moment is exact. Create the Server in the bubble, with [New]: a
 // bubble cannot wait for a socket. [Server.Finish], [Server.Expire] and
 // [Server.FailBatch] end a batch at once. [Options].ClockOffset makes the
@@ -70,9 +95,9 @@
 //
 // # Log
 //
-// [Server.Uploads], [Server.Batches], [Server.Requests] and [Server.Executed] return
-// what the Server received and did. [Server.Paid] and [Server.PaidPrompts] count how
-// often the same work was paid for. The results are copies of the current state.
+// [Server.Uploads], [Server.Batches], [Server.Responses], [Server.Requests],
+// [Server.Executed] and [Server.Deliveries] return what the Server received and did.
+// [Server.Paid] and [Server.PaidPrompts] count how often the same work was paid for. The results are copies of the current state.
 // Only headers, forms, and the bytes of bodies and files are shared with the
 // Server; do not change them.
 //
@@ -84,8 +109,9 @@
 // endpoints and windows, metadata that is not text or too large, and in a file a
 // byte order mark, lines that are not objects in UTF-8, missing fields, a
 // custom_id that is too long, not printable ASCII or used twice, "stream": true,
-// and mixed models or endpoints. The Server does not check the rest of a line's
-// body: all messages are accepted.
+// and mixed models or endpoints. Of the body of a line or a call the Server checks
+// nothing else but the model, "service_tier" and "background": all messages are
+// accepted.
 //
 // # Memory
 //

@@ -15,6 +15,7 @@ import (
 // provider.
 type apiError struct {
 	status     int
+	kind       string // the type, which makes the refusal JSON; empty: the usual type of the status
 	code       string // empty: null
 	param      string // empty: null
 	message    string
@@ -44,7 +45,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 		writeJSON(w, e.status, overload("too_many_requests", e.message))
 	case s.behavior.TextErrors && e.status == 503:
 		writeJSON(w, e.status, overload("service_unavailable", e.message))
-	case s.behavior.TextErrors:
+	case s.behavior.TextErrors && e.kind == "":
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.WriteHeader(e.status)
 		_, _ = io.WriteString(w, e.message)
@@ -68,7 +69,7 @@ func errorBody(e *apiError) []byte {
 		Code    *string `json:"code"`
 	}
 	body, _ := json.Marshal(map[string]shape{"error": {
-		Message: e.message, Type: errorType(e.status), Param: nonEmpty(e.param), Code: nonEmpty(e.code),
+		Message: e.message, Type: cmp.Or(e.kind, errorType(e.status)), Param: nonEmpty(e.param), Code: nonEmpty(e.code),
 	}})
 	return body
 }
@@ -99,11 +100,15 @@ func nonEmpty(s string) *string {
 }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
+	writeBody(w, status, marshal(v))
+}
+
+func marshal(v any) []byte {
 	body, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // v always has a type of this package
+		panic(err) // v always has a type of this package, and holds JSON from a valid body
 	}
-	writeBody(w, status, body)
+	return body
 }
 
 func writeBody(w http.ResponseWriter, status int, body []byte) {

@@ -2,12 +2,14 @@ package batchtest_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"mime/multipart"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/autobatcher/autobatcher/batchtest"
 )
@@ -73,6 +75,57 @@ func ExampleOptions_answer() {
 	// Output:
 	// 200 OK
 	// 400 Bad Request
+}
+
+// A response that is made in the background at the tier flex. The first attempt is
+// refused for lack of capacity.
+func ExampleFlexUnavailable() {
+	server := batchtest.New(batchtest.Options{})
+	defer server.Close()
+	server.Control(batchtest.OpRealtime, batchtest.FlexUnavailable())
+
+	body := `{"model":"small","input":"Good morning!","service_tier":"flex","background":true}`
+	refusal := send(server, post(server, "/responses", body))
+	fmt.Println(refusal["error"].(map[string]any)["code"])
+	response := send(server, post(server, "/responses", body))
+	fmt.Println(response["status"])
+	response = send(server, get(server, "/responses/"+response["id"].(string)))
+	fmt.Println(response["status"], response["service_tier"], server.PaidTiers())
+	// Output:
+	// resource_unavailable
+	// queued
+	// completed flex map[flex:1]
+}
+
+// A webhook that refuses the first request.
+func ExampleServer_AddWebhook() {
+	server := batchtest.New(batchtest.Options{})
+	requests, statuses := make(chan string, 2), make(chan int, 2)
+	statuses <- http.StatusServiceUnavailable
+	statuses <- http.StatusOK
+	err := server.AddWebhook(batchtest.Webhook{
+		Secret:  "whsec_" + base64.StdEncoding.EncodeToString([]byte("a key of 24 bytes or more")),
+		Retries: []time.Duration{time.Millisecond},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(<-statuses)
+			requests <- r.Header.Get("webhook-id")
+		}),
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	send(server, post(server, "/responses", `{"model":"small","input":"Good morning!","background":true}`))
+	first, second := <-requests, <-requests
+	fmt.Println(first == second)
+	server.Close()
+	for _, d := range server.Deliveries() {
+		fmt.Println(d.Attempt, d.Type, d.Status)
+	}
+	// Output:
+	// true
+	// 1 response.completed 503
+	// 2 response.completed 200
 }
 
 // A provider that takes three lines at most.

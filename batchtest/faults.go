@@ -26,7 +26,11 @@ const (
 	OpRetrieve     Op = "retrieve"
 	OpCancel       Op = "cancel"
 	OpModels       Op = "models"
-	OpRealtime     Op = "realtime"
+	OpRealtime     Op = "realtime" // also the create of a background response
+
+	OpRetrieveResponse Op = "retrieve response"
+	OpCancelResponse   Op = "cancel response"
+	OpDeleteResponse   Op = "delete response"
 )
 
 // A Fault answers a request in place of the Server and returns true, or returns
@@ -158,6 +162,24 @@ func RateLimit(wait time.Duration) Fault {
 // out.
 func Unavailable(wait time.Duration) Fault {
 	return refusal(&apiError{status: 503, retryAfter: wait, message: "The server is overloaded."})
+}
+
+// FlexUnavailable refuses a realtime call at the tier flex for lack of capacity, as the
+// provider does ([Behavior].NoCapacityStatus). All other calls pass. For example,
+// Control(OpRealtime, FlexUnavailable(), FlexUnavailable()) refuses the next two flex
+// calls, and Keep(OpRealtime, FlexUnavailable()) refuses all flex calls.
+func FlexUnavailable() Fault {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		body, _ := io.ReadAll(io.LimitReader(r.Body, maxRealtime)) // the Server meets the same error
+		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), r.Body))
+		s := r.Context().Value(proceedKey{}).(proceed).server
+		model, _ := unquote(field(body, "model"))
+		if tier, _ := s.tierOf(Line{URL: s.behavior.lineURL(r.URL.Path), Model: model, Body: body}); tier != TierFlex {
+			return false
+		}
+		s.refuse(w, s.behavior.noCapacity())
+		return true
+	}
 }
 
 // refusal answers e in the style of the provider.

@@ -86,6 +86,31 @@ type batch struct {
 	end      string // the final status; empty while the batch runs
 }
 
+// endsAtLocked is when the batch ends unless the batch is changed, or zero if the batch
+// then never ends. The batch must be up to date, and the caller holds mu.
+func (b *batch) endsAtLocked() time.Time {
+	rules := &b.server.behavior
+	switch {
+	case b.end != "":
+		return b.ended
+	case b.stuck:
+		return time.Time{}
+	case !b.cancelAt.IsZero():
+		return b.cancelAt.Add(rules.CancelTime)
+	case len(b.problems) > 0:
+		return b.starts
+	}
+	last := b.due[b.queue[len(b.queue)-1]]
+	inTime := last != never && (rules.NoExpiry || !b.starts.Add(last).After(b.expires))
+	switch {
+	case inTime:
+		return b.finalizingAt().Add(b.server.opts.Finalizing)
+	case rules.NoExpiry:
+		return time.Time{}
+	}
+	return b.expires
+}
+
 // plan decides the outcome of every line, and when the line finishes.
 func (b *batch) plan() {
 	n := len(b.lines)
@@ -326,6 +351,7 @@ func (s *Server) change(id string, f func(b *batch, now time.Time)) error {
 	now := time.Now()
 	if b.advanceLocked(now); b.end == "" {
 		f(b, now)
+		s.hooks.wake()
 	}
 	return nil
 }

@@ -29,11 +29,13 @@ type Line struct {
 }
 
 // Key identifies the work that a line asks for: a hash of the URL and of the bytes
-// of the body. Lines of different accounts and batches can have equal keys.
+// of the body without the fields "service_tier" and "background", which say how the
+// work is executed. Lines of different accounts, batches and tiers can have equal
+// keys.
 func (l Line) Key() string {
 	h := sha256.New()
 	_, _ = fmt.Fprintf(h, "%s\n", l.URL) // a hash never fails
-	h.Write(l.Body)
+	h.Write(withoutField(withoutField(l.Body, "service_tier"), "background"))
 	return hex.EncodeToString(h.Sum(nil))
 }
 

@@ -66,9 +66,32 @@ type BatchLine struct {
 type Execution struct {
 	Line
 	Outcome Outcome
+	// Tier is the service tier, and so the price, of the execution.
+	Tier Tier
 	// APIKey is the credential of the create or of the call, without "Bearer ",
 	// and Account who pays.
 	APIKey, Account string
+}
+
+// A Response is the state of a background response at one moment.
+type Response struct {
+	ID string
+	Line
+	Outcome Outcome
+	// Tier is the service tier of the execution.
+	Tier Tier
+	// Status is "queued", "in_progress", "completed", "incomplete", "failed" or
+	// "cancelled".
+	Status string
+	// CancelRequested says that a client cancelled the response before its end, and
+	// Deleted that a client deleted the response.
+	CancelRequested, Deleted bool
+	// APIKey is the credential that created the response, without "Bearer ", and
+	// Account who owns the response.
+	APIKey, Account string
+	Created         time.Time
+	// Ended is zero until the response has ended.
+	Ended time.Time
 }
 
 // Uploads returns all accepted files, even deleted files, the oldest first.
@@ -105,8 +128,29 @@ func (s *Server) Requests() []Request {
 	return slices.Clone(s.requests)
 }
 
-// Executed returns every line and realtime call that the model has executed, even
-// failed lines: batches in the order of creation, then realtime calls.
+// Responses returns all background responses, even deleted responses, the oldest
+// first.
+func (s *Server) Responses() []Response {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Response
+	now := time.Now()
+	for _, c := range s.calls {
+		if p := c.response; p != nil {
+			all = append(all, Response{
+				ID: p.id, Line: c.line, Outcome: c.outcome, Tier: c.tier, Status: c.status(now),
+				CancelRequested: !c.cancelled.IsZero(), Deleted: p.deleted, APIKey: c.owner.key, Account: c.owner.account,
+				Created: c.created, Ended: c.ended(now),
+			})
+		}
+	}
+	return all
+}
+
+// Executed returns every line, realtime call and background response that the model
+// has executed, even failed lines: batches in the order of creation, then calls. A
+// call that was refused, cancelled before its end, or left by its caller (see
+// [Behavior].FlexSurvives) is not executed.
 func (s *Server) Executed() []Execution {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,29 +158,37 @@ func (s *Server) Executed() []Execution {
 	for _, b := range s.order {
 		b.advanceLocked(time.Now())
 		for _, i := range b.queue[:b.settled] {
-			all = append(all, Execution{b.lineAt(int(i)), b.outcomes[i], b.owner.key, b.owner.account})
+			all = append(all, Execution{b.lineAt(int(i)), b.outcomes[i], TierBatch, b.owner.key, b.owner.account})
 		}
 	}
-	for _, c := range s.realtime {
-		all = append(all, Execution{c.line, c.outcome, c.owner.key, c.owner.account})
+	now := time.Now()
+	for _, c := range s.calls {
+		if c.executed(now) {
+			all = append(all, Execution{c.line, c.outcome, c.tier, c.owner.key, c.owner.account})
+		}
 	}
 	return all
 }
 
 // Paid counts the executions that are billed, by [Line.Key]. A count above one
-// means that the same work was paid for twice. Lines that ended in an error
-// cost nothing. Lines that are Missing or Garbage are billed.
-func (s *Server) Paid() map[string]int { return s.paidBy(Line.Key) }
+// means that the same work was paid for twice, at whatever tiers. Lines that ended in
+// an error cost nothing. Lines that are Missing or Garbage are billed.
+func (s *Server) Paid() map[string]int { return paidBy(s, func(e Execution) string { return e.Key() }) }
 
 // PaidPrompts is like Paid, but counts by [Line.Prompt]: give each call of a test a
 // prompt of its own, and no count may be above one.
-func (s *Server) PaidPrompts() map[string]int { return s.paidBy(Line.Prompt) }
+func (s *Server) PaidPrompts() map[string]int {
+	return paidBy(s, func(e Execution) string { return e.Prompt() })
+}
 
-func (s *Server) paidBy(name func(Line) string) map[string]int {
-	paid := map[string]int{}
+// PaidTiers is like Paid, but counts by the tier, and so by the price.
+func (s *Server) PaidTiers() map[Tier]int { return paidBy(s, func(e Execution) Tier { return e.Tier }) }
+
+func paidBy[K comparable](s *Server, name func(Execution) K) map[K]int {
+	paid := map[K]int{}
 	for _, e := range s.Executed() {
-		if e.Outcome.ok() {
-			paid[name(e.Line)]++
+		if e.Outcome.billed() {
+			paid[name(e)]++
 		}
 	}
 	return paid

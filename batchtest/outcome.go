@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -33,13 +34,29 @@ type Outcome struct {
 	// number. A realtime call is answered 400. Nil: the line passes the check.
 	Refused *BatchError
 
+	// ResponseStatus is the status of a response that ends without an HTTP error:
+	// "incomplete" (for lack of max_output_tokens), "failed" or "cancelled". Empty
+	// means "completed". Failed and cancelled responses are not billed. Other
+	// endpoints ignore ResponseStatus.
+	ResponseStatus string
+	// Tier is the service tier that a realtime call is answered and paid for at, if
+	// the provider does not grant the tier that the call asks for. Empty means the
+	// tier that the call asks for.
+	Tier Tier
+	// FlexRefused refuses the call for lack of capacity if the call asks for the tier
+	// flex: the call is not executed. Other calls, and lines of batches, ignore
+	// FlexRefused.
+	FlexRefused bool
+
 	// Delay is when the line finishes, counted from the end of validating. Zero
 	// and negative mean the line's turn within Turnaround. A realtime call is
-	// answered after Delay.
+	// answered after Delay. A background response is in progress for Delay; zero and
+	// negative mean Options.ResponseRunning.
 	Delay time.Duration
 	// Never keeps the line unfinished until the window, a cancel or
 	// [Server.Finish] ends the batch. A realtime call ends with the client's
-	// timeout, or with the Server.
+	// timeout, or with the Server. A background response is in progress until the
+	// response is cancelled.
 	Never bool
 
 	// Displaced puts the finished line at the start of the result file, as at a
@@ -50,7 +67,8 @@ type Outcome struct {
 	// Duplicates is how many further copies of the result line follow the line.
 	// The counts of the batch do not include the copies.
 	Duplicates int
-	// Missing counts the line as completed but writes the line to no file.
+	// Missing counts the line as completed but writes the line to no file. A finished
+	// background response answers 404.
 	Missing bool
 	// Garbage is written in place of the line to the output file, or of the body
 	// of a realtime call.
@@ -60,6 +78,11 @@ type Outcome struct {
 // ok reports whether the line counts as completed.
 func (o *Outcome) ok() bool {
 	return o.Garbage != "" || o.Missing || o.Code == "" && o.Refused == nil && o.Status >= 200 && o.Status <= 299
+}
+
+// billed reports whether an execution with the outcome is paid for.
+func (o *Outcome) billed() bool {
+	return o.ok() && o.ResponseStatus != failed && o.ResponseStatus != cancelled
 }
 
 // outcome decides the outcome of a line, and fills in the fields that
@@ -82,7 +105,30 @@ func (s *Server) outcome(l Line) Outcome {
 	default:
 		o.Body = failureBody(o.Status)
 	}
+	if o.ResponseStatus != "" && o.isObject() && strings.HasSuffix(l.URL, responses) {
+		o.endResponse()
+	}
 	return o
+}
+
+// isObject reports whether the body is the JSON object of a success, which the
+// Server may complete.
+func (o *Outcome) isObject() bool {
+	return o.ok() && o.Garbage == "" && !o.BodyAsString && !o.BodyVerbatim && len(o.Body) > 0 && o.Body[skipSpace(o.Body, 0)] == '{'
+}
+
+// endResponse writes ResponseStatus into the body.
+func (o *Outcome) endResponse() {
+	o.Body = withField(o.Body, "status", o.ResponseStatus)
+	switch o.ResponseStatus {
+	case incomplete:
+		o.Body = withField(o.Body, "incomplete_details", object{"reason": "max_output_tokens"})
+	case failed:
+		o.Body = withField(o.Body, "error", object{"code": "server_error", "message": "The model failed to generate a response."})
+		fallthrough
+	case cancelled:
+		o.Body = withField(withField(o.Body, "output", []any{}), "usage", nil)
+	}
 }
 
 // tidy makes the body fit on a line.

@@ -9,6 +9,8 @@ var openAIEndpoints = []string{
 
 // OpenAI is the reference: files are checked while the batch is validating,
 // results appear when the batch has ended, and a file holds one endpoint and one model.
+// Chat completions and responses have the tiers flex and priority, and responses can
+// be made in the background.
 func OpenAI() Behavior {
 	return Behavior{
 		Name:         "openai",
@@ -29,6 +31,10 @@ func OpenAI() Behavior {
 
 		CreationsPerHour: 2_000,
 		ShowTokenLimit:   true,
+
+		Tiers:       []Tier{TierFlex, TierPriority},
+		RefuseTiers: true,
+		Background:  true,
 	}
 }
 
@@ -39,6 +45,7 @@ func plain(name string) Behavior {
 	b.Name = name
 	b.CreationsPerHour, b.ShowTokenLimit = 0, false
 	b.FileExpiry, b.ReportUsage = false, false
+	b.Tiers, b.RefuseTiers, b.Background = nil, false, false
 	return b
 }
 
@@ -52,7 +59,8 @@ const day = 24 * time.Hour
 
 // Doubleword checks files at upload, serves results while the batch runs, never
 // expires a batch, cancels even a completed batch, and writes no line for
-// cancelled work.
+// cancelled work. A flex call waits for an hour at most, and is executed even without
+// its caller. Embeddings at the tier flex are executed in real time.
 func Doubleword() Behavior {
 	return Behavior{
 		Name:           "doubleword",
@@ -85,6 +93,14 @@ func Doubleword() Behavior {
 		StuckCancelling:    true,
 		ListSearch:         true,
 		ListFirstPageAgain: true,
+		Tiers:              []Tier{TierFlex},
+		FlexTimeout:        time.Hour,
+		FlexSurvives:       true,
+		Background:         true,
+		BackgroundStatus:   202,
+		NoResponseCancel:   true,
+		StatusAsCode:       true,
+		BatchWebhooks:      true,
 	}
 }
 
@@ -120,6 +136,7 @@ func Azure() Behavior {
 	b.Endpoints = []string{"/v1/chat/completions", "/v1/responses", "/chat/completions", "/responses"}
 	b.EmptyErrorFile = true
 	b.NoExpiry = true
+	b.Tiers, b.RefuseTiers, b.Background = []Tier{TierFlex, TierPriority}, true, true
 	return b
 }
 
@@ -132,6 +149,7 @@ func AzureLegacy() Behavior {
 	b.NeedQuery = "api-version"
 	b.OptionalV1 = false
 	b.Endpoints = []string{"/chat/completions", "/responses"}
+	b.Tiers, b.RefuseTiers, b.Background = nil, false, false
 	return b
 }
 
@@ -154,13 +172,15 @@ func Together() Behavior {
 	return b
 }
 
-// Groq batches chat completions only, for a day to a week.
+// Groq batches chat completions only, for a day to a week. The tier flex costs the full
+// price, and lack of capacity is the status 498.
 func Groq() Behavior {
 	b := plain("groq")
 	b.BasePath = "/openai/v1"
 	b.MaxFileBytes = 100_000_000
 	b.Endpoints = []string{chat}
 	b.Windows, b.MinWindow, b.MaxWindow = nil, day, 7*day
+	b.Tiers, b.NoCapacityStatus = []Tier{TierFlex}, 498
 	return b
 }
 

@@ -1,46 +1,171 @@
 package batchtest
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
-	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 )
 
-var realtimePaths = []string{"/chat/completions", "/embeddings", "/responses", "/completions"}
+var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions"}
 
 // maxRealtime is the largest body of a realtime call.
 const maxRealtime = 64 << 20
 
-// A realtimeCall is a call outside of a batch, after the answer.
-type realtimeCall struct {
+// A call is a call outside of a batch. The state of a call follows from the clock. After
+// the call was added to the log, the Server's mu guards cancelled and withdrawn; the
+// other fields do not change.
+type call struct {
 	line    Line
 	outcome Outcome
 	owner   caller
+	tier    Tier
+	created time.Time
+	starts  time.Time // when the model begins
+	done    time.Time // when the model has answered; zero means never
+
+	response  *response // nil unless the call is a background response
+	cancelled time.Time // when a client cancelled the response, before its end
+	withdrawn bool      // deleted while queued
 }
 
-// answerNow asks the model and answers at once.
-func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, c caller) error {
+// executed reports whether the model has answered by now.
+func (c *call) executed(now time.Time) bool {
+	return !c.done.IsZero() && !now.Before(c.done) && c.cancelled.IsZero() && !c.withdrawn
+}
+
+// status is the status of a background response.
+func (c *call) status(now time.Time) string {
+	switch {
+	case !c.cancelled.IsZero():
+		return cancelled
+	case now.Before(c.starts):
+		return queued
+	case c.done.IsZero() || now.Before(c.done):
+		return inProgress
+	}
+	return c.outcome.responseStatus()
+}
+
+// ended is when a background response ended, or zero if the response has not ended.
+func (c *call) ended(now time.Time) time.Time {
+	switch {
+	case !c.cancelled.IsZero():
+		return c.cancelled
+	case c.withdrawn || c.done.IsZero() || now.Before(c.done):
+		return time.Time{}
+	}
+	return c.done
+}
+
+// responseStatus is the final status of a response.
+func (o *Outcome) responseStatus() string {
+	if !o.ok() {
+		return failed
+	}
+	if status, _ := unquote(field(o.Body, "status")); slices.Contains([]string{incomplete, failed, cancelled}, status) {
+		return status
+	}
+	return completed
+}
+
+// answerNow asks the model, and answers when the model has answered, or at once with a
+// background response.
+func (s *Server) answerNow(w http.ResponseWriter, r *http.Request, owner caller) error {
+	c, background, err := s.readCall(r, owner)
+	switch {
+	case err != nil:
+		return err
+	case background:
+		s.respondLater(w, c)
+		return nil
+	}
+	survives := c.tier == TierFlex && s.behavior.FlexSurvives
+	if survives {
+		s.keepCall(c)
+	}
+	if err := s.waitFor(r, c); err != nil {
+		return err
+	}
+	if !survives {
+		s.keepCall(c)
+	}
+	return writeOutcome(w, c.line, c.outcome)
+}
+
+// readCall reads a call, decides the outcome, and refuses a call that is not executed.
+func (s *Server) readCall(r *http.Request, owner caller) (c *call, background bool, err error) {
 	body, err := readJSON(r, maxRealtime)
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	l := Line{Method: "POST", URL: s.behavior.lineURL(r.URL.Path), Body: body}
 	if l.Model, err = s.modelOf(body); err != nil {
-		return err
+		return nil, false, err
+	}
+	tier, err := s.tierOf(l)
+	if err == nil {
+		background, err = s.wantsBackground(l)
+	}
+	if err != nil {
+		return nil, false, err
 	}
 	o := s.outcome(l)
-	if o.Never {
+	switch {
+	case o.FlexRefused && tier == TierFlex:
+		return nil, false, s.behavior.noCapacity()
+	case o.Refused != nil && background:
+		return nil, false, invalid(o.Refused.Param, "%s", o.Refused.Message)
+	}
+	return s.newCall(l, o, owner, cmp.Or(o.Tier, tier), background), background, nil
+}
+
+// newCall plans when the model begins and answers.
+func (s *Server) newCall(l Line, o Outcome, owner caller, tier Tier, background bool) *call {
+	now := time.Now()
+	o.nameTier(l, tier)
+	c := &call{line: l, outcome: o, owner: owner, tier: tier, created: now, starts: now}
+	if tier == TierFlex {
+		c.starts = c.starts.Add(s.opts.FlexDelay)
+	}
+	delay := max(0, o.Delay)
+	if background {
+		c.starts = c.starts.Add(s.opts.ResponseQueued)
+		delay = cmp.Or(delay, s.opts.ResponseRunning)
+	}
+	if !o.Never {
+		c.done = c.starts.Add(delay)
+	}
+	return c
+}
+
+// keepCall adds a call that is not a background response to the log.
+func (s *Server) keepCall(c *call) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, c)
+	s.storeLocked(c)
+}
+
+// waitFor waits until the model has answered. The result is the error that a flex call
+// gets which lasts too long.
+func (s *Server) waitFor(r *http.Request, c *call) error {
+	limit := s.behavior.FlexTimeout
+	if c.tier == TierFlex && limit > 0 && (c.done.IsZero() || c.done.Sub(c.created) > limit) {
+		if !sleep(r.Context(), limit) {
+			panic(http.ErrAbortHandler)
+		}
+		return &apiError{status: http.StatusGatewayTimeout, kind: "server_error", message: "Request timed out."}
+	}
+	if c.done.IsZero() {
 		hang(r)
 	}
-	if !sleep(r.Context(), o.Delay) {
+	if !sleep(r.Context(), time.Until(c.done)) {
 		panic(http.ErrAbortHandler)
 	}
-	s.mu.Lock()
-	s.realtime = append(s.realtime, realtimeCall{l, o, c})
-	s.mu.Unlock()
-	return writeOutcome(w, l, o)
+	return nil
 }
 
 // lineURL is the url of a line for a call to path, so that equal work has equal
@@ -86,45 +211,13 @@ func writeOutcome(w http.ResponseWriter, l Line, o Outcome) error {
 	case o.Garbage != "":
 		writeBody(w, o.Status, []byte(o.Garbage))
 	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, "/chat/completions"):
-		stream(w, l, o.Body)
+		streamChat(w, l, o.Body)
+	case o.isObject() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, responses):
+		streamResponse(w, o.Body)
 	default:
 		writeBody(w, o.Status, o.Body)
 	}
 	return nil
-}
-
-// stream sends the text of a chat completion as server-sent events, word by word.
-func stream(w http.ResponseWriter, l Line, body []byte) {
-	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	w.WriteHeader(http.StatusOK)
-	id, _ := unquote(field(body, "id"))
-	var message []byte
-	eachItem(field(body, "choices"), func(choice []byte) bool {
-		message = field(choice, "message")
-		return false
-	})
-	text, _ := unquote(field(message, "content"))
-	send := func(delta any, finish any) {
-		event(w, chunk(l, id, []any{object{"index": 0, "delta": delta, "finish_reason": finish}}))
-	}
-	send(object{"role": "assistant", "content": ""}, nil)
-	for word := range strings.SplitAfterSeq(text, " ") {
-		send(object{"content": word}, nil)
-	}
-	send(object{}, "stop")
-	if string(field(field(l.Body, "stream_options"), "include_usage")) == "true" {
-		last := chunk(l, id, []any{})
-		last["usage"] = json.RawMessage(field(body, "usage"))
-		event(w, last)
-	}
-	_, _ = io.WriteString(w, "data: [DONE]\n\n")
-}
-
-func chunk(l Line, id string, choices []any) object {
-	return object{
-		"id": id, "object": "chat.completion.chunk", "created": answeredAt, "model": l.Model, "choices": choices,
-	}
 }
 
 func (s *Server) models(w http.ResponseWriter, _ *http.Request, _ caller) error {
@@ -134,14 +227,4 @@ func (s *Server) models(w http.ResponseWriter, _ *http.Request, _ caller) error 
 	}
 	writeJSON(w, http.StatusOK, object{"object": "list", "data": data})
 	return nil
-}
-
-// event writes and flushes a server-sent event.
-func event(w http.ResponseWriter, v any) {
-	data, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // v has a type of this package, and holds JSON from a valid body
-	}
-	_, _ = fmt.Fprintf(w, "data: %s\n\n", data)
-	_ = http.NewResponseController(w).Flush()
 }

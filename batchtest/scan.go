@@ -1,6 +1,9 @@
 package batchtest
 
-import "bytes"
+import (
+	"bytes"
+	"slices"
+)
 
 // The functions in this file divide valid JSON into parts without copying or
 // decoding. The functions are several times faster than encoding/json, which
@@ -136,4 +139,57 @@ func nestedEnd(raw []byte, i int) int {
 		}
 	}
 	return i
+}
+
+// fieldSpan returns where the last member with the key begins in the object raw, and
+// where the value of the member begins and ends. The start is negative if there is
+// no such member.
+func fieldSpan(raw []byte, name string) (start, value, end int) {
+	start = -1
+	i := open(raw, '{')
+	for i < len(raw) && raw[i] == '"' {
+		keyEnd := valueEnd(raw, i)
+		from := skip(raw, keyEnd, ':')
+		to := valueEnd(raw, from)
+		if to > len(raw) || from >= to {
+			break
+		}
+		if string(decodeKey(raw[i:keyEnd])) == name {
+			start, value, end = i, from, to
+		}
+		i = skip(raw, to, ',')
+	}
+	return start, value, end
+}
+
+// withField returns a copy of the object raw in which the key has the value. All
+// other bytes are kept.
+func withField(raw []byte, name string, value any) []byte {
+	text := marshal(value)
+	if start, from, to := fieldSpan(raw, name); start >= 0 {
+		return slices.Concat(raw[:from], text, raw[to:])
+	}
+	last := bytes.LastIndexByte(raw, '}')
+	member := slices.Concat([]byte(`"`+name+`":`), text)
+	if open(raw, '{') < last {
+		member = slices.Concat([]byte(","), member)
+	}
+	return slices.Concat(bytes.TrimRight(raw[:last], " \n\t\r"), member, raw[last:])
+}
+
+// withoutField returns the object raw without the members that have the key. All
+// other bytes are kept, apart from one comma for each removed member.
+func withoutField(raw []byte, name string) []byte {
+	for {
+		start, _, end := fieldSpan(raw, name)
+		if start < 0 {
+			return raw
+		}
+		rest := raw[skip(raw, end, ','):]
+		before := raw[:start]
+		if rest[0] == '}' {
+			before = bytes.TrimRight(before, ", \n\t\r")
+		}
+		raw = slices.Concat(before, rest)
+	}
 }

@@ -32,6 +32,7 @@ func FuzzFieldsAgreeWithEncodingJSON(f *testing.F) {
 			compare(t, len(object), len(fields))
 			for name, value := range object {
 				compare(t, string(value), fields[name])
+				compareFields(t, raw, object, name)
 			}
 		}
 		var array []json.RawMessage
@@ -42,6 +43,27 @@ func FuzzFieldsAgreeWithEncodingJSON(f *testing.F) {
 			}
 		}
 	})
+}
+
+// compareFields removes and replaces a field of raw, and compares the fields with those
+// of object.
+func compareFields(t *testing.T, raw []byte, object map[string]json.RawMessage, name string) {
+	t.Helper()
+	for _, tt := range []struct {
+		raw  []byte
+		want string // the value of the field; empty: there is no such field
+	}{{withoutField(raw, name), ""}, {withField(raw, name, "new"), `"new"`}, {withField(withoutField(raw, name), name, 1), "1"}} {
+		var got map[string]json.RawMessage
+		if err := json.Unmarshal(tt.raw, &got); err != nil {
+			t.Fatalf("%s: %v", tt.raw, err)
+		}
+		compare(t, tt.want, string(got[name]))
+		for other, value := range object {
+			if other != name {
+				compare(t, string(value), string(got[other]))
+			}
+		}
+	}
 }
 
 func compare[T comparable](t *testing.T, want, got T) {

@@ -59,6 +59,19 @@ type Options struct {
 	// limit.
 	MaxEnqueuedTokens int64
 
+	// FlexDelay is how long a call at the tier flex waits for capacity before the
+	// model executes the call; a background response is queued meanwhile. Zero is no
+	// wait.
+	FlexDelay time.Duration
+	// FlexModels are the models that have the tier flex; empty means every model. A
+	// flex call of another model is refused with 400, or executed at [TierDefault],
+	// as [Behavior].RefuseTiers says.
+	FlexModels []string
+	// ResponseQueued and ResponseRunning are how long a background response is
+	// queued, in addition to FlexDelay, and in progress. If both are zero, the first
+	// retrieve finds the response ended.
+	ResponseQueued, ResponseRunning time.Duration
+
 	// ClockOffset is how far the provider's clock is ahead of the clock of the
 	// test; negative means behind. The offset shows in every time that the Server
 	// writes ("created_at" and so on) and in the header Date. Durations, such as
@@ -71,8 +84,9 @@ type Options struct {
 }
 
 // A Server is a Batch API in memory. The Server runs no goroutine of its own and
-// sets no timer: each request computes the state of a batch from the clock. All
-// methods are safe for concurrent use.
+// sets no timer: each request computes the state of a batch from the clock. Only
+// [Server.AddWebhook] starts goroutines, which end in Close. All methods are safe for
+// concurrent use.
 type Server struct {
 	// URL is the base URL for a client: with /v1, without a slash at the end. If
 	// [New] made the Server, only [Server.Transport] reaches the URL.
@@ -88,12 +102,16 @@ type Server struct {
 	base    context.Context
 	cut     context.CancelFunc // ends base, and so every running request
 
+	goroutines sync.WaitGroup // of the webhooks
+
 	mu       sync.Mutex // guards the fields below; never held while reading or writing a request
 	files    map[string]*file
 	batches  map[string]*batch
 	order    []*batch // in the order of creation
 	uploads  []*file  // in the order of upload
-	realtime []realtimeCall
+	calls    []*call  // outside of batches, in the order of the first answer
+	stored   map[responseKey]*response
+	hooks    *hooks // nil without a webhook
 	requests []Request
 	controls []*control
 	rates    map[string]*rate
@@ -113,13 +131,17 @@ func New(opts Options) *Server {
 		closed:   make(chan struct{}),
 		files:    map[string]*file{},
 		batches:  map[string]*batch{},
+		stored:   map[responseKey]*response{},
 		rates:    map[string]*rate{},
 		created:  map[string][]time.Time{},
 		keys:     opts.knownKeys(),
 		anyKey:   len(opts.APIKeys) == 0 && len(opts.Keys) == 0,
 		running:  map[*visit]struct{}{},
 	}
-	for _, d := range []*time.Duration{&s.opts.Turnaround, &s.opts.Validating, &s.opts.Finalizing} {
+	for _, d := range []*time.Duration{
+		&s.opts.Turnaround, &s.opts.Validating, &s.opts.Finalizing,
+		&s.opts.FlexDelay, &s.opts.ResponseQueued, &s.opts.ResponseRunning,
+	} {
 		*d = max(0, *d)
 	}
 	if s.opts.Logf == nil {
@@ -151,7 +173,8 @@ func (s *Server) Client() *http.Client { return &http.Client{Transport: s.Transp
 
 // Close ends the Server. Close waits for running requests to finish. After five
 // seconds Close logs the requests that still run, through Options.Logf, and breaks
-// their connections. A second call waits for the first call to return.
+// their connections. Events that no webhook has accepted yet are dropped. A second call
+// waits for the first call to return.
 func (s *Server) Close() {
 	if s.alreadyClosing() {
 		<-s.closed
@@ -164,6 +187,7 @@ func (s *Server) Close() {
 		s.opts.Logf("batchtest: Close waited 5 seconds for %s", strings.Join(s.stuck(), ", "))
 	}
 	s.cut()
+	s.goroutines.Wait()
 	if s.listener != nil {
 		_ = s.listener.Close()
 	}
@@ -219,6 +243,8 @@ func (rules Behavior) withDefaults() Behavior {
 	rules.UploadPath = cmp.Or(rules.UploadPath, "/files")
 	rules.Purpose = cmp.Or(rules.Purpose, "batch")
 	rules.CreatedStatus = cmp.Or(rules.CreatedStatus, http.StatusOK)
+	rules.BackgroundStatus = cmp.Or(rules.BackgroundStatus, http.StatusOK)
+	rules.NoCapacityStatus = cmp.Or(rules.NoCapacityStatus, http.StatusTooManyRequests)
 	return rules
 }
 
@@ -240,6 +266,13 @@ func (s *Server) routes() *http.ServeMux {
 	on(OpModels, "GET", "/models", s.models)
 	for _, path := range realtimePaths {
 		on(OpRealtime, "POST", s.behavior.CallPath+path, s.answerNow)
+	}
+	if s.behavior.Background {
+		on(OpRetrieveResponse, "GET", responses+"/{id}", s.retrieveResponse)
+		on(OpDeleteResponse, "DELETE", responses+"/{id}", s.deleteResponse)
+	}
+	if s.behavior.Background && !s.behavior.NoResponseCancel {
+		on(OpCancelResponse, "POST", responses+"/{id}/cancel", s.cancelResponse)
 	}
 	mux.HandleFunc("GET "+resultPath+"{id}", s.download)
 	mux.Handle("/", s.guard(OpAny, s.unknown))
@@ -309,6 +342,7 @@ func (s *Server) leave(v *visit, rec *recorder, entry Request) {
 	defer s.mu.Unlock()
 	delete(s.running, v)
 	s.noteLocked(entry)
+	s.hooks.wake()
 }
 
 var errNoSuchBatch = errors.New("batchtest: no such batch")

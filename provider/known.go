@@ -46,7 +46,8 @@ func Generic() Profile {
 
 // OpenAI is the reference. OpenAI's batch guide has the limits (50,000 lines and
 // embedding inputs, 200 MB, one model a file, 2,000 batches an hour), the API
-// reference the window, the metadata and the expiry of files.
+// reference the window, the metadata and the expiry of files. The guide to flex
+// processing has the endpoints, the timeout and the refusals (429, not billed).
 func OpenAI() Profile {
 	p := Generic()
 	p.Name = "openai"
@@ -55,6 +56,8 @@ func OpenAI() Profile {
 	p.Hosts = []string{"api.openai.com", "*.api.openai.com"} // the second: data residency
 	p.Windows = []string{"24h"}
 	p.CreationsPerHour = 2_000
+	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
+	p.FlexTimeout, p.FlexBackground = 15*time.Minute, true
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	p.OutputExpiry = true
 	return p
@@ -112,6 +115,9 @@ func Doubleword() Profile {
 	p.MaxMetadata, p.MaxMetadataKey, p.MaxMetadataValue = 0, 0, 0
 	p.PartialResults = true
 	p.LateResults = true
+	// The server executes embeddings at the flex tier in real time, at full price.
+	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
+	p.FlexTimeout, p.FlexBackground = time.Hour, true
 	// The server accepts every expiry; SDKs expect OpenAI's bounds.
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	return p

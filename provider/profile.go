@@ -129,6 +129,25 @@ type Profile struct {
 	// discount is documented, and estimates show no savings.
 	BatchDiscount float64
 
+	// Flex tier: single calls that wait until the provider has room, at about the price
+	// of a batch.
+
+	// FlexEndpoints are the calls that the provider answers at its flex tier, as path
+	// suffixes such as "/chat/completions". Nil: there is no flex tier, or it saves
+	// nothing.
+	FlexEndpoints []string
+
+	// FlexTier is the value of "service_tier" in the body of a call at the flex tier:
+	// "flex".
+	FlexTier string
+
+	// FlexTimeout is how long the provider may take to answer a call at the flex tier.
+	FlexTimeout time.Duration
+
+	// FlexBackground: calls to /responses at the flex tier may run in the background,
+	// and are polled, so that no connection is held open.
+	FlexBackground bool
+
 	// Sharing: which lines may stand in one file.
 
 	// OneModel: all lines of a file must name the same model.
@@ -201,7 +220,7 @@ type Profile struct {
 
 // Clone returns a copy of p that shares no slice with p.
 func (p Profile) Clone() Profile {
-	for _, list := range []*[]string{&p.Hosts, &p.AccountHeaders, &p.KeepQuery, &p.Endpoints, &p.Windows} {
+	for _, list := range []*[]string{&p.Hosts, &p.AccountHeaders, &p.KeepQuery, &p.Endpoints, &p.FlexEndpoints, &p.Windows} {
 		*list = slices.Clone(*list)
 	}
 	return p
@@ -222,4 +241,10 @@ func (p Profile) endpoints() []string {
 // every suffix if the profile has a Refusal.
 func (p Profile) Batches(suffix string) bool {
 	return p.Refusal == "" && slices.Contains(p.endpoints(), suffix)
+}
+
+// Flex reports whether the provider answers calls to the endpoint suffix, such as
+// "/chat/completions", at its flex tier.
+func (p Profile) Flex(suffix string) bool {
+	return p.Refusal == "" && slices.Contains(p.FlexEndpoints, suffix)
 }

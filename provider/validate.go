@@ -3,6 +3,7 @@ package provider
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -68,9 +69,9 @@ func (p Profile) checkPaths() error {
 			return fmt.Errorf("%s is %q; want it empty, or with a leading slash and no trailing one", f.field, f.value)
 		}
 	}
-	for _, e := range p.Endpoints {
+	for _, e := range slices.Concat(p.Endpoints, p.FlexEndpoints) {
 		if !isPath(e) {
-			return fmt.Errorf("want Endpoints with a leading slash and no trailing one, as in \"/embeddings\", not %q", e)
+			return fmt.Errorf("want Endpoints and FlexEndpoints with a leading slash and no trailing one, as in \"/embeddings\", not %q", e)
 		}
 	}
 	if c := p.BasePathCut; c != "" && (len(c) < 3 || !isPath(strings.TrimSuffix(c, "/")) || !strings.HasSuffix(c, "/")) {
@@ -109,6 +110,8 @@ func (p Profile) checkLimits() error {
 
 func (p Profile) checkDurations() error {
 	switch {
+	case p.FlexTimeout < 0:
+		return fmt.Errorf("FlexTimeout is %s; want 0 or more", p.FlexTimeout)
 	case p.MinPoll < 0:
 		return fmt.Errorf("MinPoll is %s; want 0 or more", p.MinPoll)
 	case p.MinWindow < 0 || p.MinWindow > p.MaxWindow:
@@ -122,6 +125,8 @@ func (p Profile) checkDurations() error {
 // checkPairs checks each field that requires another field.
 func (p Profile) checkPairs() error {
 	switch {
+	case len(p.FlexEndpoints) > 0 && (p.FlexTier == "" || p.FlexTimeout == 0):
+		return errors.New("FlexEndpoints are set; want FlexTier and FlexTimeout, too")
 	case p.OutputExpiry && p.FileExpiryMax == 0:
 		return errors.New("OutputExpiry is set and FileExpiryMax is 0; want the longest expiry accepted")
 	case p.UploadModelField != "" && !p.OneModel:

@@ -9,6 +9,10 @@ import (
 	"time"
 )
 
+// FlexWindow stands for a completion window where a call is sent at the flex tier
+// instead of in a batch: in the journal and in events. It is no completion window.
+const FlexWindow = "flex"
+
 // CheckWindow returns nil unless the provider is certain to refuse the
 // completion window w; the error is a sentence for the user. At providers that
 // take their windows from a configuration, such as Doubleword, and at unknown
@@ -16,6 +20,8 @@ import (
 // string but the empty string.
 func (p Profile) CheckWindow(w string) error {
 	switch {
+	case w == FlexWindow:
+		return errors.New(`"flex" is no completion window; choose the mode flex instead`)
 	case p.OmitWindow:
 		return nil
 	case w == "":

@@ -23,6 +23,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/credential"
+	"github.com/autobatcher/autobatcher/internal/flexapi"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/ratelimit"
 	"github.com/autobatcher/autobatcher/journal"
@@ -33,13 +34,13 @@ import (
 // share a batch, and never see each other's lines. All methods may be called
 // concurrently; the exported fields never change.
 type Account struct {
-	Name     string            // for statistics; says nothing about the identity
-	Hash     journal.Hash      // the account in the journal
-	Profile  *provider.Profile // of the base URL
-	Limiter  *ratelimit.Limiter
-	Statuses *backend.StatusCache
-	Retries  journalsession.Retries
-	Legacy   *Legacy // nil: the credential is the account, or Options.Legacy is false
+	Name    string            // for statistics; says nothing about the identity
+	Hash    journal.Hash      // the account in the journal
+	Profile *provider.Profile // of the base URL
+	Retries journalsession.Retries
+	Legacy  *Legacy // nil: the credential is the account, or Options.Legacy is false
+
+	files, flex Lane
 
 	base        string      // upstream URL as far as "/v1", with the query
 	identity    string      // what separates the account from others; may hold a credential
@@ -47,6 +48,22 @@ type Account struct {
 	credentials *credential.Set
 	batches     atomic.Int64 // batches that have not ended
 	called      time.Time    // when the last call came; guarded by Set.mu
+}
+
+// A Lane is a way in which calls of an account are sent, with what is known of its
+// limits and batches at the provider.
+type Lane struct {
+	Limiter  *ratelimit.Limiter
+	Statuses *backend.StatusCache
+	Backend  func() backend.Backend // for one batch
+}
+
+// Lane returns the lane of batches with a completion window.
+func (a *Account) Lane(window string) *Lane {
+	if window == provider.FlexWindow {
+		return &a.flex
+	}
+	return &a.files
 }
 
 // BatchBegins keeps the account in the Set until BatchEnds is called.
@@ -61,12 +78,22 @@ func (a *Account) Upstream() string {
 	return base
 }
 
-// batchURL is the URL below which the account's files and batches are found.
-func (a *Account) batchURL() *url.URL {
+func newLane(creationsPerHour int, newBackend func() backend.Backend) Lane {
+	return Lane{Limiter: ratelimit.New(creationsPerHour), Statuses: backend.NewStatusCache(), Backend: newBackend}
+}
+
+// callURL is the URL of the account's calls, as far as the endpoint.
+func (a *Account) callURL() *url.URL {
 	u, err := url.Parse(a.base)
 	if err != nil { // a.base was made of a URL
 		panic(err)
 	}
+	return u
+}
+
+// batchURL is the URL below which the account's files and batches are found.
+func (a *Account) batchURL() *url.URL {
+	u := a.callURL()
 	query := u.Query()
 	for name := range query {
 		if !slices.Contains(a.Profile.KeepQuery, name) {
@@ -198,7 +225,9 @@ func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.
 		own, a.tenant = account.Split(headers)
 		a.credentials.Add(own)
 	}
-	a.Limiter, a.Statuses = ratelimit.New(p.CreationsPerHour), backend.NewStatusCache()
+	via := credential.With(a.tenant, a.credentials.Transport(recovering{s.opts.Base, s.opts.Logger}))
+	a.files = newLane(p.CreationsPerHour, func() backend.Backend { return batchapi.New(a.batchURL(), via, *p, s.opts.Logger) })
+	a.flex = newLane(0, func() backend.Backend { return flexapi.New(a.callURL(), via, p, s.opts.Logger) })
 	a.Retries = s.opts.Retries(a)
 	s.known[id], s.hashes[a.Hash] = a, a
 	return a
@@ -213,7 +242,7 @@ func (s *Set) Forget() {
 
 func (s *Set) forgetLocked(unused time.Duration) {
 	for id, a := range s.known {
-		if a.batches.Load() == 0 && time.Since(a.called) >= unused && (unused > 0 || a.Limiter.Idle()) {
+		if a.batches.Load() == 0 && time.Since(a.called) >= unused && (unused > 0 || a.files.Limiter.Idle()) {
 			delete(s.known, id)
 			s.forgetHashesLocked(a)
 		}
@@ -277,11 +306,6 @@ var (
 	hashes    = sync.Pool{New: func() any { return sha256.New() }}
 	separator = []byte{0}
 )
-
-// FilesBackend returns the Batch API of files and batches for an account.
-func (s *Set) FilesBackend(a *Account) backend.Backend {
-	return batchapi.New(a.batchURL(), credential.With(a.tenant, a.credentials.Transport(recovering{s.opts.Base, s.opts.Logger})), *a.Profile, s.opts.Logger)
-}
 
 // upstreamOf is where u leads, as far as the path base, with its query.
 func upstreamOf(u *url.URL, base string) string {

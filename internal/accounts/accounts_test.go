@@ -203,7 +203,7 @@ func (b *base) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // A backend uses the base URL of the account, and a credential of
 // Options.Credential once the credential of the call is refused.
-func TestFilesBackend(t *testing.T) {
+func TestLanes(t *testing.T) {
 	b, asked := &base{accepted: "fresh"}, []string(nil)
 	s, _ := newSet(func(o *accounts.Options) {
 		o.Base = b
@@ -214,7 +214,7 @@ func TestFilesBackend(t *testing.T) {
 		}
 	})
 	a := get(t, s, "https://a.example/v1", "stale")
-	all, err := s.FilesBackend(a).Status(t.Context(), []backend.Handle{{BatchID: "batch_1"}})
+	all, err := a.Lane("").Backend().Status(t.Context(), []backend.Handle{{BatchID: "batch_1"}})
 	if err != nil || len(all) != 1 || all[0].Word != "in_progress" {
 		t.Errorf("status %+v, %v; want in_progress", all, err)
 	}

@@ -63,6 +63,10 @@ var (
 	// never will, since the input file is deleted.
 	ErrInputDeleted = errors.New("the batch was not created, and its input file was deleted")
 
+	// ErrNoCapacity is wrapped by the error of a create that the provider refused, again
+	// and again, for want of room. Nothing was executed or billed.
+	ErrNoCapacity = errors.New("the provider has no room")
+
 	// ErrEnded is the error of Cancel for a batch that has ended.
 	ErrEnded = errors.New("the batch has ended")
 

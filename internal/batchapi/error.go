@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
@@ -36,7 +35,7 @@ func (c *Client) newError(method, path string, res *http.Response) *backend.Erro
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
 	e := &backend.Error{
 		Op: method + " /" + path, Status: res.StatusCode, Header: res.Header, Body: body,
-		RetryAfter: retryAfter(res.Header, time.Now()),
+		RetryAfter: backend.RetryAfter(res.Header, time.Now()),
 	}
 	if to := c.location(e); to != nil {
 		e.Body = redirected(to)
@@ -87,27 +86,4 @@ func stalled(err error, op string) error {
 		return backend.NoAnswer(op, errStalled)
 	}
 	return err
-}
-
-// retryAfter reads Retry-After-Ms, and Retry-After in seconds or as a date.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms >= 0 {
-		return seconds(ms / 1000)
-	}
-	value := h.Get("Retry-After")
-	if s, err := strconv.ParseFloat(value, 64); err == nil && s >= 0 {
-		return seconds(s)
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return min(max(at.Sub(now), 0), maxRetryAfter)
-	}
-	return -1
-}
-
-// maxRetryAfter bounds the wait in a header, since a great number would
-// overflow.
-const maxRetryAfter = 24 * time.Hour
-
-func seconds(s float64) time.Duration {
-	return time.Duration(min(s, maxRetryAfter.Seconds()) * float64(time.Second))
 }

@@ -58,6 +58,7 @@ func (u setup) play(t *testing.T, script func(s *scene)) {
 			o.OnEvent = s.record
 		}
 		var err error
+		o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 		if s.tr, err = autobatcher.New(o); err != nil {
 			t.Fatal(err)
 		}

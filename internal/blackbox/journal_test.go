@@ -1,6 +1,7 @@
 package blackbox_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -79,6 +80,7 @@ func (f *fleet) start(o autobatcher.Options) *process {
 	o.Journal = mortal{f.store, ctx, &p.away}
 	o.Logger = slog.New(slog.NewTextHandler(&p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
+	o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 	if p.Transport, err = autobatcher.New(o); err != nil {
 		f.Fatal(err)
 	}

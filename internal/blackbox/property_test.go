@@ -300,6 +300,7 @@ func (w *town) run(t *testing.T) (faults []string) {
 	o.Base, o.Provider = p.srv.Transport(), &rules
 	o.Prices, o.Budget = []byte(modelPrices), autobatcher.Budget{USD: 1e9}
 	var err error
+	o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 	if p.tr, err = autobatcher.New(o); err != nil {
 		t.Fatal(err)
 	}

@@ -409,7 +409,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 	} {
 		setup{}.run(t, name, func(s *scene) {
 			s.srv.Control(batchtest.OpCreate, fault)
-			s.chat("a").want(200, 18*time.Second).says("a") // window, 3 s until the list is searched, poll
+			s.chat("a").want(200, 13*time.Second).says("a") // window, 3 s until the list is searched, which shows that the batch has ended
 			s.sent(1)
 			if s.event(autobatcher.BatchSubmitted).BatchID != s.batch().ID {
 				s.Error("the event names another batch")
@@ -422,7 +422,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 			<-r.Context().Done()
 			panic(http.ErrAbortHandler)
 		})
-		s.chat("a").want(200, 78*time.Second)
+		s.chat("a").want(200, 73*time.Second)
 		s.sent(1)
 	})
 	setup{}.run(t, "the list fails at first", func(s *scene) {
@@ -439,7 +439,7 @@ func TestLostCreateIsAdopted(t *testing.T) {
 			s.tr.Flush(s.Context())
 		}
 		s.srv.Control(batchtest.OpCreate, batchtest.LoseAnswer())
-		s.chat("a").want(200, 18*time.Second).says("a")
+		s.chat("a").want(200, 13*time.Second).says("a")
 		s.sent(1, 1, 1, 1)
 	})
 	setup{}.run(t, "not created after all", func(s *scene) {
@@ -594,7 +594,7 @@ func TestACreateThatStaysUnknown(t *testing.T) {
 			}
 			panic(http.ErrAbortHandler)
 		})
-		s.chat("a").want(200, 18*time.Second).says("a")
+		s.chat("a").want(200, 13*time.Second).says("a")
 	})
 }
 

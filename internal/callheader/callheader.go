@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
@@ -24,7 +25,7 @@ const (
 
 // Options are what a call asks of autobatcher.
 type Options struct {
-	Realtime bool          // the call passes through
+	Mode     lane.Mode     // "": no choice
 	Window   string        // completion window; "": no choice
 	Deadline time.Duration // how long the caller waits; 0: no limit
 }
@@ -81,9 +82,8 @@ func Keep(h http.Header) {
 func (o *Options) set(name, value string) (err error) {
 	switch http.CanonicalHeaderKey(name) {
 	case Mode:
-		o.Realtime = value == "realtime"
-		if value != "realtime" && value != "batch" {
-			return invalid(Mode, value, `it must be "batch" or "realtime"`)
+		if o.Mode = lane.Mode(value); !slices.Contains(lane.Modes, o.Mode) {
+			return invalid(Mode, value, `it must be "batch", "flex", "auto" or "realtime"`)
 		}
 	case Window:
 		o.Window = value

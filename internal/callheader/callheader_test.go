@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
@@ -21,13 +22,13 @@ func TestParse(t *testing.T) {
 		"foreign":          {http.Header{"Autobatch": {"x"}, "Accept": {"x"}}, callheader.Options{}},
 		"the prefix alone": {http.Header{"Autobatcher-": {"x"}}, callheader.Options{}},
 		"without a value":  {http.Header{callheader.Mode: {}}, callheader.Options{}},
-		"batch":            {http.Header{callheader.Mode: {"batch"}}, callheader.Options{}},
-		"realtime":         {http.Header{callheader.Mode: {"realtime"}}, callheader.Options{Realtime: true}},
-		"repeated":         {http.Header{callheader.Mode: {"realtime", "realtime"}}, callheader.Options{Realtime: true}},
+		"batch":            {http.Header{callheader.Mode: {"batch"}}, callheader.Options{Mode: lane.Batch}},
+		"realtime":         {http.Header{callheader.Mode: {"realtime"}}, callheader.Options{Mode: lane.Realtime}},
+		"repeated":         {http.Header{callheader.Mode: {"realtime", "realtime"}}, callheader.Options{Mode: lane.Realtime}},
 		"any case":         {http.Header{"AUTOBATCHER-deadline": {"2h"}}, callheader.Options{Deadline: 2 * time.Hour}},
 		"all": {
 			http.Header{callheader.Mode: {"batch"}, callheader.Window: {"7d"}, callheader.Deadline: {"90s"}},
-			callheader.Options{Window: "7d", Deadline: 90 * time.Second},
+			callheader.Options{Mode: lane.Batch, Window: "7d", Deadline: 90 * time.Second},
 		},
 	} {
 		got, err := callheader.Parse(tt.header)

@@ -20,6 +20,7 @@ type Collector[K comparable, C any] struct {
 
 	mu    sync.Mutex
 	open  map[K]*Queue[K, C] // the queues that collect calls
+	early map[K]time.Time    // until when no further queue is to be sealed early
 	ended bool               // takes no calls
 }
 
@@ -53,6 +54,11 @@ type Queue[K comparable, C any] struct {
 	Key    K
 	First  C // the call that opened the queue
 	Opened time.Time
+
+	// patient says that the queue waits its whole window, since the queue before was
+	// sealed early a short while ago: the calls come in a slow but steady stream, and
+	// would become many small batches.
+	patient bool
 
 	collector *Collector[K, C]
 	full      chan struct{} // closed when the queue takes no more calls
@@ -115,7 +121,11 @@ func (c *Collector[K, C]) Add(call C) bool {
 }
 
 func (c *Collector[K, C]) newQueue(first C, e *Entry[K, C]) *Queue[K, C] {
-	return &Queue[K, C]{Key: *e.Key, First: first, Opened: time.Now(), collector: c, full: make(chan struct{})}
+	now := time.Now()
+	return &Queue[K, C]{
+		Key: *e.Key, First: first, Opened: now, patient: now.Before(c.early[*e.Key]),
+		collector: c, full: make(chan struct{}),
+	}
 }
 
 // Recovered returns a queue without calls, for a batch that was sent before.
@@ -155,27 +165,6 @@ const lastWindow = 100 * time.Millisecond
 // Hurry says that no more calls are coming: from now on, the window of a queue ends within
 // lastWindow.
 func (c *Collector[K, C]) Hurry() { c.hurry() }
-
-// Collect waits until the queue takes no more calls, or until its window ends. The error
-// is the cause of ctx.
-func (q *Queue[K, C]) Collect(ctx context.Context, window time.Duration) error {
-	end := time.NewTimer(window)
-	defer end.Stop()
-	hurried := q.collector.hurried
-	for {
-		select {
-		case <-q.full:
-			return nil
-		case <-end.C:
-			return nil
-		case <-hurried:
-			hurried = nil
-			end.Reset(min(window-time.Since(q.Opened), lastWindow))
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
 
 // SealAll ends the collecting of all queues, and returns the queues that it ended.
 func (c *Collector[K, C]) SealAll() (sealed []*Queue[K, C]) {
@@ -297,6 +286,70 @@ func (q *Queue[K, C]) Size() (calls int, bytes int64) {
 func (q *Queue[K, C]) Seal() {
 	q.collector.mu.Lock()
 	defer q.collector.mu.Unlock()
+	q.sealLocked()
+}
+
+// quietTicks is how often, within the time in which no call may come, Wait looks
+// whether calls have come.
+const quietTicks = 4
+
+// Wait waits until the queue is full, until its window ends, or until no call has come
+// for the time quiet, and a quarter of quiet longer at the most. If quiet is not positive,
+// or if the queue is patient, the queue waits its whole window. The error is the cause
+// of ctx. After Hurry the window ends soon. Calls may join until the batch takes its calls, unless the queue is full, or
+// has become quiet.
+func (q *Queue[K, C]) Wait(ctx context.Context, window, quiet time.Duration) error {
+	end := time.NewTimer(window)
+	defer end.Stop()
+	var ticks <-chan time.Time
+	if quiet >= quietTicks && quiet < window && !q.patient {
+		ticker := time.NewTicker(quiet / quietTicks)
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
+	hurried := q.collector.hurried
+	for seen, unchanged := 0, 0; ; {
+		select {
+		case <-q.full:
+			return nil
+		case <-end.C:
+			return nil
+		case <-hurried:
+			hurried = nil
+			end.Reset(min(window-time.Since(q.Opened), lastWindow))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticks:
+			if now := q.added(); now != seen {
+				seen, unchanged = now, 0
+			} else if unchanged++; unchanged == quietTicks {
+				q.sealEarly(window)
+				return nil
+			}
+		}
+	}
+}
+
+// added is the number of calls that have joined the queue.
+func (q *Queue[K, C]) added() int {
+	q.collector.mu.Lock()
+	defer q.collector.mu.Unlock()
+	return len(q.calls)
+}
+
+// maxEarly bounds the keys that are remembered for Queue.patient.
+const maxEarly = 10_000
+
+// sealEarly makes the queue take no more calls before its window ends. The queue after
+// it, if it opens within a window of the opening of this queue, is patient.
+func (q *Queue[K, C]) sealEarly(window time.Duration) {
+	c := q.collector
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.early == nil || len(c.early) >= maxEarly {
+		c.early = make(map[K]time.Time)
+	}
+	c.early[q.Key] = q.Opened.Add(window)
 	q.sealLocked()
 }
 

@@ -80,7 +80,7 @@ func TestDashboardFollowsATransport(t *testing.T) {
 		for range 3 {
 			calls.Go(func() { call(t, transport, server.URL) })
 		}
-		time.Sleep(2 * time.Second)
+		time.Sleep(time.Second)
 		expectSnapshot(t, page, `{"State": {"Queued": 3, "Queues": [{"Endpoint": "/v1/chat/completions", "Models": ["m"], "Calls": 3}], "Batches": []}}`)
 		time.Sleep(20 * time.Second)
 		s := snapshot(t, page)

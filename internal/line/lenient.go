@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
 )
 
 // ErrNotObject is the error of Without for a body that is not a JSON object.
@@ -44,6 +45,16 @@ func Without(body []byte, names ...string) ([]byte, error) {
 	}
 	out = append(out, '}')
 	return append(out, rest...), nil
+}
+
+// Set returns body, a valid JSON object, with one member of that name, which has the
+// value. The bytes of the other members are unchanged, and so is body.
+func Set(body []byte, name string, value any) ([]byte, error) {
+	rest, err := Without(body, name)
+	if err != nil {
+		return nil, err
+	}
+	return sjson.SetBytes(rest, name, value)
 }
 
 // A member is a member of an object.

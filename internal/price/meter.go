@@ -45,6 +45,7 @@ type Call struct {
 	Model   string // that the call names
 	Payer   string // name of the account
 	Caller  string // name of the caller; "" without a name
+	Flex    bool   // the call was sent at the flex tier: the answer names the tier that is billed
 }
 
 // A Part is the cost of the answers of one model for one caller.
@@ -182,9 +183,15 @@ func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total boo
 // m.mu held.
 func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
 	price, model, known := m.answered(c, body)
+	tier := Batch
+	if c.Flex {
+		var named bool
+		tier, named = tierOf(usage.Tier(body))
+		known = known && named
+	}
 	t := Total{Unpriced: 1}
 	if u := usage.Of(body); known {
-		t = m.totalOf(price, u, Batch, c.Profile)
+		t = m.totalOf(price, u, tier, c.Profile)
 	} else {
 		t.count(u)
 	}

@@ -175,7 +175,7 @@ func serve(t testing.TB, h http.Handler) *http.Client {
 func newBatchingProxy(t testing.TB, server batchtest.Options, o proxy.Options) (*http.Client, *proxy.Proxy, *batchtest.Server) {
 	t.Helper()
 	upstream := batchtest.New(server)
-	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport()})
+	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport(), QuietAfter: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func TestMaxMemory(t *testing.T) {
 func TestAnnouncedBytesAreNotReserved(t *testing.T) {
 	const callers = 200
 	upstream := batchtest.New(batchtest.Options{})
-	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport()})
+	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport(), QuietAfter: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

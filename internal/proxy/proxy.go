@@ -56,6 +56,7 @@ import (
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/lane"
 )
 
 // A Proxy is an http.Handler. Make a Proxy with New and serve it with NewServer.
@@ -221,9 +222,9 @@ func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		rw.writeFailure(headerFailure(err))
-	case rw.endpoint == endpointOther && isWebSocket(r.Header) && !asked.Realtime && similarPath(r.URL) != "":
+	case rw.endpoint == endpointOther && isWebSocket(r.Header) && asked.Mode != lane.Realtime && similarPath(r.URL) != "":
 		rw.writeFailure(failNearMiss(r, similarPath(r.URL)))
-	case rw.endpoint == endpointOther || asked.Realtime:
+	case rw.endpoint == endpointOther || asked.Mode == lane.Realtime:
 		p.passThrough(rw, r)
 	default:
 		p.hold(rw, r)

@@ -8,7 +8,6 @@ import (
 	"unsafe"
 
 	"github.com/tidwall/gjson"
-	"github.com/tidwall/sjson"
 
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -21,6 +20,7 @@ type Call struct {
 	Stream     bool   // the answer is to be a stream of events
 	Usage      bool   // the last event of the stream is to hold the usage
 	Background bool   // the provider answers at once, before the call has run
+	Tier       string // the tier that the caller wants to pay for ("service_tier"); "" for the usual tier: "auto", "default" or none
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
 	input      []byte // the value of "input"; shares memory with the body
@@ -66,10 +66,7 @@ const maxModel = 256
 
 func (c *Call) setModel(model string) (err error) {
 	c.Model = model
-	if c.Body, err = line.Without(c.Body, "model"); err != nil {
-		return err
-	}
-	c.Body, err = sjson.SetBytes(c.Body, "model", model)
+	c.Body, err = line.Set(c.Body, "model", model)
 	return err
 }
 
@@ -85,6 +82,10 @@ func (c *Call) readMember(name, value []byte) (streams bool) {
 	case "stream_options":
 		c.Usage = gjson.GetBytes(value, "include_usage").Type == gjson.True
 		return true
+	case "service_tier":
+		if c.Tier = text(value); c.Tier == "auto" || c.Tier == "default" {
+			c.Tier = ""
+		}
 	case "background":
 		c.Background = string(value) == "true"
 	case "input":

@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,7 @@ func (w *world) start(name string, arm func(*crashPoint)) *replica {
 		o.Logger = slog.New(slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	var err error
+	o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 	if p.tr, err = autobatcher.New(o); err != nil {
 		w.failf("New: %v", err)
 	}

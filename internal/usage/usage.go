@@ -103,6 +103,17 @@ func (n *Names) scan(b []byte) {
 	})
 }
 
+// Tier returns the last "service_tier" of a complete body, "" without one.
+func Tier(body []byte) string {
+	var n Names
+	n.tier.scan(body, `"service_tier"`, func(value []byte) {
+		if tier := gjson.ParseBytes(value); tier.Type == gjson.String {
+			n.Tier = tier.String()
+		}
+	})
+	return n.Tier
+}
+
 // Model returns the first "model" of a complete body, "" without one.
 func Model(body []byte) string {
 	const key = `"model"`

@@ -1,0 +1,135 @@
+package batchtest
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+)
+
+// streamChat sends the text of a chat completion as server-sent events, word by word.
+func streamChat(w http.ResponseWriter, l Line, body []byte) {
+	beginStream(w)
+	id, _ := unquote(field(body, "id"))
+	tier, _ := unquote(field(body, "service_tier"))
+	var message []byte
+	eachItem(field(body, "choices"), func(choice []byte) bool {
+		message = field(choice, "message")
+		return false
+	})
+	text, _ := unquote(field(message, "content"))
+	send := func(delta any, finish any) {
+		sendEvent(w, "", chunk(l, id, tier, []any{object{"index": 0, "delta": delta, "finish_reason": finish}}))
+	}
+	send(object{"role": "assistant", "content": ""}, nil)
+	for word := range strings.SplitAfterSeq(text, " ") {
+		send(object{"content": word}, nil)
+	}
+	send(object{}, "stop")
+	if string(field(field(l.Body, "stream_options"), "include_usage")) == "true" {
+		last := chunk(l, id, tier, []any{})
+		last["usage"] = json.RawMessage(field(body, "usage"))
+		sendEvent(w, "", last)
+	}
+	_, _ = io.WriteString(w, "data: [DONE]\n\n")
+}
+
+// chunk is one chunk of a stream. An empty tier is left out.
+func chunk(l Line, id, tier string, choices []any) object {
+	c := object{
+		"id": id, "object": "chat.completion.chunk", "created": answeredAt, "model": l.Model, "choices": choices,
+	}
+	if tier != "" {
+		c["service_tier"] = tier
+	}
+	return c
+}
+
+// A responseStream sends a response as server-sent events.
+type responseStream struct {
+	w        http.ResponseWriter
+	sequence int
+}
+
+// streamResponse sends a response, with the text of messages word by word.
+func streamResponse(w http.ResponseWriter, body []byte) {
+	beginStream(w)
+	s := &responseStream{w: w}
+	status, _ := unquote(field(body, "status"))
+	begun := withField(withField(withField(body, "status", inProgress), "output", []any{}), "usage", nil)
+	s.send("response.created", object{"response": json.RawMessage(begun)})
+	s.send("response.in_progress", object{"response": json.RawMessage(begun)})
+	index := 0
+	eachItem(field(body, "output"), func(item []byte) bool {
+		s.item(index, item)
+		index++
+		return true
+	})
+	s.send("response."+cmp.Or(status, completed), object{"response": json.RawMessage(body)})
+}
+
+// item sends an item of the output.
+func (s *responseStream) item(index int, item []byte) {
+	begun := withField(item, "status", inProgress)
+	if field(item, "content") != nil {
+		begun = withField(begun, "content", []any{})
+	}
+	s.send("response.output_item.added", object{"output_index": index, "item": json.RawMessage(begun)})
+	id, _ := unquote(field(item, "id"))
+	part := 0
+	eachItem(field(item, "content"), func(content []byte) bool {
+		s.part(object{"item_id": id, "output_index": index, "content_index": part}, content)
+		part++
+		return true
+	})
+	s.send("response.output_item.done", object{"output_index": index, "item": json.RawMessage(item)})
+}
+
+// part sends a part of a message that is at the place.
+func (s *responseStream) part(place object, content []byte) {
+	send := func(kind, name string, value any) {
+		fields := maps.Clone(place)
+		fields[name] = value
+		if strings.HasPrefix(kind, "response.output_text.") {
+			fields["logprobs"] = []any{}
+		}
+		s.send(kind, fields)
+	}
+	text, isText := unquote(field(content, "text"))
+	begun := content
+	if isText {
+		begun = withField(content, "text", "")
+	}
+	send("response.content_part.added", "part", json.RawMessage(begun))
+	if isText {
+		for word := range strings.SplitAfterSeq(text, " ") {
+			send("response.output_text.delta", "delta", word)
+		}
+		send("response.output_text.done", "text", text)
+	}
+	send("response.content_part.done", "part", json.RawMessage(content))
+}
+
+func (s *responseStream) send(kind string, fields object) {
+	fields["type"], fields["sequence_number"] = kind, s.sequence
+	s.sequence++
+	sendEvent(s.w, kind, fields)
+}
+
+func beginStream(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	w.WriteHeader(http.StatusOK)
+}
+
+// sendEvent writes and flushes a server-sent event. An empty name is left out.
+func sendEvent(w http.ResponseWriter, name string, v any) {
+	if name != "" {
+		_, _ = fmt.Fprintf(w, "event: %s\n", name)
+	}
+	_, _ = fmt.Fprintf(w, "data: %s\n\n", marshal(v))
+	_ = http.NewResponseController(w).Flush()
+}

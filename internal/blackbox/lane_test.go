@@ -1,0 +1,250 @@
+package blackbox_test
+
+import (
+	"io"
+	"math"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func responseBody(text string) string { return `{"model":"m","input":"` + text + `"}` }
+
+// openAI is a setup whose provider has a flex tier.
+func openAI(server batchtest.Options, options autobatcher.Options) setup {
+	p := provider.OpenAI()
+	server.Behavior, options.Provider = batchtest.OpenAI(), &p
+	return setup{server: server, options: options}
+}
+
+func TestFlex(t *testing.T) {
+	const (
+		chat     = "/chat/completions"
+		response = "/responses"
+		vector   = "/embeddings"
+	)
+	flex := autobatcher.Options{Mode: autobatcher.ModeFlex}
+	outage := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	refusals := func(s *scene) {
+		s.srv.Control(batchtest.OpRealtime, batchtest.FlexUnavailable(), batchtest.FlexUnavailable())
+	}
+	for _, tt := range []struct {
+		name       string
+		doubleword bool
+		server     batchtest.Options
+		options    autobatcher.Options
+		path       string
+		edits      []edit
+		before     func(*scene)
+		status     int
+		code       string // of an error
+		within     time.Duration
+		paid       map[batchtest.Tier]int
+	}{
+		{name: "chat", server: batchtest.Options{FlexDelay: time.Minute}, options: flex, path: chat, status: 200, within: 61 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "the header chooses", path: chat, edits: []edit{with("Autobatcher-Mode", "flex")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "the header chooses a batch", options: flex, path: chat, edits: []edit{with("Autobatcher-Mode", "batch")}, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+		{name: "a response in the background", server: batchtest.Options{FlexDelay: 10 * time.Minute}, options: flex, path: response, status: 200, within: 11 * time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "a response in the background that fails", server: batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{ResponseStatus: "failed"} }}, options: flex, path: response, status: 500, within: time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "a response in the background that is incomplete", server: batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{ResponseStatus: "incomplete"} }}, options: flex, path: response, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "doubleword", doubleword: true, server: batchtest.Options{FlexDelay: time.Minute}, options: flex, path: response, status: 200, within: 2 * time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "embeddings have no flex tier", options: flex, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+		{name: "doubleword's embeddings would cost the full price", doubleword: true, options: flex, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+		{name: "a bad call", server: batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome {
+			return batchtest.Outcome{Status: 400, Body: []byte(`{"error":{"message":"no","type":"invalid_request_error","code":"bad"}}`)}
+		}}, options: flex, path: chat, status: 400, code: "bad", within: time.Second, paid: map[batchtest.Tier]int{}},
+		{name: "refused twice", options: flex, path: chat, before: refusals, status: 200, within: 5 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "refused until the call falls back to a batch", options: flex, path: chat, before: outage, status: 200, within: 3 * time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+		{name: "refused until the call falls back to real time", options: autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: outage, status: 200, within: 3 * time.Minute, paid: map[batchtest.Tier]int{"default": 1}},
+		{name: "refused until the call fails", options: autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackFail}, path: chat, before: outage, status: 503, code: "batch_not_submitted", within: 3 * time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "a connection that breaks is not tried again", options: flex, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.LoseAnswer())
+		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "a gateway's answer is not tried again", options: flex, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.HTML(504))
+		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "auto, alone", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, status: 200, within: 11 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "auto, alone, without a flex tier", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+		{name: "auto, in a hurry", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "auto, alone, refused", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
+	} {
+		u := openAI(tt.server, tt.options)
+		if tt.doubleword {
+			u = doubleword(tt.server, tt.options)
+		}
+		u.run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			body := map[string]string{chat: chatBody("a"), response: responseBody("a"), vector: embeddingBody("a")}[tt.path]
+			r := s.send(tt.path, body, tt.edits...).within(time.Hour)
+			if r.err != nil || r.status != tt.status || r.at > tt.within {
+				s.Errorf("%d after %v, error %v, want %d within %v: %s", r.status, r.at, r.err, tt.status, tt.within, r.body)
+			}
+			if tt.code != "" {
+				if !strings.Contains(r.body, `"`+tt.code+`"`) {
+					s.Errorf("%s; want the code %s", r.body, tt.code)
+				}
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// The caller's own choice of a tier that costs another price is respected.
+func TestServiceTier(t *testing.T) {
+	for tier, want := range map[string]map[batchtest.Tier]int{
+		`"flex"`: {"flex": 1}, `"priority"`: {"priority": 1},
+		`"auto"`: {"batch": 1}, `"default"`: {"batch": 1}, `null`: {"batch": 1},
+	} {
+		openAI(batchtest.Options{}, autobatcher.Options{}).run(t, tier, func(s *scene) {
+			r := s.post("/chat/completions", `{"service_tier":`+tier+`,"model":"m","messages":[{"role":"user","content":"a"}]}`)
+			if r.status != http.StatusOK {
+				s.Errorf("%d %s", r.status, r.body)
+			}
+			if diff := cmp.Diff(want, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A batch is sent when no call has come for a while; the queue after it waits its
+// whole window.
+func TestQuietAfter(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		after time.Duration
+		calls []time.Duration // when calls come
+		sent  []int           // calls in each batch
+		last  time.Duration   // when the last call is answered
+	}{
+		{"twenty calls at once", time.Second, make([]time.Duration, 20), []int{20}, 1250*time.Millisecond + 5*time.Second},
+		{"calls that keep coming", time.Second, []time.Duration{0, 700 * time.Millisecond, 1400 * time.Millisecond}, []int{3}, 2500*time.Millisecond + 5*time.Second},
+		{"calls every two seconds", time.Second, []time.Duration{0, 2 * time.Second, 4 * time.Second, 6 * time.Second}, []int{1, 3}, 12*time.Second + 5*time.Second},
+		{"a second burst", time.Second, []time.Duration{0, 0, 11 * time.Second, 11 * time.Second}, []int{2, 2}, 12250*time.Millisecond + 5*time.Second},
+		{"never early", -1, []time.Duration{0}, []int{1}, 10*time.Second + 5*time.Second},
+	} {
+		openAI(batchtest.Options{}, autobatcher.Options{QuietAfter: tt.after}).run(t, tt.name, func(s *scene) {
+			var calls []*pending
+			for i, at := range tt.calls {
+				s.until(at)
+				calls = append(calls, s.chat(string(rune('a'+i))))
+			}
+			var last time.Duration
+			for _, c := range calls {
+				last = max(last, c.wait().at)
+			}
+			if last != tt.last {
+				s.Errorf("the last answer came at %v, want %v", last, tt.last)
+			}
+			s.sent(tt.sent...)
+		})
+	}
+}
+
+// A process that dies while calls run at the flex tier leaves their ids in the
+// journal: nothing is paid for twice.
+func TestFlexAfterACrash(t *testing.T) {
+	p := provider.OpenAI()
+	o := autobatcher.Options{Mode: autobatcher.ModeFlex, Provider: &p}
+	for _, tt := range []struct {
+		name, path, body string
+		shutdown         bool // instead of a crash
+		status           int
+		want             string // in the body
+		paid             int
+	}{
+		{"a response in the background", "/responses", responseBody("one"), false, 200, "one", 1},
+		{"a response in the background, after Close", "/responses", responseBody("one"), true, 200, "one", 1},
+		{"a call that was held open", "/chat/completions", chatBody("one"), false, 424, "batch_create_unknown", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, batchtest.Options{Behavior: batchtest.OpenAI(), FlexDelay: 10 * time.Minute})
+				post := func(p *process) <-chan outcome {
+					return p.ask(t.Context(), "", func(r *http.Request) {
+						r.URL.Path = strings.TrimSuffix(r.URL.Path, "/chat/completions") + tt.path
+						r.Body, r.ContentLength = io.NopCloser(strings.NewReader(tt.body)), int64(len(tt.body))
+					})
+				}
+				a := f.start(o)
+				post(a)
+				time.Sleep(time.Minute)
+				if tt.shutdown {
+					a.Close()
+				} else {
+					a.cut()
+				}
+				b := f.start(o)
+				r := <-post(b)
+				if r.err != nil || r.status != tt.status || !strings.Contains(r.body, tt.want) {
+					t.Errorf("%d %v %s; want %d with %s", r.status, r.err, r.body, tt.status, tt.want)
+				}
+				f.wantPaid(tt.paid, 0)
+			})
+		})
+	}
+}
+
+// A response that runs in the background, and that no caller waits for, is cancelled.
+func TestFlexIsCancelled(t *testing.T) {
+	for name, u := range map[string]setup{
+		"openai":     openAI(batchtest.Options{FlexDelay: time.Hour}, autobatcher.Options{Mode: autobatcher.ModeFlex}),
+		"doubleword": doubleword(batchtest.Options{FlexDelay: time.Hour}, autobatcher.Options{Mode: autobatcher.ModeFlex}),
+	} {
+		u.run(t, name, func(s *scene) {
+			call := s.send("/responses", responseBody("a"))
+			s.until(time.Minute)
+			call.left()
+			s.until(10 * time.Minute)
+			all := s.srv.Responses()
+			if len(all) != 1 || !all[0].CancelRequested && !all[0].Deleted || len(s.srv.Executed()) != 0 {
+				s.Errorf("%+v; want one response, cancelled or deleted, and nothing executed", all)
+			}
+		})
+	}
+}
+
+// The cost of a call at the flex tier is that of the tier in the answer.
+func TestFlexCosts(t *testing.T) {
+	prices := []byte(`{"m": {"input_cost_per_token": 0.1, "output_cost_per_token": 0.2, "input_cost_per_token_flex": 0.05, "output_cost_per_token_flex": 0.1}}`)
+	for tier, share := range map[batchtest.Tier]float64{"": 0.5, batchtest.TierDefault: 1} {
+		server := batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			o := batchtest.Echo(l)
+			o.Tier = tier
+			return o
+		}}
+		openAI(server, autobatcher.Options{Mode: autobatcher.ModeFlex, Prices: prices}).run(t, string(tier), func(s *scene) {
+			s.post("/chat/completions", chatBody("a"))
+			c := s.tr.Stats().Cost
+			full := 0.1*float64(c.InputTokens) + 0.2*float64(c.OutputTokens)
+			if c.Priced != 1 || math.Abs(c.USD-full*share) > 1e-9 || math.Abs(c.Savings-full*(1-share)) > 1e-9 {
+				s.Errorf("%+v; want %v of %v US dollars", c, share, full)
+			}
+		})
+	}
+}
+
+// A caller that asked for a stream gets one.
+func TestFlexStream(t *testing.T) {
+	openAI(batchtest.Options{}, autobatcher.Options{Mode: autobatcher.ModeFlex}).play(t, func(s *scene) {
+		r := s.post("/chat/completions", `{"stream":true,"model":"m","messages":[{"role":"user","content":"a"}]}`)
+		if r.status != 200 || !strings.HasPrefix(r.header.Get("Content-Type"), "text/event-stream") || !strings.HasSuffix(r.body, "data: [DONE]\n\n") {
+			s.Errorf("%d %v %s", r.status, r.header, r.body)
+		}
+		if got := r.header.Get("Autobatcher-Mode"); got != "flex" {
+			s.Errorf("Autobatcher-Mode is %q, want flex", got)
+		}
+	})
+}

@@ -1,0 +1,58 @@
+// Package lane chooses how a call is sent: in a batch, or at once at the provider's
+// flex tier.
+package lane
+
+import (
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/turnaround"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// A Mode is how a caller wants a call to be answered.
+type Mode string
+
+// The modes.
+const (
+	Batch    Mode = "batch"    // in a batch
+	Flex     Mode = "flex"     // at once, at the flex tier; in a batch where the provider has no flex tier for the call
+	Auto     Mode = "auto"     // in a batch if the batch meets the deadline and holds further calls, or else at the flex tier
+	Realtime Mode = "realtime" // at once, at full price
+)
+
+// Modes are all modes.
+var Modes = []Mode{Batch, Flex, Auto, Realtime}
+
+// assumedTurnaround is how long a batch takes, where no batch of the kind has ended
+// yet: nine of ten batches of public providers end within an hour.
+const assumedTurnaround = time.Hour
+
+// A Choice is what decides about the lane of a call.
+type Choice struct {
+	Mode     Mode
+	Profile  *provider.Profile
+	Suffix   string // "/chat/completions"
+	Model    string
+	Window   string        // completion window of a batch
+	Deadline time.Duration // until the caller needs the answer; 0: none
+	Wait     time.Duration // until a batch is sent, at most
+}
+
+// ByMode returns the completion window of the call: c.Window in a batch, or
+// provider.FlexWindow. book has the turnaround times that are known.
+func (c *Choice) ByMode(book *turnaround.Book) string {
+	switch {
+	case !c.Profile.Flex(c.Suffix):
+	case c.Mode == Flex, c.Mode == Auto && c.Deadline > 0 && c.Deadline < c.Wait+c.turnaround(book):
+		return provider.FlexWindow
+	}
+	return c.Window
+}
+
+// turnaround is how long nine of ten batches take.
+func (c *Choice) turnaround(book *turnaround.Book) time.Duration {
+	if t := book.Of(turnaround.Kind{Provider: c.Profile.Name, Model: c.Model, Window: c.Window}); t.Count > 0 {
+		return t.P90
+	}
+	return min(provider.WindowLength(c.Window), assumedTurnaround)
+}

@@ -1,0 +1,100 @@
+package autobatcher
+
+import (
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/lane"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+// Mode says how calls are answered.
+type Mode string
+
+// The modes. In a lane that the provider does not have for a call, the call is sent in
+// a batch.
+const (
+	ModeBatch    Mode = "batch"    // in batches
+	ModeFlex     Mode = "flex"     // at once, at the provider's flex tier
+	ModeAuto     Mode = "auto"     // in a batch, unless the batch would miss the call's deadline or hold a single call: then at the flex tier
+	ModeRealtime Mode = "realtime" // at once, at full price
+)
+
+// FlexFallback says what becomes of a call that the provider has no room for at its
+// flex tier, for two minutes. Such a call is not billed.
+type FlexFallback string
+
+// The fallbacks.
+const (
+	FallbackBatch    FlexFallback = "batch"    // the call is sent in a batch
+	FallbackRealtime FlexFallback = "realtime" // the call is sent in real time, within Options.EscalateLimit
+	FallbackFail     FlexFallback = "fail"     // the call gets 503, which SDKs retry
+)
+
+// chooseLane decides in which lane a call is sent.
+func (r *router) chooseLane(c *call, req *http.Request, asked lane.Mode) {
+	q := &c.Request
+	q.mode, q.window = asked, q.key.window
+	if q.mode == "" {
+		q.mode = lane.Mode(r.opts.Mode)
+	}
+	choice := lane.Choice{
+		Mode: q.mode, Profile: q.profile, Suffix: q.suffix, Model: q.model, Window: q.window,
+		Deadline: timeLeft(req, c), Wait: r.opts.BatchWindow,
+	}
+	q.key.window = choice.ByMode(&r.turnaround)
+}
+
+// escalates reports whether a call with the key may be sent in real time.
+func (o *Options) escalates(k *key) bool {
+	return o.Escalate != EscalateNever || k.window == provider.FlexWindow && o.FlexFallback == FallbackRealtime
+}
+
+// prefersFlex reports whether the batch has a single call, which may be sent at the
+// flex tier.
+func (b *batch) prefersFlex() bool {
+	calls := b.queue.Calls()
+	if len(calls) != 1 || b.history.attempts > 0 {
+		return false
+	}
+	q := &calls[0].Request
+	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.profile.Flex(q.suffix)
+}
+
+// fallsBack reports whether the provider had no room for the call at its flex tier, and
+// the call is to be sent in a batch.
+func (b *batch) fallsBack(err error) bool {
+	return errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch
+}
+
+// move sends calls in the other lane: from a batch at the flex tier, and back. A call
+// does not move twice.
+func (b *batch) move(calls []*call) {
+	b.requeue(calls, 0, func(queued []*call) (rest []*queue) {
+		var closing []*call
+		for _, c := range queued {
+			q := &c.Request
+			if q.key.window == provider.FlexWindow {
+				q.key.window = q.window
+			} else {
+				q.key.window = provider.FlexWindow
+			}
+			q.mode = lane.Batch
+			if !b.t.collector.Add(c) {
+				closing = append(closing, c)
+			}
+		}
+		return b.t.collector.Group(closing)
+	})
+}
+
+// timeLeft is how long the caller can wait for the answer; 0 if there is no deadline.
+func timeLeft(req *http.Request, c *call) time.Duration {
+	left := c.Request.deadline
+	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
+		left = max(time.Until(at), 1)
+	}
+	return left
+}
