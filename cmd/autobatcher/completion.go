@@ -19,12 +19,17 @@ import (
 // the answer.
 const completionFlag = "--generate-shell-completion"
 
-// valuesOf returns the values of a flag for completion. The list is empty for a flag
+// valuesOf returns the values of a flag of a command for completion. The list is empty for a flag
 // with any other values, which the shell completes as file names.
-func valuesOf(flag string) []string {
+func valuesOf(command, flag string) []string {
 	switch flag {
 	case "mode":
-		return []string{"async", "batch"}
+		if command == "submit" {
+			return batchModes
+		}
+		return modes
+	case "flex-fallback":
+		return flexFallbacks
 	case "log-format":
 		return []string{"auto", "json", "text"}
 	case "log-level":
@@ -63,7 +68,7 @@ func (p process) completeLine(c *cli.Command, words []string) {
 			flag := flagNamed(flags, strings.TrimLeft(word, "-"))
 			switch {
 			case last && flag != nil && takesValue(flag):
-				printWords(p.stdout, valuesOf(flag.Names()[0]))
+				printWords(p.stdout, valuesOf(c.Name, flag.Names()[0]))
 				return
 			case last:
 				printFlags(p.stdout, flags, word)
