@@ -288,8 +288,8 @@ func (b *batch) end(o outcome, err error) {
 	default:
 		b.emit(e.event, err)
 	}
-	if !b.created.IsZero() && b.status.Word == "completed" {
-		b.learnTurnaround()
+	if o == outcomeDone && b.status.Word == "completed" {
+		b.t.router.turnaround.Add(b.key.account.Profile.Name, b.key.window, b.names.models, time.Since(b.created))
 	}
 	if b.bill.Priced > 0 {
 		b.emit(BatchCost, nil)

@@ -51,8 +51,7 @@ func costParts(m *price.Meter) (parts []CostPart) {
 }
 
 // priced is what decides about the price of a call.
-func priced(c *call) price.Call {
-	r := &c.Request
+func priced(r *request) price.Call {
 	return price.Call{
 		Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
 	}

@@ -37,10 +37,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 	if e.t.opts.Escalate != EscalateDeadline {
 		return 0
 	}
-	left := c.Request.deadline
-	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
-		left = time.Until(at)
-	}
+	left := timeLeft(req, c)
 	if left == 0 {
 		return 0
 	}
@@ -50,10 +47,11 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 // allow reports whether a call may be sent in real time for that reason, and takes the
 // call from the budgets. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
-	if !e.t.opts.escalates(&c.Request.key) || e.t.ctx.Err() != nil {
+	usd, request := e.t.registry.InRealtime(c)
+	if !e.t.opts.escalates(&request.key) || e.t.ctx.Err() != nil {
 		return nil, false
 	}
-	spending, err := e.t.router.meter.Begin(priced(c), e.t.registry.InRealtime(c))
+	spending, err := e.t.router.meter.Begin(priced(&request), usd)
 	if err != nil {
 		e.t.opts.Logger.Warn("call not escalated: "+err.Error(), "caller", c.Request.caller.Name, "reason", reason)
 		return nil, false

@@ -67,37 +67,11 @@ func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	return collector.Entry[key, *call]{Key: &r.key, Slot: &r.slot, Bytes: int64(c.Size()) + 1, Inputs: int(r.inputs), Limits: limits}
 }
 
-// quietTicks is how often, within Options.QuietAfter, collect looks whether calls
-// have come.
-const quietTicks = 4
-
-// collect waits until the queue is full, until its window ends, or until no call has
-// come for a while. A call in mode auto that is alone is sent at the flex tier.
+// collect waits until the queue takes no more calls. A call in mode auto that is alone
+// is sent at the flex tier.
 func (b *batch) collect() error {
-	o := &b.t.opts
-	window, stop := retry.After(o.BatchWindow)
-	defer stop()
-	ticks := make(<-chan time.Time)
-	if o.QuietAfter > 0 && o.QuietAfter < o.BatchWindow && !b.queue.Patient {
-		ticker := time.NewTicker(o.QuietAfter / quietTicks)
-		defer ticker.Stop()
-		ticks = ticker.C
-	}
-	for seen, quiet, collecting := 0, 0, true; collecting; {
-		select {
-		case <-b.queue.Full():
-			collecting = false
-		case <-window:
-			collecting = false
-		case <-ticks:
-			if now := b.queue.Added(); now != seen {
-				seen, quiet = now, 0
-			} else if quiet++; quiet == quietTicks {
-				b.queue.SealEarly(o.BatchWindow)
-			}
-		case <-b.t.ctx.Done():
-			return context.Cause(b.t.ctx)
-		}
+	if err := b.queue.Wait(b.t.ctx, b.t.opts.BatchWindow, b.t.opts.QuietAfter); err != nil {
+		return err
 	}
 	if b.prefersFlex() {
 		return errAlone

@@ -7,7 +7,6 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/lane"
-	"github.com/autobatcher/autobatcher/internal/turnaround"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -34,21 +33,16 @@ const (
 	FallbackFail     FlexFallback = "fail"     // the call gets 503, which SDKs retry
 )
 
-// chooseLane decides in which lane a call is sent. deadline is when the caller needs
-// the answer; zero: at no time.
+// chooseLane decides in which lane a call is sent.
 func (r *router) chooseLane(c *call, req *http.Request, asked lane.Mode) {
 	q := &c.Request
 	q.mode, q.window = asked, q.key.window
 	if q.mode == "" {
 		q.mode = lane.Mode(r.opts.Mode)
 	}
-	left := q.deadline
-	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
-		left = time.Until(at)
-	}
 	choice := lane.Choice{
 		Mode: q.mode, Profile: q.profile, Suffix: q.suffix, Model: q.model, Window: q.window,
-		Deadline: left, Wait: r.opts.BatchWindow,
+		Deadline: timeLeft(req, c), Wait: r.opts.BatchWindow,
 	}
 	q.key.window = choice.ByMode(&r.turnaround)
 }
@@ -96,11 +90,11 @@ func (b *batch) move(calls []*call) {
 	})
 }
 
-// learnTurnaround notes how long the batch took.
-func (b *batch) learnTurnaround() {
-	for _, model := range b.names.models {
-		b.t.router.turnaround.Add(turnaround.Kind{
-			Provider: b.key.account.Profile.Name, Model: model, Window: b.key.window,
-		}, time.Since(b.created))
+// timeLeft is how long the caller can wait for the answer; 0 if there is no deadline.
+func timeLeft(req *http.Request, c *call) time.Duration {
+	left := c.Request.deadline
+	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
+		left = max(time.Until(at), 1)
 	}
+	return left
 }

@@ -12,11 +12,6 @@ import (
 )
 
 const (
-	// goneTimeout is how long a batch may be unknown, or the credential refused,
-	// before the batch is given up: a new batch may not be visible yet, and
-	// Doubleword answers 404 for any failure of its storage.
-	goneTimeout = 10 * time.Minute
-
 	// overdueTimeout is how long a batch may run past its completion window. OpenAI
 	// expires a batch then; Doubleword continues to work.
 	overdueTimeout = 24 * time.Hour
@@ -29,37 +24,20 @@ const (
 	// minutes, and a Doubleword batch can keep the status for ever.
 	cancellingTimeout = 20 * time.Minute
 
-	// cancelTimeout is how long cancelling is tried.
-	cancelTimeout = 10 * time.Minute
-
-	// maxPollInterval bounds the interval between two polls of an old batch, and
-	// maxPollWait the wait after a failed poll, however long a wait the provider
-	// asks for: the batch may be finished.
+	// maxPollInterval bounds the interval between two polls of an old batch.
 	maxPollInterval = time.Minute
-	maxPollWait     = 10 * time.Minute
 
 	// pollShare slows down the polling of a long batch: a batch is polled every
 	// 60th of its age, but at least once in maxPollInterval.
 	pollShare = 60
 )
 
-// pollPolicy says how long a batch is polled whose polls fail. A failure that may
-// pass is bounded by the batch's own time.
-var pollPolicy = retry.Policy{
-	Classify: backend.Classify,
-	MaxWait:  maxPollWait,
-	Budget: map[retry.Class]time.Duration{
-		retry.Transient: retry.Forever, retry.RateLimited: retry.Forever,
-		retry.NotFound: goneTimeout, retry.Unauthorized: goneTimeout, retry.Permanent: goneTimeout,
-	},
-}
-
 // poll polls the batch until the batch has ended or is overdue, reads the results
 // that exist already, and cancels the batch when no caller waits any more. The
 // error says why the batch was given up.
 func (b *batch) poll() error {
 	defer b.key.lane().Statuses.Watch(b.status.Handle)()
-	attempts := pollPolicy.Start()
+	attempts := backend.PollPolicy.Start()
 	wait := b.pollInterval()
 	if b.recovered != "" || b.status.Phase == backend.Ended {
 		wait = 0 // the batch has run for a while, or the create was its answer
@@ -165,11 +143,6 @@ func (b *batch) decideCancel() bool {
 	return true
 }
 
-var cancelPolicy = retry.Policy{
-	Classify: backend.Classify,
-	Budget:   map[retry.Class]time.Duration{retry.Transient: cancelTimeout, retry.RateLimited: cancelTimeout},
-}
-
 // errCallersReturned is why a batch is not cancelled after all.
 var errCallersReturned = errors.New("callers have returned, or other processes have ended the batch")
 
@@ -179,7 +152,7 @@ var errCallersReturned = errors.New("callers have returned, or other processes h
 // before each further attempt.
 func (b *batch) cancel(ctx context.Context, decide func() bool) {
 	b.emit(BatchCancelRequested, nil)
-	attempts := cancelPolicy.Start()
+	attempts := backend.CancelPolicy.Start()
 	for {
 		err := b.backend.Cancel(ctx, b.status.Handle)
 		if err == nil {

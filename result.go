@@ -6,10 +6,12 @@ import (
 	"net/http"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // readPartial reads the results of a running batch that exist already.
@@ -72,7 +74,7 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	case r.Answered():
 		a := reply.FromResult(r)
 		if a.Status < 300 {
-			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, priced(c), a.Body)
+			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, priced(&c.Request), a.Body)
 		}
 		b.t.registry.Complete(c, &answer{Answer: a})
 	case r.Malformed:
@@ -96,6 +98,9 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		res = own.Stream(req, c.Request.suffix == "/responses", c.Request.usage)
 	} else {
 		res = own.Response(req)
+	}
+	if c.Request.key.window == provider.FlexWindow {
+		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
 		if a.FromLine() {

@@ -14,9 +14,20 @@ type Stats struct {
 	Failed   int64 // callers that got an error of their batch or of autobatcher, since New
 	Left     int64 // callers that stopped waiting before their answer came, since New
 	Queues   []QueueStats
+	Times    []TurnaroundStats
 	Cost     Cost       // since New
 	Costs    []CostPart // Cost by account, caller and model; the part without names has what is beyond 1,000 parts
 	Budget   BudgetStats
+}
+
+// TurnaroundStats is how long batches, and calls at the flex tier, took from their
+// creation to their end: at most the newest 50 of a kind.
+type TurnaroundStats struct {
+	Provider    string // name of the profile
+	Model       string
+	Window      string // completion window; "flex" for calls at the flex tier
+	Count       int
+	Median, P90 time.Duration
 }
 
 // QueueStats describes a batch that was not sent yet.
@@ -35,6 +46,9 @@ type QueueStats struct {
 func (t *Transport) Stats() Stats {
 	n := t.registry.Counters()
 	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Cost: Cost(t.router.meter.Total()), Costs: costParts(t.router.meter), Budget: BudgetStats(t.router.meter.Budget().State())}
+	for _, known := range t.router.turnaround.All() {
+		s.Times = append(s.Times, TurnaroundStats(known))
+	}
 	for _, b := range t.allBatches() {
 		queued := b.queue.Calls() // before Census: a call may become a line meanwhile, and counts once
 		id, calls := b.lines.Census(queued)

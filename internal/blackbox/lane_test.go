@@ -1,9 +1,12 @@
 package blackbox_test
 
 import (
+	"io"
+	"math"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -148,4 +151,100 @@ func TestQuietAfter(t *testing.T) {
 			s.sent(tt.sent...)
 		})
 	}
+}
+
+// A process that dies while calls run at the flex tier leaves their ids in the
+// journal: nothing is paid for twice.
+func TestFlexAfterACrash(t *testing.T) {
+	p := provider.OpenAI()
+	o := autobatcher.Options{Mode: autobatcher.ModeFlex, Provider: &p}
+	for _, tt := range []struct {
+		name, path, body string
+		shutdown         bool // instead of a crash
+		status           int
+		want             string // in the body
+		paid             int
+	}{
+		{"a response in the background", "/responses", responseBody("one"), false, 200, "one", 1},
+		{"a response in the background, after Close", "/responses", responseBody("one"), true, 200, "one", 1},
+		{"a call that was held open", "/chat/completions", chatBody("one"), false, 424, "batch_create_unknown", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t, batchtest.Options{Behavior: batchtest.OpenAI(), FlexDelay: 10 * time.Minute})
+				post := func(p *process) <-chan outcome {
+					return p.ask(t.Context(), "", func(r *http.Request) {
+						r.URL.Path = strings.TrimSuffix(r.URL.Path, "/chat/completions") + tt.path
+						r.Body, r.ContentLength = io.NopCloser(strings.NewReader(tt.body)), int64(len(tt.body))
+					})
+				}
+				a := f.start(o)
+				post(a)
+				time.Sleep(time.Minute)
+				if tt.shutdown {
+					a.Close()
+				} else {
+					a.cut()
+				}
+				b := f.start(o)
+				r := <-post(b)
+				if r.err != nil || r.status != tt.status || !strings.Contains(r.body, tt.want) {
+					t.Errorf("%d %v %s; want %d with %s", r.status, r.err, r.body, tt.status, tt.want)
+				}
+				f.wantPaid(tt.paid, 0)
+			})
+		})
+	}
+}
+
+// A response that runs in the background, and that no caller waits for, is cancelled.
+func TestFlexIsCancelled(t *testing.T) {
+	for name, u := range map[string]setup{
+		"openai":     openAI(batchtest.Options{FlexDelay: time.Hour}, autobatcher.Options{Mode: autobatcher.ModeFlex}),
+		"doubleword": doubleword(batchtest.Options{FlexDelay: time.Hour}, autobatcher.Options{Mode: autobatcher.ModeFlex}),
+	} {
+		u.run(t, name, func(s *scene) {
+			call := s.send("/responses", responseBody("a"))
+			s.until(time.Minute)
+			call.left()
+			s.until(10 * time.Minute)
+			all := s.srv.Responses()
+			if len(all) != 1 || !all[0].CancelRequested && !all[0].Deleted || len(s.srv.Executed()) != 0 {
+				s.Errorf("%+v; want one response, cancelled or deleted, and nothing executed", all)
+			}
+		})
+	}
+}
+
+// The cost of a call at the flex tier is that of the tier in the answer.
+func TestFlexCosts(t *testing.T) {
+	prices := []byte(`{"m": {"input_cost_per_token": 0.1, "output_cost_per_token": 0.2, "input_cost_per_token_flex": 0.05, "output_cost_per_token_flex": 0.1}}`)
+	for tier, share := range map[batchtest.Tier]float64{"": 0.5, batchtest.TierDefault: 1} {
+		server := batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			o := batchtest.Echo(l)
+			o.Tier = tier
+			return o
+		}}
+		openAI(server, autobatcher.Options{Mode: autobatcher.ModeFlex, Prices: prices}).run(t, string(tier), func(s *scene) {
+			s.post("/chat/completions", chatBody("a"))
+			c := s.tr.Stats().Cost
+			full := 0.1*float64(c.InputTokens) + 0.2*float64(c.OutputTokens)
+			if c.Priced != 1 || math.Abs(c.USD-full*share) > 1e-9 || math.Abs(c.Savings-full*(1-share)) > 1e-9 {
+				s.Errorf("%+v; want %v of %v US dollars", c, share, full)
+			}
+		})
+	}
+}
+
+// A caller that asked for a stream gets one.
+func TestFlexStream(t *testing.T) {
+	openAI(batchtest.Options{}, autobatcher.Options{Mode: autobatcher.ModeFlex}).play(t, func(s *scene) {
+		r := s.post("/chat/completions", `{"stream":true,"model":"m","messages":[{"role":"user","content":"a"}]}`)
+		if r.status != 200 || !strings.HasPrefix(r.header.Get("Content-Type"), "text/event-stream") || !strings.HasSuffix(r.body, "data: [DONE]\n\n") {
+			s.Errorf("%d %v %s", r.status, r.header, r.body)
+		}
+		if got := r.header.Get("Autobatcher-Mode"); got != "flex" {
+			s.Errorf("Autobatcher-Mode is %q, want flex", got)
+		}
+	})
 }

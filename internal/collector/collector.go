@@ -3,6 +3,7 @@
 package collector
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -51,10 +52,10 @@ type Queue[K comparable, C any] struct {
 	First  C // the call that opened the queue
 	Opened time.Time
 
-	// Patient says that the queue is not to be sealed early, since the queue before was
+	// patient says that the queue waits its whole window, since the queue before was
 	// sealed early a short while ago: the calls come in a slow but steady stream, and
 	// would become many small batches.
-	Patient bool
+	patient bool
 
 	collector *Collector[K, C]
 	full      chan struct{} // closed when the queue takes no more calls
@@ -115,7 +116,7 @@ func (c *Collector[K, C]) Add(call C) bool {
 func (c *Collector[K, C]) newQueue(first C, e *Entry[K, C]) *Queue[K, C] {
 	now := time.Now()
 	return &Queue[K, C]{
-		Key: *e.Key, First: first, Opened: now, Patient: now.Before(c.early[*e.Key]),
+		Key: *e.Key, First: first, Opened: now, patient: now.Before(c.early[*e.Key]),
 		collector: c, full: make(chan struct{}),
 	}
 }
@@ -273,19 +274,56 @@ func (q *Queue[K, C]) Seal() {
 	q.sealLocked()
 }
 
-// Added is the number of calls that have joined the queue.
-func (q *Queue[K, C]) Added() int {
+// quietTicks is how often, within the time in which no call may come, Wait looks
+// whether calls have come.
+const quietTicks = 4
+
+// Wait waits until the queue is full, until its window ends, or until no call has come
+// for the time quiet, and a quarter of quiet longer at the most. If quiet is not positive,
+// or if the queue is patient, the queue waits its whole window. The error is the cause
+// of ctx. Calls may join until the batch takes its calls, unless the queue is full, or
+// has become quiet.
+func (q *Queue[K, C]) Wait(ctx context.Context, window, quiet time.Duration) error {
+	end := time.NewTimer(window)
+	defer end.Stop()
+	var ticks <-chan time.Time
+	if quiet >= quietTicks && quiet < window && !q.patient {
+		ticker := time.NewTicker(quiet / quietTicks)
+		defer ticker.Stop()
+		ticks = ticker.C
+	}
+	for seen, unchanged := 0, 0; ; {
+		select {
+		case <-q.full:
+			return nil
+		case <-end.C:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticks:
+			if now := q.added(); now != seen {
+				seen, unchanged = now, 0
+			} else if unchanged++; unchanged == quietTicks {
+				q.sealEarly(window)
+				return nil
+			}
+		}
+	}
+}
+
+// added is the number of calls that have joined the queue.
+func (q *Queue[K, C]) added() int {
 	q.collector.mu.Lock()
 	defer q.collector.mu.Unlock()
 	return len(q.calls)
 }
 
-// maxEarly bounds the keys that are remembered for Queue.Patient.
+// maxEarly bounds the keys that are remembered for Queue.patient.
 const maxEarly = 10_000
 
-// SealEarly makes the queue take no more calls before its window ends. The queue after
-// it, if it opens within a window of the opening of this queue, is Patient.
-func (q *Queue[K, C]) SealEarly(window time.Duration) {
+// sealEarly makes the queue take no more calls before its window ends. The queue after
+// it, if it opens within a window of the opening of this queue, is patient.
+func (q *Queue[K, C]) sealEarly(window time.Duration) {
 	c := q.collector
 	c.mu.Lock()
 	defer c.mu.Unlock()

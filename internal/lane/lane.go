@@ -38,8 +38,8 @@ type Choice struct {
 	Wait     time.Duration // until a batch is sent, at most
 }
 
-// Window returns the completion window of the call: c.Window in a batch, or
-// provider.FlexWindow.
+// ByMode returns the completion window of the call: c.Window in a batch, or
+// provider.FlexWindow. book has the turnaround times that are known.
 func (c *Choice) ByMode(book *turnaround.Book) string {
 	switch {
 	case !c.Profile.Flex(c.Suffix):

@@ -24,9 +24,9 @@ type Kind struct {
 
 // Times are the turnaround times of a kind.
 type Times struct {
-	Kind
-	Count       int // of the times that were seen, at most 50
-	Median, P90 time.Duration
+	Provider, Model, Window string
+	Count                   int // of the times that were seen, at most 50
+	Median, P90             time.Duration
 }
 
 // A Book remembers the turnaround times of a process. The zero Book is empty. A Book
@@ -42,10 +42,17 @@ type ring struct {
 	next  int
 }
 
-// Add adds a time. A Book that is full starts anew.
-func (b *Book) Add(k Kind, took time.Duration) {
+// Add adds the time that a batch with calls of the models took. A Book that is full
+// starts anew.
+func (b *Book) Add(provider, window string, models []string, took time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for _, model := range models {
+		b.addLocked(Kind{provider, model, window}, took)
+	}
+}
+
+func (b *Book) addLocked(k Kind, took time.Duration) {
 	r := b.known[k]
 	if r == nil {
 		if b.known == nil || len(b.known) >= maxKnown {
@@ -72,11 +79,11 @@ func (b *Book) Of(k Kind) Times {
 func (b *Book) timesLocked(k Kind) Times {
 	r := b.known[k]
 	if r == nil {
-		return Times{Kind: k}
+		return Times{Provider: k.Provider, Model: k.Model, Window: k.Window}
 	}
 	sorted := slices.Sorted(slices.Values(r.times))
 	n := len(sorted)
-	return Times{Kind: k, Count: n, Median: sorted[n/2], P90: sorted[n*9/10]}
+	return Times{k.Provider, k.Model, k.Window, n, sorted[n/2], sorted[n*9/10]}
 }
 
 // All returns the times of all kinds, sorted by their names.

@@ -43,7 +43,7 @@ var mutants = []mutant{
 	},
 	{
 		name:  "a poll waits as long as the provider asks for",
-		file:  "poll.go",
+		file:  "internal/backend/policy.go",
 		old:   "	MaxWait:  maxPollWait,\n",
 		new:   "	MaxWait:  24 * time.Hour,\n",
 		draws: "retryafter",
