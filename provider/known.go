@@ -205,6 +205,7 @@ func Cerebras() Profile {
 func Perplexity() Profile {
 	p := Generic()
 	p.Name = "perplexity"
+	p.BasePath = "/v1"
 	p.Hosts = []string{"api.perplexity.ai"}
 	p.Endpoints = []string{responses}
 	return p

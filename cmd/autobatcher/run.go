@@ -81,7 +81,7 @@ func (s *settings) run(ctx context.Context, p process, program []string) error {
 	}
 	counter.Handler = b.proxy
 	if s.mode != "" {
-		fmt.Fprintln(p.stderr, "autobatcher: calls are sent by this lane: "+b.lane)
+		fmt.Fprintln(p.stderr, "autobatcher: lane: "+b.lane)
 	}
 	began := time.Now()
 	snapshot := func() status { return b.status(time.Since(began)) }
