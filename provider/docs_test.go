@@ -27,6 +27,7 @@ func TestDocs(t *testing.T) {
 	}
 	got := string(text)
 	want := replaceTable(t, got, "rules", rulesTable(t))
+	want = replaceTable(t, want, "flex", flexTable(t))
 	want = replaceTable(t, want, "refused", refusedTable(t))
 	if *update {
 		if err := os.WriteFile(docsPath, []byte(want), 0o644); err != nil {
@@ -65,12 +66,39 @@ func rulesTable(t *testing.T) string {
 	b.WriteString("| Name | Hosts | Batched calls | One file holds | Windows (default) | Lines | File | Results |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|\n")
 	for _, p := range all(t) {
-		if p.Refusal == "" {
+		if p.Refusal == "" && p.SinglePrice == "" {
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s |\n",
 				p.Name, hosts(p), calls(p), sharing(p), windows(p), count(p.MaxLines), size(p.MaxBytes), results(p))
 		}
 	}
 	return b.String()
+}
+
+// flexTable has the providers that sell single calls at the price of batches.
+func flexTable(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString("| Name | Hosts | Calls | `service_tier` | Answered within | Held open |\n|---|---|---|---|---|---|\n")
+	for _, p := range all(t) {
+		switch {
+		case p.Refusal != "":
+		case p.SinglePrice != "":
+			fmt.Fprintf(&b, "| `%s` | %s | all, passed through | | %s | yes |\n", p.Name, hosts(p), days(p.FlexTimeout))
+		case len(p.FlexEndpoints) > 0:
+			held := "yes"
+			if p.FlexBackground {
+				held = "chat; responses run in the background"
+			}
+			fmt.Fprintf(&b, "| `%s` | %s | %s | `%s` | %s | %s |\n", p.Name, hosts(p), names(p.Flex), p.FlexTier, length(p.FlexTimeout), held)
+		}
+	}
+	return b.String()
+}
+
+func length(d time.Duration) string {
+	if d < time.Hour {
+		return strconv.Itoa(int(d/time.Minute)) + " min"
+	}
+	return days(d)
 }
 
 func refusedTable(t *testing.T) string {
@@ -98,10 +126,13 @@ func hosts(p provider.Profile) string {
 	return h
 }
 
-func calls(p provider.Profile) string {
+func calls(p provider.Profile) string { return names(p.Batches) }
+
+// names lists the calls that a provider accepts.
+func names(accepts func(suffix string) bool) string {
 	var names []string
-	for _, suffix := range []string{"/chat/completions", "/embeddings", "/responses"} {
-		if p.Batches(suffix) {
+	for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/responses"} {
+		if accepts(suffix) {
 			names = append(names, strings.Split(suffix, "/")[1])
 		}
 	}

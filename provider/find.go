@@ -9,13 +9,15 @@ import (
 )
 
 // constructors lists every profile in the order of docs/providers.md. Of
-// profiles that share a host, the one with a BasePathCut stands first.
+// profiles that share a host, the profile with a BasePathCut, or with a path in its
+// Hosts, stands first.
 var constructors = []func() Profile{
 	OpenAI, AzureLegacy, Azure, Doubleword,
-	Groq, Together, Nebius, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope,
+	Groq, Together, Nebius, Novita, Cerebras, Perplexity, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope,
+	DashScopeBatchChat, ArkBatchChat,
 	LLMD, LiteLLM,
 	Generic,
-	anthropic, fireworks, mistral, openRouter, xAI,
+	anthropic, ark, bedrock, fireworks, mistral, openRouter, voyage, xAI,
 }
 
 // ForURL returns the profile whose Hosts match the host of u, else [Generic].
@@ -25,7 +27,7 @@ func ForURL(u *url.URL) Profile {
 	host := hostname(u.Host)
 	for _, construct := range constructors {
 		p := construct()
-		if p.matches(host) && strings.Contains(u.Path, p.BasePathCut) {
+		if p.matches(host, u.Path) && strings.Contains(u.Path, p.BasePathCut) {
 			return p
 		}
 	}
@@ -58,10 +60,15 @@ func Names() []string {
 	return names
 }
 
-func (p Profile) matches(host string) bool {
+func (p Profile) matches(host, path string) bool {
 	return slices.ContainsFunc(p.Hosts, func(pattern string) bool {
-		if below, ok := strings.CutPrefix(pattern, "*"); ok {
-			return len(host) > len(below) && strings.HasSuffix(host, below)
+		pattern, start, limited := strings.Cut(pattern, "/")
+		if limited && !strings.HasPrefix(path+"/", "/"+start+"/") {
+			return false
+		}
+		before, after, wild := strings.Cut(pattern, "*")
+		if wild {
+			return len(host) > len(before)+len(after) && strings.HasPrefix(host, before) && strings.HasSuffix(host, after)
 		}
 		return host == pattern
 	})

@@ -42,6 +42,19 @@ func TestForHost(t *testing.T) {
 		"openrouter.ai":     "openrouter",
 		"api.x.ai":          "xai",
 
+		"res.services.ai.azure.com":               "azure",
+		"api.z.ai":                                "zhipu",
+		"api.novita.ai":                           "novita",
+		"api.cerebras.ai":                         "cerebras",
+		"api.perplexity.ai":                       "perplexity",
+		"api.voyageai.com":                        "voyage",
+		"batch.dashscope.aliyuncs.com":            "dashscope-batch-chat",
+		"ark.cn-beijing.volces.com":               "ark",
+		"bedrock-runtime.us-east-1.amazonaws.com": "bedrock",
+		"bedrock-mantle.eu-west-1.api.aws":        "bedrock",
+		"bedrock-runtime.amazonaws.com":           "generic",
+		"lb.us-east-1.elb.amazonaws.com":          "generic",
+
 		// Hosts that only look like the host of a provider.
 		"":                               "generic",
 		"localhost:8080":                 "generic",
@@ -74,6 +87,12 @@ func TestForURL(t *testing.T) {
 		"https://res.openai.azure.com/openai/deployments/gpt/chat/completions?api-version=2024-10-21": "azure-legacy",
 		"https://RES.openai.azure.com:443/openai/deployments/gpt/embeddings":                          "azure-legacy",
 		"https://example.com/openai/deployments/gpt/embeddings":                                       "generic",
+		"https://res.services.ai.azure.com/openai/v1/responses":                                       "azure",
+		"https://ark.cn-beijing.volces.com/api/v3/batch":                                              "ark-batch-chat",
+		"https://ark.cn-beijing.volces.com/api/v3/batch/chat/completions":                             "ark-batch-chat",
+		"https://ark.ap-southeast.bytepluses.com/api/v3/batch/chat/completions":                       "ark-batch-chat",
+		"https://ark.cn-beijing.volces.com/api/v3/batches":                                            "ark",
+		"https://ark.cn-beijing.volces.com/api/v3/chat/completions":                                   "ark",
 		"/v1/chat/completions": "generic",
 	} {
 		u, err := url.Parse(raw)

@@ -10,9 +10,10 @@ const (
 
 // Short names for endpoints.
 const (
-	chat       = "/chat/completions"
-	embeddings = "/embeddings"
-	responses  = "/responses"
+	chat        = "/chat/completions"
+	completions = "/completions"
+	embeddings  = "/embeddings"
+	responses   = "/responses"
 )
 
 // Generic is the profile of every unknown host. Generic keeps OpenAI's limits,
@@ -74,7 +75,7 @@ func Azure() Profile {
 	p := Generic()
 	p.Name = "azure"
 	p.BatchDiscount = 0.5
-	p.Hosts = []string{"*.openai.azure.com"}
+	p.Hosts = []string{"*.openai.azure.com", "*.services.ai.azure.com"}
 	p.AuthHeader = "api-key"
 	p.EndpointPrefix = ""
 	p.KeepQuery = []string{"api-version"}
@@ -171,6 +172,45 @@ func Nebius() Profile {
 	return p
 }
 
+// Novita takes files of one model, for chat completions and completions, within a
+// window of 48h that cannot be changed, and deletes files after 15 days, according to
+// Novita's API reference. The guide says 24h; the profile sends no window, since the
+// parameter is optional. A running batch has the status "PROGRESS".
+func Novita() Profile {
+	p := Generic()
+	p.Name = "novita"
+	p.BasePath = "/openai/v1"
+	p.Hosts = []string{"api.novita.ai"}
+	p.Endpoints = []string{chat, completions}
+	p.DefaultWindow, p.OmitWindow = "", true
+	return p
+}
+
+// Cerebras batches chat completions within 24h, with 50,000 lines or 200 MB a file,
+// in a private preview, according to Cerebras's API reference. The guide promised half
+// price, and does not name a price any more.
+func Cerebras() Profile {
+	p := Generic()
+	p.Name = "cerebras"
+	p.BasePath = "/v1"
+	p.Hosts = []string{"api.cerebras.ai"}
+	p.Endpoints = []string{chat}
+	p.Windows = []string{"24h"}
+	return p
+}
+
+// Perplexity batches the Agent API, which OpenAI's SDKs call as responses. Files may
+// have 50,000 lines and 200 MB, and are kept for 30 days; an expiry is refused with
+// 400. The API reference has these rules.
+func Perplexity() Profile {
+	p := Generic()
+	p.Name = "perplexity"
+	p.BasePath = "/v1"
+	p.Hosts = []string{"api.perplexity.ai"}
+	p.Endpoints = []string{responses}
+	return p
+}
+
 // Parasail mixes models in a file of up to 500 MB, for chat completions and
 // embeddings, according to Parasail's own client.
 func Parasail() Profile {
@@ -226,14 +266,14 @@ func Moonshot() Profile {
 	return p
 }
 
-// Zhipu writes /v4 in every path and has no completion window. The guide has the limits: 50,000 lines, 100 MB, chat completions and
+// Zhipu, abroad Z.ai, writes /v4 in every path and has no completion window. The guide has the limits: 50,000 lines, 100 MB, chat completions and
 // embeddings.
 func Zhipu() Profile {
 	p := Generic()
 	p.Name = "zhipu"
 	p.BasePath = "/api/paas/v4"
 	p.BatchDiscount = 0.5
-	p.Hosts = []string{"open.bigmodel.cn"}
+	p.Hosts = []string{"open.bigmodel.cn", "api.z.ai"}
 	p.LinePrefix, p.EndpointPrefix = "/v4", "/v4"
 	p.Endpoints = []string{chat, embeddings}
 	p.DefaultWindow, p.OmitWindow = "", true
@@ -254,6 +294,31 @@ func DashScope() Profile {
 	p.Endpoints = []string{chat, embeddings}
 	p.MinWindow, p.MaxWindow = day, 14*day
 	p.MaxBytes = 100 * mb
+	return p
+}
+
+// DashScopeBatchChat is Alibaba Cloud's Batch Chat: ordinary chat completions at half
+// price, whose connection is held for up to an hour, according to the documentation.
+func DashScopeBatchChat() Profile {
+	p := Generic()
+	p.Name = "dashscope-batch-chat"
+	p.BasePath = "/compatible-mode/v1"
+	p.Hosts = []string{"batch.dashscope.aliyuncs.com"}
+	p.Endpoints = []string{}
+	p.SinglePrice, p.FlexTimeout = "half price", time.Hour
+	return p
+}
+
+// ArkBatchChat is the Batch Chat of Volcengine Ark, abroad BytePlus ModelArk: ordinary
+// chat completions, whose model is the id of a batch inference endpoint, at half price
+// or less. The documentation advises a timeout of hours.
+func ArkBatchChat() Profile {
+	p := Generic()
+	p.Name = "ark-batch-chat"
+	p.BasePath = "/api/v3/batch"
+	p.Hosts = []string{"*.volces.com/api/v3/batch", "*.bytepluses.com/api/v3/batch"}
+	p.Endpoints = []string{}
+	p.SinglePrice, p.FlexTimeout = "half price", 24*time.Hour
 	return p
 }
 

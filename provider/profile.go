@@ -33,8 +33,9 @@ type Profile struct {
 
 	// Hosts select the profile: host names in lower case, without a port.
 	// "*.example.com" matches every host below example.com, but not example.com
-	// itself. Empty: the profile is selected by name only, as for software that
-	// people host themselves.
+	// itself, and "api.*.example.com" the hosts of each region. A path after the host, as in "example.com/batch", limits the profile to
+	// URLs whose path begins with the path. Empty: the profile is selected by name
+	// only, as for software that people host themselves.
 	Hosts []string
 
 	// BasePath is the path of the base URL that the provider documents, such as
@@ -107,6 +108,12 @@ type Profile struct {
 	// time. See [Profile.Suffix].
 	Endpoints []string
 
+	// SinglePrice, if not empty, is the price of a single call at this address, where
+	// the provider sells single calls as cheaply as batches: "half price". There is
+	// nothing to batch, so Endpoints must be empty, and not nil: calls go through one
+	// by one. FlexTimeout is how long the provider may take.
+	SinglePrice string
+
 	// Completion windows: how long the provider may take.
 
 	// Windows are the windows accepted, letter for letter. Nil: see MinWindow.
@@ -141,7 +148,8 @@ type Profile struct {
 	// "flex".
 	FlexTier string
 
-	// FlexTimeout is how long the provider may take to answer a call at the flex tier.
+	// FlexTimeout is how long the provider may take to answer a call at the flex tier,
+	// or at a SinglePrice.
 	FlexTimeout time.Duration
 
 	// FlexBackground: calls to /responses at the flex tier may run in the background,

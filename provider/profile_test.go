@@ -41,7 +41,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	want := map[string]bool{
-		"anthropic": true, "fireworks": true, "mistral": true, "openrouter": true, "xai": true,
+		"anthropic": true, "ark": true, "bedrock": true, "fireworks": true, "mistral": true, "openrouter": true, "voyage": true, "xai": true,
 	}
 	if diff := cmp.Diff(want, refused); diff != "" {
 		t.Errorf("refused providers (-want +got):\n%s", diff)
@@ -59,6 +59,10 @@ func TestBatches(t *testing.T) {
 		{provider.Azure(), []string{"/chat/completions", "/responses"}},
 		{provider.Groq(), []string{"/chat/completions"}},
 		{provider.DeepInfra(), []string{"/chat/completions", "/embeddings"}},
+		{provider.Perplexity(), []string{"/responses"}},
+		{provider.DashScopeBatchChat(), nil},
+		{provider.ArkBatchChat(), nil},
+		{provider.ArkBatchChat().Clone(), nil},
 		{provider.Profile{Name: "none", Endpoints: []string{}}, nil},
 	} {
 		var got []string
@@ -179,6 +183,8 @@ func TestValidate(t *testing.T) {
 		{func(p *provider.Profile) { p.FileExpiryMin = time.Hour }, "FileExpiryMin 1h FileExpiryMax"},
 		{func(p *provider.Profile) { p.OutputExpiry = true }, "OutputExpiry FileExpiryMax"},
 		{func(p *provider.Profile) { p.UploadModelField, p.OneModel = "m", false }, "UploadModelField OneModel"},
+		{func(p *provider.Profile) { p.SinglePrice, p.FlexTimeout = "half price", time.Hour }, "SinglePrice Endpoints empty"},
+		{func(p *provider.Profile) { p.SinglePrice, p.Endpoints = "half price", []string{} }, "SinglePrice FlexTimeout"},
 		{func(p *provider.Profile) { p.DefaultWindow = "" }, "DefaultWindow empty"},
 		{func(p *provider.Profile) { p.Windows = []string{"1h", "2h"} }, "DefaultWindow 24h 1h, 2h"},
 	} {

@@ -12,6 +12,24 @@ func anthropic() Profile {
 	}
 }
 
+func ark() Profile {
+	return Profile{
+		Name:  "ark",
+		Hosts: []string{"ark.cn-beijing.volces.com", "ark.ap-southeast.bytepluses.com"},
+		Refusal: "Ark has no OpenAI-compatible Batch API; call it in real time, or use a base URL that ends in /api/v3/batch " +
+			"and the id of a batch inference endpoint as the model, for single calls at half price.",
+	}
+}
+
+func bedrock() Profile {
+	return Profile{
+		Name:  "bedrock",
+		Hosts: []string{"bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"},
+		Refusal: "Amazon Bedrock reads and writes the files of batches in S3, without an OpenAI-compatible upload; " +
+			"call it in real time, put a LiteLLM proxy in between, or use its batch inference jobs directly.",
+	}
+}
+
 func fireworks() Profile {
 	return Profile{
 		Name:  "fireworks",
@@ -36,6 +54,15 @@ func openRouter() Profile {
 		Hosts: []string{"openrouter.ai", "*.openrouter.ai"},
 		Refusal: "OpenRouter has no OpenAI-compatible Batch API; " +
 			"call it in real time, use its own batches with inline requests, or go to the model's provider directly.",
+	}
+}
+
+func voyage() Profile {
+	return Profile{
+		Name:  "voyage",
+		Hosts: []string{"api.voyageai.com"},
+		Refusal: "Voyage's Batch API names the model once for a whole batch and not on each line, unlike OpenAI's; " +
+			"call it in real time, or use its batches directly.",
 	}
 }
 

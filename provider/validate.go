@@ -127,6 +127,8 @@ func (p Profile) checkPairs() error {
 	switch {
 	case len(p.FlexEndpoints) > 0 && (p.FlexTier == "" || p.FlexTimeout == 0):
 		return errors.New("FlexEndpoints are set; want FlexTier and FlexTimeout, too")
+	case p.SinglePrice != "" && (p.Endpoints == nil || len(p.Endpoints) > 0 || p.FlexTimeout == 0):
+		return errors.New("SinglePrice is set; want Endpoints empty and not nil, and FlexTimeout")
 	case p.OutputExpiry && p.FileExpiryMax == 0:
 		return errors.New("OutputExpiry is set and FileExpiryMax is 0; want the longest expiry accepted")
 	case p.UploadModelField != "" && !p.OneModel:

@@ -32,6 +32,8 @@ type backend struct {
 	secrets    *redact.Secrets   // hidden in the log, in events and in answers
 	authHeader string            // of the provider
 	served     proxy.Options     // how requests are sent to the provider
+	lane       string            // how calls are sent, for messages
+	realtime   bool              // every call is sent in real time
 	batches    batchList
 	files      openFiles
 	log        *slog.Logger
@@ -53,7 +55,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log}
 	var base http.RoundTripper = b.files.newUpstreamTransport()
 	if s.sandbox {
-		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround)); err != nil {
+		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround), time.Duration(s.flexDelay)); err != nil {
 			return nil, err
 		}
 	}
@@ -71,6 +73,8 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 			return nil, err
 		}
 	}
+	b.lane = describeLane(o, up.profile)
+	b.realtime = o.Mode == autobatcher.ModeRealtime || up.profile.SinglePrice != ""
 	if b.keyFile != nil {
 		b.keyFile.configure(&o, b.authHeader, b.secrets)
 	}
@@ -113,8 +117,8 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 }
 
 // startSandbox starts the sandbox and returns the sandbox as the upstream.
-func (b *backend) startSandbox(up upstream, turnaround time.Duration) (upstream, http.RoundTripper, error) {
-	sandbox, err := newEmbeddedSandbox(up.profile.Name, turnaround, b.log)
+func (b *backend) startSandbox(up upstream, turnaround, flexDelay time.Duration) (upstream, http.RoundTripper, error) {
+	sandbox, err := newEmbeddedSandbox(up.profile.Name, turnaround, flexDelay, b.log)
 	if err != nil {
 		return up, nil, err
 	}
@@ -134,7 +138,7 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 		Upstream: up.url, APIKey: s.apiKey, AuthHeader: b.authHeader, ForwardKey: s.forwardKey,
 		Profile: up.callProfile(), Secrets: b.secrets, Transport: b.transport, Stats: b.transport.Stats,
 		MaxBody: int64(s.maxBody), MaxQueued: s.maxQueued,
-		MaxMemory: s.memoryBudget(), MaxPassedThrough: b.files.passing(), PassThroughTimeout: time.Duration(s.passThroughTimeout),
+		MaxMemory: s.memoryBudget(), MaxPassedThrough: b.files.passing(), PassThroughTimeout: s.passTimeout(up.profile),
 		Grace: time.Duration(s.grace), Heartbeat: time.Duration(s.heartbeat),
 		Page: b.page, Metrics: metrics, Logger: b.log,
 		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,

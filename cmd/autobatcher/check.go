@@ -65,10 +65,6 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	if err != nil {
 		return autobatcher.Options{}, err
 	}
-	window, err := s.window(up.profile)
-	if err != nil {
-		return autobatcher.Options{}, err
-	}
 	if s.batchSize < 1 {
 		return autobatcher.Options{}, usagef("--batch-size is %d; it must be at least 1", s.batchSize)
 	}
@@ -78,14 +74,13 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	o := autobatcher.Options{
 		BatchSize: s.batchSize,
 		// 0 means "at once" on the command line, and "the default" in the library.
-		BatchWindow:      max(time.Duration(s.batchWindow), 1),
-		PollInterval:     time.Duration(s.pollInterval),
-		CompletionWindow: window,
-		Metadata:         metadata,
-		CancelOnClose:    !s.keepBatches,
-		KeepFor:          orNegative(time.Duration(s.keepFor)),
-		JournalRequired:  s.required == yes,
-		Budget:           autobatcher.Budget(s.budget),
+		BatchWindow:     max(time.Duration(s.batchWindow), 1),
+		PollInterval:    time.Duration(s.pollInterval),
+		Metadata:        metadata,
+		CancelOnClose:   !s.keepBatches,
+		KeepFor:         orNegative(time.Duration(s.keepFor)),
+		JournalRequired: s.required == yes,
+		Budget:          autobatcher.Budget(s.budget),
 	}
 	if s.prices != "" {
 		if o.Prices, err = os.ReadFile(s.prices); err != nil {
@@ -94,6 +89,9 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 	}
 	if up.named {
 		o.Provider = &up.profile
+	}
+	if err := s.applyLane(&o, up.profile); err != nil {
+		return o, err
 	}
 	return o, s.apply(&o)
 }
@@ -116,32 +114,6 @@ func parseMetadata(items []string) (map[string]string, error) {
 		metadata[name] = value
 	}
 	return metadata, nil
-}
-
-// modeWindows are the completion windows of the values of --mode.
-var modeWindows = map[string]string{"async": "1h", "batch": "24h"}
-
-// window returns the completion window to request; "" means the provider's
-// default.
-func (s *settings) window(p provider.Profile) (string, error) {
-	window := s.completionWindow
-	if s.mode != "" {
-		modeWindow, ok := modeWindows[s.mode]
-		switch {
-		case !ok:
-			return "", usagef("--mode is %q; it must be async or batch", s.mode)
-		case window != "" && window != modeWindow:
-			return "", usagef("--mode %s means --completion-window %s, not %s; give only one of the flags", s.mode, modeWindow, window)
-		}
-		window = modeWindow
-	}
-	if window == "" {
-		return "", nil
-	}
-	if err := p.CheckWindow(window); err != nil {
-		return "", &failure{exitUsage, err}
-	}
-	return window, nil
 }
 
 var errNoKey = errors.New("no API key: set OPENAI_API_KEY, or give --api-key-file")

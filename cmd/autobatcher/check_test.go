@@ -55,31 +55,62 @@ func TestUpstream(t *testing.T) {
 	}
 }
 
-func TestWindow(t *testing.T) {
-	tests := []struct {
+func TestLane(t *testing.T) {
+	for _, tt := range []struct {
 		mode, window string
+		batchesOnly  bool
 		profile      provider.Profile
-		want         string // or part of the error
+		want         string // mode and window, or part of the error
 	}{
-		{"", "", provider.OpenAI(), ""},
-		{"batch", "", provider.OpenAI(), "24h"},
-		{"async", "", provider.Doubleword(), "1h"},
-		{"async", "1h", provider.Doubleword(), "1h"},
-		{"", "any string", provider.Doubleword(), "any string"},
-		{"", "72h", provider.Generic(), "72h"},
-		{"async", "24h", provider.Doubleword(), "give only one of the flags"},
-		{"later", "", provider.Doubleword(), "must be async or batch"},
-		{"async", "", provider.OpenAI(), "does not accept"},
-	}
-	for _, tt := range tests {
-		s := &settings{mode: tt.mode, completionWindow: tt.window}
-		got, err := s.window(tt.profile)
+		{"", "", false, provider.OpenAI(), "batch "},
+		{"batch", "", false, provider.OpenAI(), "batch 24h"},
+		{"async", "", false, provider.Doubleword(), "batch 1h"},
+		{"async", "1h", false, provider.Doubleword(), "batch 1h"},
+		{"async", "", false, provider.Generic(), "batch 1h"},
+		{"async", "", false, provider.OpenAI(), "flex "},
+		{"async", "24h", false, provider.OpenAI(), "flex 24h"},
+		{"async", "", true, provider.OpenAI(), "does not accept"},
+		{"async", "", false, provider.Nebius(), "does not accept"},
+		{"flex", "", false, provider.OpenAI(), "flex "},
+		{"auto", "24h", false, provider.OpenAI(), "auto 24h"},
+		{"realtime", "", false, provider.Groq(), "realtime "},
+		{"flex", "1h", false, provider.OpenAI(), "does not accept"},
+		{"flex", "", true, provider.OpenAI(), "must be async or batch"},
+		{"", "any string", false, provider.Doubleword(), "batch any string"},
+		{"", "72h", false, provider.Generic(), "batch 72h"},
+		{"async", "24h", false, provider.Doubleword(), "give only one of the flags"},
+		{"later", "", false, provider.Doubleword(), "must be async, auto, batch, flex or realtime"},
+		{"flexx", "", false, provider.Doubleword(), "did you mean flex?"},
+	} {
+		s := &settings{completionWindow: tt.window, laneSettings: laneSettings{mode: tt.mode, batchesOnly: tt.batchesOnly}}
+		mode, window, err := s.lane(tt.profile)
+		got := string(mode) + " " + window
 		if err != nil {
 			got = err.Error()
 		}
 		if got != tt.want && (err == nil || !strings.Contains(got, tt.want)) {
 			t.Errorf("%q, %q, %s: %q; want %q", tt.mode, tt.window, tt.profile.Name, got, tt.want)
 		}
+	}
+}
+
+// QuietAfter is off at 0 and below on the command line, and has a default at 0 in the
+// library.
+func TestQuietAfter(t *testing.T) {
+	for text, want := range map[string]time.Duration{"": time.Second, "2": 2 * time.Second, "300ms": 300 * time.Millisecond, "0": -1, "-1": -1, "-2s": -1} {
+		s := newSettings()
+		if text != "" {
+			if err := s.quietAfter.Set(text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o, err := s.batching(upstream{profile: provider.OpenAI()})
+		if err != nil || o.QuietAfter != want {
+			t.Errorf("--quiet-after %q: %v, %v; want %v", text, o.QuietAfter, err, want)
+		}
+	}
+	if err := new(quiet).Set("soon"); err == nil {
+		t.Error("--quiet-after soon is accepted")
 	}
 }
 

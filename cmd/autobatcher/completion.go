@@ -21,12 +21,17 @@ import (
 // the answer.
 const completionFlag = "--generate-shell-completion"
 
-// valuesOf returns the values of a flag for completion. The list is empty for a flag
+// valuesOf returns the values of a flag of a command for completion. The list is empty for a flag
 // with any other values, which the shell completes as file names.
-func valuesOf(flag string) []string {
+func valuesOf(command, flag string) []string {
 	switch flag {
 	case "mode":
-		return []string{"async", "batch"}
+		if command == "submit" {
+			return batchModes
+		}
+		return modes
+	case "flex-fallback":
+		return flexFallbacks
 	case "log-format":
 		return []string{"auto", "json", "text"}
 	case "log-level":
@@ -72,7 +77,7 @@ func (p process) completeLine(c *cli.Command, words []string) {
 				return
 			case joined: // the value is part of the word
 			case last && flag != nil && takesValue(flag):
-				printWords(p.stdout, valuesOf(flag.Names()[0]))
+				printWords(p.stdout, valuesOf(c.Name, flag.Names()[0]))
 				return
 			case last:
 				printFlags(p.stdout, flags, word)

@@ -43,7 +43,7 @@ func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key 
 	if err != nil {
 		return usagef("--prices: %w", err)
 	}
-	d := &dryRun{size: s.batchSize, profile: up.profile, prices: prices, tallies: map[share]*tally{}}
+	d := &dryRun{size: s.batchSize, mode: o.Mode, profile: up.profile, prices: prices, tallies: map[share]*tally{}}
 	s.sandbox, s.journal, s.required = true, noJournal, unset
 	s.batchWindow, s.pollInterval, s.turnaround = seconds(dryWindow), seconds(dryPoll), 0
 	b, err := s.newBackend(ctx, p, log, func(autobatcher.Event) {})
@@ -70,6 +70,7 @@ type dryRun struct {
 	next    http.Handler
 	key     string
 	size    int // of a batch
+	mode    autobatcher.Mode
 	profile provider.Profile
 	prices  *price.Meter
 
@@ -87,7 +88,7 @@ type teeBody struct {
 func (d *dryRun) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Authorization") == "Bearer "+d.key || r.Header.Get("Api-Key") == d.key {
 		var body bytes.Buffer
-		if endpointOf(r.URL.Path) != "" { // the proxy reads the whole body before it answers
+		if d.profile.Suffix(r.URL.Path) != "" { // the proxy reads the whole body before it answers
 			r.Body = teeBody{io.TeeReader(r.Body, &body), r.Body}
 		}
 		defer func() { d.count(r.Method, r.URL.Path, body.Bytes()) }()
@@ -109,8 +110,8 @@ type tally struct {
 func (d *dryRun) count(method, path string, body []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	endpoint := endpointOf(path)
-	if method != http.MethodPost || !d.profile.Batches(endpoint) || gjson.GetBytes(body, "background").Bool() {
+	endpoint := d.profile.Suffix(path)
+	if method != http.MethodPost || d.mode == autobatcher.ModeRealtime || !d.profile.Batches(endpoint) || gjson.GetBytes(body, "background").Bool() {
 		d.passing++
 		return
 	}
@@ -132,16 +133,6 @@ func (d *dryRun) empty() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.tallies) == 0 && d.passing == 0
-}
-
-// endpointOf returns the batched endpoint at the end of a path, or "".
-func endpointOf(path string) string {
-	for _, e := range []string{"/chat/completions", "/embeddings", "/responses"} {
-		if strings.HasSuffix(path, e) {
-			return e
-		}
-	}
-	return ""
 }
 
 // batches returns the minimum number of batches, if all calls are made concurrently.
@@ -176,9 +167,9 @@ func (d *dryRun) summary() string {
 		total.calls, total.bytes, total.answers = total.calls+t.calls, total.bytes+t.bytes, total.answers+t.answers
 		c := d.cost(s, t)
 		cost = cost.plus(c)
-		fmt.Fprintf(&b, "  %s %s: %s%s\n", printableLine(s.model), s.endpoint, d.describe(t, d.batches(t)), c)
+		fmt.Fprintf(&b, "  %s %s: %s%s\n", printableLine(s.model), s.endpoint, d.describe(t, d.sent(s.endpoint, t)), c)
 	}
-	fmt.Fprintf(&b, "  total: %s%s\n", d.describe(total, d.allBatches()), cost)
+	fmt.Fprintf(&b, "  total: %s%s\n", d.describe(total, count(d.allBatches(), "batch", "batches")), cost)
 	if d.passing > 0 {
 		fmt.Fprintf(&b, "  and %s passed through without a batch\n", count(int64(d.passing), "call", "calls"))
 	}
@@ -243,10 +234,23 @@ func (c dryCost) String() string {
 	return text
 }
 
+// flex reports whether calls to an endpoint would be sent at the flex tier.
+func (d *dryRun) flex(endpoint string) bool {
+	return d.mode == autobatcher.ModeFlex && d.profile.Flex(endpoint)
+}
+
+// sent describes how the calls of a tally would be sent.
+func (d *dryRun) sent(endpoint string, t tally) string {
+	if d.flex(endpoint) {
+		return "each at the flex tier"
+	}
+	return count(d.batches(t), "batch", "batches")
+}
+
 // describe formats a tally.
-func (d *dryRun) describe(t tally, batches int64) string {
+func (d *dryRun) describe(t tally, sent string) string {
 	return fmt.Sprintf("%s, %s, %s, about %s prompt tokens", count(t.calls, "call", "calls"),
-		count(batches, "batch", "batches"), humanize.IBytes(uint64(t.bytes)), comma(ceil(t.bytes, 4)))
+		sent, humanize.IBytes(uint64(t.bytes)), comma(ceil(t.bytes, 4)))
 }
 
 // allBatches returns the number of batches for all calls. Shares that the provider
@@ -254,6 +258,9 @@ func (d *dryRun) describe(t tally, batches int64) string {
 func (d *dryRun) allBatches() int64 {
 	groups := map[share]tally{}
 	for s, t := range d.tallies {
+		if d.flex(s.endpoint) {
+			continue
+		}
 		if !d.profile.OneModel {
 			s.model = ""
 		}

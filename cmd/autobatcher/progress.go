@@ -18,8 +18,9 @@ import (
 // A status is a snapshot of the progress.
 type status struct {
 	Waiting, InFlight              int
-	Answered, Failed               int64 // a failed call was answered with an error
-	Batches                        int64
+	Answered, Failed               int64    // a failed call was answered with an error
+	Batches, Flex                  int64    // Flex: calls sent at the flex tier
+	Realtime                       bool     // every call is sent in real time
 	Running                        []string // ids of batches
 	PromptTokens, CompletionTokens int64
 	Done                           int64 // lines of running batches that are finished at the provider
@@ -44,7 +45,7 @@ func (s status) text() string {
 	if s.Failed > 0 {
 		text += fmt.Sprintf(", %s failed", comma(s.Failed))
 	}
-	text += "; " + count(s.Batches, "batch", "batches")
+	text += "; " + s.sent()
 	if len(s.Running) > 0 {
 		text += " (" + printableLine(strings.Join(s.Running[:min(len(s.Running), maxShown)], ", "))
 		if more := len(s.Running) - maxShown; more > 0 {
@@ -56,6 +57,20 @@ func (s status) text() string {
 		text += fmt.Sprintf("; about %s, saved %s", dollars(s.Cost.USD), dollars(s.Cost.Savings))
 	}
 	return text
+}
+
+// sent describes in what the calls were sent.
+func (s status) sent() string {
+	flex := count(s.Flex, "call", "calls") + " at the flex tier"
+	switch {
+	case s.Realtime && s.Batches+s.Flex == 0:
+		return "real time"
+	case s.Flex == 0:
+		return count(s.Batches, "batch", "batches")
+	case s.Batches == 0:
+		return flex
+	}
+	return count(s.Batches, "batch", "batches") + " and " + flex
 }
 
 // maxShown is the number of ids of running batches in a line of output.
@@ -84,7 +99,7 @@ func (s status) summary() string {
 		return noCalls
 	}
 	text := fmt.Sprintf("autobatcher: %s (%s answered, %s failed) in %s",
-		count(s.calls(), "call", "calls"), comma(s.Answered), comma(s.Failed+int64(s.Waiting+s.InFlight)), count(s.Batches, "batch", "batches"))
+		count(s.calls(), "call", "calls"), comma(s.Answered), comma(s.Failed+int64(s.Waiting+s.InFlight)), s.sent())
 	text = fmt.Sprintf("%s; %s prompt and %s completion tokens; %s", text, comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond))
 	return text + s.costs()
 }

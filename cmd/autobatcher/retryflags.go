@@ -78,9 +78,9 @@ func (s *retrySettings) check() error {
 	case s.resubmits < -1:
 		return usagef("--resubmits is %d; it must be at least 0, or -1 for never", s.resubmits)
 	case !slices.Contains(escalations, s.escalate):
-		return usagef("--escalate is %q; it must be %s", s.escalate, alternatives(escalations))
+		return unknownValue("escalate", s.escalate, escalations)
 	case !slices.Contains(filePolicies, s.files):
-		return usagef("--files is %q; it must be %s", s.files, alternatives(filePolicies))
+		return unknownValue("files", s.files, filePolicies)
 	case s.escalateMargin <= 0:
 		return usagef("--escalate-margin must be more than 0")
 	case s.escalateLimit < -1 || s.escalateLimit == 0:

@@ -31,7 +31,7 @@ in a second, and autobatcher run exits with the program's exit code.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,
-		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.retryFlags(p), s.journalFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		StopOnNthArg:       &firstArgument, // all arguments after the program belong to the program
@@ -80,6 +80,9 @@ func (s *settings) run(ctx context.Context, p process, program []string) error {
 		return err
 	}
 	counter.Handler = b.proxy
+	if s.mode != "" {
+		fmt.Fprintln(p.stderr, "autobatcher: lane: "+b.lane)
+	}
 	began := time.Now()
 	snapshot := func() status { return b.status(time.Since(began)) }
 	show := showProgress(p.stderr, snapshot)
@@ -141,9 +144,10 @@ func (s *settings) runWithProxy(ctx context.Context, p process, log *slog.Logger
 // status returns a snapshot of the progress.
 func (b *backend) status(elapsed time.Duration) status {
 	stats, usage := b.transport.Stats(), b.proxy.Usage()
+	flex, _ := b.batches.flexCount()
 	return status{
 		Waiting: stats.Queued, InFlight: stats.Running,
-		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(),
+		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(), Flex: flex, Realtime: b.realtime,
 		PromptTokens: usage.PromptTokens, CompletionTokens: usage.CompletionTokens,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
 		Cost: stats.Cost, Sandbox: b.sandbox != nil,

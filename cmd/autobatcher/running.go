@@ -10,6 +10,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // A batchList knows the batches of this process from their events. The zero value
@@ -17,9 +18,32 @@ import (
 type batchList struct {
 	mu        sync.Mutex
 	submitted int64
+	flex      flexCalls
 	order     []string // ids, in the order of their first events
 	last      map[string]autobatcher.Event
 	took      []time.Duration // by the last maxTook completed batches
+}
+
+// flexCalls counts the calls at the provider's flex tier, whose events are those of
+// batches of one call.
+type flexCalls struct {
+	sent    int64
+	running map[string]bool // by the id at the provider
+}
+
+func (f *flexCalls) onEvent(e autobatcher.Event) {
+	switch e.Name {
+	case autobatcher.BatchSubmitted, autobatcher.BatchResumed:
+		if e.Name == autobatcher.BatchSubmitted {
+			f.sent++
+		}
+		if f.running == nil {
+			f.running = map[string]bool{}
+		}
+		f.running[e.BatchID] = true
+	case autobatcher.BatchCompleted, autobatcher.BatchTerminal, autobatcher.BatchCancelledUpstream:
+		delete(f.running, e.BatchID)
+	}
 }
 
 // maxTook is the number of batches from which the duration of further batches is
@@ -30,6 +54,10 @@ const maxTook = 100
 func (l *batchList) onEvent(e autobatcher.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if e.CompletionWindow == provider.FlexWindow || l.flex.running[e.BatchID] {
+		l.flex.onEvent(e)
+		return
+	}
 	if e.Name == autobatcher.BatchSubmitted {
 		l.submitted++
 	}
@@ -108,7 +136,16 @@ func (l *batchList) left(now time.Time) (longest time.Duration) {
 	return longest
 }
 
-// count returns how many batches this process has submitted.
+// flexCount returns how many calls this process has sent at the flex tier, and how
+// many of the calls, and of those of an earlier process, still run.
+func (l *batchList) flexCount() (sent, running int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flex.sent, int64(len(l.flex.running))
+}
+
+// count returns how many batches this process has submitted, without calls at the flex
+// tier.
 func (l *batchList) count() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -159,6 +196,13 @@ func (b *backend) remains(keep bool) string {
 			listBatches(cancelled))
 		if b.journal != nil {
 			text.WriteString(" With --keep-active-batches-on-close, the batches run on, and the same command picks up the results.")
+		}
+		text.WriteByte('\n')
+	}
+	if _, flex := b.batches.flexCount(); flex > 0 && b.sandbox == nil {
+		fmt.Fprintf(&text, "autobatcher: %s at the flex tier may still run and cost.", count(flex, "call", "calls"))
+		if b.journal != nil {
+			text.WriteString(" The same command picks up the answers of calls that run in the background.")
 		}
 		text.WriteByte('\n')
 	}

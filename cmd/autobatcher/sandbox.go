@@ -42,7 +42,7 @@ type embeddedSandbox struct {
 // newEmbeddedSandbox starts the embedded server with the behavior of the named
 // provider, or with OpenAI's behavior if the server cannot behave like the
 // provider.
-func newEmbeddedSandbox(name string, turnaround time.Duration, log *slog.Logger) (*embeddedSandbox, error) {
+func newEmbeddedSandbox(name string, turnaround, flexDelay time.Duration, log *slog.Logger) (*embeddedSandbox, error) {
 	if behaviors[name] == nil {
 		name = "openai"
 	}
@@ -51,7 +51,9 @@ func newEmbeddedSandbox(name string, turnaround time.Duration, log *slog.Logger)
 		return nil, fmt.Errorf("the sandbox: %w", err)
 	}
 	return &embeddedSandbox{
-		Server:  batchtest.New(batchtest.Options{Behavior: behaviors[name](), Answer: answerLine, Turnaround: turnaround, Logf: logf(log)}),
+		Server: batchtest.New(batchtest.Options{
+			Behavior: behaviors[name](), Answer: answerLine, Turnaround: turnaround, FlexDelay: flexDelay, Logf: logf(log),
+		}),
 		profile: profile,
 	}, nil
 }
@@ -71,7 +73,7 @@ func logf(log *slog.Logger) func(string, ...any) {
 
 // sandboxSettings are the flags of the sandbox command.
 type sandboxSettings struct {
-	settings // only host, port, turnaround and the log flags
+	settings // only host, port, turnaround, flexDelay and the log flags
 	rate     int
 	failRate float64
 	behavior string
@@ -111,6 +113,11 @@ func (s *sandboxSettings) sandboxFlags(p process) []cli.Flag {
 			Name: "turnaround", Value: &s.turnaround, Category: aboutSandbox,
 			Sources: p.source("AUTOBATCHER_SANDBOX_TURNAROUND"),
 			Usage:   "complete each batch after `SECONDS`, or a duration",
+		},
+		&cli.GenericFlag{
+			Name: "flex-delay", Value: &s.flexDelay, Category: aboutSandbox,
+			Sources: p.source("AUTOBATCHER_SANDBOX_FLEX_DELAY"),
+			Usage:   "answer each call at the flex tier after `SECONDS`, or a duration; real-time calls are answered at once",
 		},
 		&cli.IntFlag{
 			Name: "rate", Destination: &s.rate, DefaultText: "no limit", Category: aboutSandbox,
@@ -156,7 +163,7 @@ func (s *sandboxSettings) serve(ctx context.Context, p process) error {
 		return err
 	}
 	api := batchtest.New(batchtest.Options{
-		Behavior: behaviors[s.behavior](), Answer: answerLine, Turnaround: time.Duration(s.turnaround),
+		Behavior: behaviors[s.behavior](), Answer: answerLine, Turnaround: time.Duration(s.turnaround), FlexDelay: time.Duration(s.flexDelay),
 		FailRate: s.failRate, RequestsPerMinute: s.rate, Logf: logf(log),
 	})
 	listener, err := listen(ctx, s.address())

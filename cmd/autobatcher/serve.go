@@ -28,7 +28,7 @@ serve writes the events of batches to stdout, as one JSON object per line, and
 the log to stderr. SIGINT or SIGTERM shut serve down: running batches are
 cancelled, unless --keep-active-batches-on-close is set. A second signal, at
 least a second after the first, ends serve at once.`,
-		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError:       badUsage,
@@ -59,7 +59,7 @@ func (s *settings) serve(ctx context.Context, p process) error {
 	}
 	url := "http://" + reachable(listener.Addr())
 	announce := func() {
-		log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/")
+		log.Info("listening", "address", listener.Addr().String(), "export", "OPENAI_BASE_URL="+url+"/v1", "page", url+"/", "lane", b.lane)
 		if s.sandbox {
 			log.Warn("sandbox: " + fromSandbox)
 		}

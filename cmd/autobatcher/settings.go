@@ -15,6 +15,7 @@ type settings struct {
 	provider   string
 	sandbox    bool
 	turnaround seconds // of the sandbox
+	flexDelay  seconds // of the sandbox
 	forwardKey bool    // serve only
 
 	// Batches.
@@ -22,12 +23,12 @@ type settings struct {
 	batchWindow      seconds
 	pollInterval     seconds
 	completionWindow string
-	mode             string
 	metadata         []string
 	keepBatches      bool
 	prices           string // file
 	budget           budget
 
+	laneSettings
 	retrySettings
 	journalSettings
 
@@ -66,6 +67,7 @@ func newSettings() *settings {
 
 		logLevel: "info",
 
+		laneSettings:    newLaneSettings(),
 		retrySettings:   newRetrySettings(),
 		journalSettings: journalSettings{keepFor: seconds(24 * time.Hour)},
 	}
@@ -116,6 +118,11 @@ func (s *settings) upstreamFlags(p process) []cli.Flag {
 			Sources: p.source("AUTOBATCHER_SANDBOX_TURNAROUND"),
 			Usage:   "with --sandbox, complete each batch after `SECONDS`, or a duration",
 		},
+		&cli.GenericFlag{
+			Name: "sandbox-flex-delay", Value: &s.flexDelay, Category: aboutUpstream,
+			Sources: p.source("AUTOBATCHER_SANDBOX_FLEX_DELAY"),
+			Usage:   "with --sandbox, answer each call at the flex tier after `SECONDS`, or a duration",
+		},
 	}
 }
 
@@ -153,11 +160,6 @@ func (s *settings) batchFlags(p process) []cli.Flag {
 			DefaultText: "the provider's default: 1h at Doubleword, 24h elsewhere",
 			Sources:     p.source("AUTOBATCHER_COMPLETION_WINDOW"),
 			Usage:       "completion `WINDOW` to request from the provider, which sets deadline and price; any string is passed on",
-		},
-		&cli.StringFlag{
-			Name: "mode", Destination: &s.mode, Category: aboutBatches,
-			Sources: p.source("AUTOBATCHER_MODE"),
-			Usage:   "`MODE`: async requests a completion window of 1h, batch a completion window of 24h",
 		},
 		&cli.StringSliceFlag{
 			Name: "batch-metadata", Destination: &s.metadata, Category: aboutBatches,

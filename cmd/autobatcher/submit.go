@@ -48,7 +48,7 @@ command goes on where it ended: results are kept in a file beside the output, an
 batches that still run are found by the journal.
 
    autobatcher submit requests.jsonl -o results.jsonl`,
-		Flags:              manualLayout(s.submitFlags(p), s.upstreamFlags(p), s.batchFlags(p), s.retryFlags(p), s.journalFlags(p), s.limitFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.submitFlags(p), s.upstreamFlags(p), s.batchFlags(p), s.batchLaneFlags(p), s.retryFlags(p), s.journalFlags(p), s.limitFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		Action:             action(func(ctx context.Context, args []string) error { return s.submit(ctx, p, args) }),

@@ -523,7 +523,10 @@ func TestStats(t *testing.T) {
 		synctest.Wait()
 		st = s.tr.Stats()
 		st.Cost, st.Costs = autobatcher.Cost{}, nil
-		if diff := cmp.Diff(autobatcher.Stats{Answered: 3}, st); diff != "" {
+		want := autobatcher.Stats{Answered: 3, Times: []autobatcher.TurnaroundStats{
+			{Provider: "generic", Model: "m", Window: "24h", Count: 2, Median: 5 * time.Second, P90: 5 * time.Second},
+		}}
+		if diff := cmp.Diff(want, st); diff != "" {
 			s.Error(diff)
 		}
 	})

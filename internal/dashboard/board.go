@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Limits of the page. Beyond the limits the page shows the batches with the newest
@@ -55,6 +56,7 @@ type snapshot struct {
 	Keys     []total  `json:"keys"`
 	Queues   []queue  `json:"queues"`
 	Hidden   int      `json:"hidden"`   // number of queues that are not listed
+	Flex     flex     `json:"flex"`
 	Finished int      `json:"finished"` // number of batches that ended since the start, also if they are not listed
 	Batches  []batch  `json:"batches"`  // running batches, then finished batches, newest first
 	Partial  bool     `json:"partial"`  // some running batches may not be listed
@@ -63,6 +65,14 @@ type snapshot struct {
 	// frame.
 	Changes bool  `json:"changes,omitempty"`
 	Gone    []int `json:"gone,omitempty"` // numbers of batches that are no longer listed
+}
+
+// A flex counts the calls at the provider's flex tier. Their events are those of
+// batches of one call; the list has no room for them beside the batches.
+type flex struct {
+	Ended   int `json:"ended"`
+	Failed  int `json:"failed"` // of Ended: not answered by the provider
+	Running int `json:"running"`
 }
 
 // A budget is the state of --budget, in US dollars.
@@ -82,12 +92,15 @@ type board struct {
 	total    int                // number of finished batches, also if they are not listed
 	closing  bool
 
+	flex        flex
+	flexRunning map[string]bool // key: id of a call at the flex tier
+
 	reasons     []reason // of all failures
 	turnarounds map[string][]int64
 }
 
 func newBoard() board {
-	return board{running: make(map[string]*record), ended: make(map[string]*record), turnarounds: make(map[string][]int64)}
+	return board{running: make(map[string]*record), ended: make(map[string]*record), turnarounds: make(map[string][]int64), flexRunning: make(map[string]bool)}
 }
 
 // record updates the board for an event. An event of an unknown batch adds the
@@ -97,6 +110,9 @@ func (b *board) record(e autobatcher.Event) {
 	switch {
 	case e.Name == autobatcher.ClientClosing:
 		b.closing = true
+		return
+	case e.CompletionWindow == provider.FlexWindow || b.flexRunning[id]:
+		b.recordFlex(id, e.Name)
 		return
 	case e.Name == autobatcher.BatchCost:
 		if t := b.find(id); t != nil {
@@ -124,6 +140,22 @@ func (b *board) record(e autobatcher.Event) {
 	if len(b.running) > maxRunning {
 		delete(b.running, b.oldestRunning())
 	}
+}
+
+// recordFlex updates the counts of calls at the flex tier for an event.
+func (b *board) recordFlex(id string, name autobatcher.EventName) {
+	switch name {
+	case autobatcher.BatchSubmitted, autobatcher.BatchResumed:
+		b.flexRunning[id] = true
+	case autobatcher.BatchCompleted:
+		delete(b.flexRunning, id)
+		b.flex.Ended++
+	case autobatcher.BatchTerminal, autobatcher.BatchSubmissionFailed:
+		delete(b.flexRunning, id)
+		b.flex.Ended++
+		b.flex.Failed++
+	}
+	b.flex.Running = len(b.flexRunning)
 }
 
 // changed gives a batch a new revision.
@@ -202,6 +234,7 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 		Reasons: slices.Clone(b.reasons), Cost: newCost(stats.Cost),
 		Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
 		Queues:   make([]queue, 0, min(len(stats.Queues), maxQueues)),
+		Flex:     b.flex,
 		Finished: b.total,
 		Batches:  make([]batch, 0, len(b.running)+len(b.finished)),
 	}

@@ -71,6 +71,32 @@ func TestBatchStates(t *testing.T) {
 	}
 }
 
+// Calls at the flex tier are counted, and do not push batches out of the list.
+func TestFlexCalls(t *testing.T) {
+	b := newBoard()
+	b.record(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: "batch", CompletionWindow: "24h"})
+	for i := range maxRunning + maxFinished + 10 {
+		e := autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: fmt.Sprint("resp_", i), CompletionWindow: "flex"}
+		b.record(e)
+		if i == 0 {
+			continue // keeps running
+		}
+		if e.Name = autobatcher.BatchCompleted; i == 1 {
+			e.Name = autobatcher.BatchTerminal
+		}
+		b.record(e)
+		b.record(autobatcher.Event{Name: autobatcher.BatchCost, BatchID: e.BatchID})
+	}
+	b.record(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, CompletionWindow: "flex"})
+	s := b.snapshot(noon, autobatcher.Stats{})
+	if len(s.Batches) != 1 || s.Batches[0].ID != "batch" || s.Partial {
+		t.Errorf("the list has %d batches, partial %v; want the batch alone", len(s.Batches), s.Partial)
+	}
+	if diff := cmp.Diff(flex{Ended: maxRunning + maxFinished + 10, Failed: 2, Running: 1}, s.Flex); diff != "" {
+		t.Errorf("calls at the flex tier (-want +got):\n%s", diff)
+	}
+}
+
 // The cost of a batch comes after the batch has ended.
 func TestCosts(t *testing.T) {
 	b := newBoard()

@@ -82,7 +82,9 @@ export class List {
     const running = batches.filter((b) => !b.finished).length;
     const listed = batches.length - running;
     const note = `${number.format(running)}${state.partial ? " or more" : ""} running, ${number.format(state.finished)} finished`;
-    setText($("batches-note"), listed < state.finished ? `${note}, the last ${number.format(listed)} listed` : note);
+    const f = state.flex;
+    const flex = f.running + f.ended ? `; beside the batches, ${count(f.running, "call")} running at the flex tier, ${number.format(f.ended)} ended${f.failed ? ` (${number.format(f.failed)} failed)` : ""}` : "";
+    setText($("batches-note"), (listed < state.finished ? `${note}, the last ${number.format(listed)} listed` : note) + flex);
     this.show();
     this.showMetadata();
   }
