@@ -71,7 +71,7 @@ func (p process) completeLine(c *cli.Command, words []string) {
 			flag := flagNamed(flags, strings.TrimLeft(name, "-"))
 			switch {
 			case joined && last && flag != nil && takesValue(flag):
-				for _, value := range valuesOf(flag.Names()[0]) {
+				for _, value := range valuesOf(c.Name, flag.Names()[0]) {
 					printWords(p.stdout, []string{name + "=" + value})
 				}
 				return
