@@ -55,7 +55,7 @@ type snapshot struct {
 	Models   []total  `json:"models"`
 	Keys     []total  `json:"keys"`
 	Queues   []queue  `json:"queues"`
-	Hidden   int      `json:"hidden"`   // number of queues that are not listed
+	Hidden   int      `json:"hidden"` // number of queues that are not listed
 	Flex     flex     `json:"flex"`
 	Finished int      `json:"finished"` // number of batches that ended since the start, also if they are not listed
 	Batches  []batch  `json:"batches"`  // running batches, then finished batches, newest first
