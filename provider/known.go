@@ -266,7 +266,7 @@ func Moonshot() Profile {
 	return p
 }
 
-// Zhipu writes /v4 in every path and has no completion window. The guide has the limits: 50,000 lines, 100 MB, chat completions and
+// Zhipu (abroad: Z.ai) writes /v4 in every path and has no completion window. The guide has the limits: 50,000 lines, 100 MB, chat completions and
 // embeddings.
 func Zhipu() Profile {
 	p := Generic()

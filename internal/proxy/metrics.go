@@ -11,6 +11,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/usage"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // metrics counts requests, events and tokens, for Prometheus and for Usage. No
@@ -43,8 +44,8 @@ func newMetrics(registry *prometheus.Registry, stats func() autobatcher.Stats, h
 			Name: "autobatcher_call_seconds", Help: "Duration of model calls by endpoint.", Buckets: durationBuckets,
 		}, []string{"endpoint"}),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "autobatcher_events_total", Help: "Lifecycle events of batches by event name.",
-		}, []string{"event"}),
+			Name: "autobatcher_events_total", Help: "Lifecycle events of batches by event name. In the lane flex, a batch is a single call at the provider's flex tier.",
+		}, []string{"event", "lane"}),
 		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "autobatcher_tokens_total", Help: "Tokens in the usage objects of responses, by kind.",
 		}, []string{"kind"}),
@@ -74,7 +75,13 @@ func newCounterFunc(name, help string, value *atomic.Int64) prometheus.Collector
 	return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, func() float64 { return float64(value.Load()) })
 }
 
-func (m *metrics) countEvent(name string) { m.events.WithLabelValues(name).Inc() }
+func (m *metrics) countEvent(e autobatcher.Event) {
+	lane := "batch"
+	if e.CompletionWindow == provider.FlexWindow {
+		lane = "flex"
+	}
+	m.events.WithLabelValues(string(e.Name), lane).Inc()
+}
 
 // countRequest counts a request that has ended. Requests for the proxy's own
 // pages are not counted. For requests that are not model calls, only the total

@@ -68,7 +68,7 @@ func TestMetrics(t *testing.T) {
 			`autobatcher_calls_total{endpoint="other",outcome="2xx"} 2`,
 			`autobatcher_calls_held 0`,
 			`autobatcher_calls_queued 11`,
-			`autobatcher_events_total{event="batch_submitted"} 2`,
+			`autobatcher_events_total{event="batch_submitted",lane="batch"} 2`,
 			`autobatcher_tokens_total{kind="prompt"} 3`,
 			`autobatcher_tokens_total{kind="completion"} 4`,
 			`autobatcher_call_seconds_bucket{endpoint="/embeddings",le="60"} 0`,

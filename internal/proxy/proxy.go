@@ -123,7 +123,7 @@ func New(o Options) (*Proxy, error) {
 
 // OnEvent counts an event of the Transport. Use OnEvent as Options.OnEvent of
 // the Transport, or call OnEvent from there. OnEvent does not block.
-func (p *Proxy) OnEvent(e autobatcher.Event) { p.metrics.countEvent(string(e.Name)) }
+func (p *Proxy) OnEvent(e autobatcher.Event) { p.metrics.countEvent(e) }
 
 // Drain makes every new call end with 503 and Retry-After: 1. Drain does not
 // affect calls that are already held: closing the Transport ends held calls.
