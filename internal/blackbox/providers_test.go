@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/provider"
@@ -37,6 +39,8 @@ func venues() []venue {
 		{profile: "groq", base: "https://api.groq.com/openai/v1", behavior: batchtest.Groq(), window: "24h", other: "7d"},
 		{profile: "together", base: "https://api.together.xyz/v1", behavior: batchtest.Together(), window: "24h"},
 		{profile: "nebius", base: "https://api.tokenfactory.nebius.com/v1", behavior: batchtest.Nebius(), window: "24h"},
+		{profile: "cerebras", base: "https://api.cerebras.ai/v1", behavior: cerebras(), window: "24h"},
+		{profile: "novita", base: "https://api.novita.ai/openai/v1", behavior: novita()},
 		{profile: "parasail", base: "https://api.parasail.io/v1", behavior: batchtest.Parasail(), window: "24h"},
 		{profile: "deepinfra", base: "https://api.deepinfra.com/v1/openai", behavior: batchtest.DeepInfra(), window: "24h"},
 		{profile: "siliconflow", base: "https://api.siliconflow.cn/v1", behavior: batchtest.SiliconFlow(), window: "24h", other: "336h"},
@@ -47,6 +51,22 @@ func venues() []venue {
 		{profile: "litellm", named: true, base: "https://proxy.example/v1", behavior: batchtest.LiteLLM(), window: "24h"},
 		{profile: "generic", base: "https://unknown.example/v1", behavior: batchtest.OpenAI(), window: "24h"},
 	}
+}
+
+// cerebras takes chat completions only.
+func cerebras() batchtest.Behavior {
+	b := batchtest.Nebius()
+	b.Name, b.MaxLines, b.MaxFileBytes = "cerebras", 50_000, 200_000_000
+	b.Endpoints = []string{"/v1/chat/completions"}
+	return b
+}
+
+// novita has a path of its own, and needs no window.
+func novita() batchtest.Behavior {
+	b := batchtest.Zhipu()
+	b.Name, b.BasePath, b.MaxFileBytes = "novita", "/openai/v1", 200_000_000
+	b.Endpoints = []string{"/v1/chat/completions", "/v1/completions"}
+	return b
 }
 
 // rules is the profile of the venue.
@@ -117,7 +137,8 @@ func TestEveryProvider(t *testing.T) {
 		})
 	}
 	for _, name := range provider.Names() {
-		if p, _ := provider.ByName(name); p.Refusal == "" && !known[name] {
+		p, _ := provider.ByName(name)
+		if p.Refusal == "" && p.Batches("/chat/completions") && !known[name] {
 			t.Errorf("no scenes are played at %s", name)
 		}
 	}
@@ -389,13 +410,18 @@ func (v venue) testAbandoned(t *testing.T) {
 func TestRefusedProviders(t *testing.T) {
 	hosts := map[string]string{
 		"anthropic": "api.anthropic.com", "mistral": "api.mistral.ai", "fireworks": "api.fireworks.ai",
-		"xai": "api.x.ai", "openrouter": "openrouter.ai",
+		"xai": "api.x.ai", "openrouter": "openrouter.ai", "voyage": "api.voyageai.com",
+		"ark": "ark.cn-beijing.volces.com", "bedrock": "bedrock-runtime.us-east-1.amazonaws.com",
 	}
 	for name, host := range hosts {
+		p, err := provider.ByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
 		setup{}.run(t, name, func(s *scene) {
 			there := func(r *http.Request) { r.URL.Scheme, r.URL.Host = "https", host }
 			message := s.post("/chat/completions", chatBody("a"), there).want(400, 0).fails("batch_unsupported")
-			if !strings.Contains(message, "no OpenAI-compatible Batch API") {
+			if !strings.Contains(message, p.Refusal) {
 				s.Errorf("message = %s", message)
 			}
 			if n := len(s.srv.Requests()); n != 0 {
@@ -403,10 +429,6 @@ func TestRefusedProviders(t *testing.T) {
 			}
 			s.post("/chat/completions", chatBody("a"), there, with("Autobatcher-Mode", "realtime")).want(200, 0).says("a")
 		})
-		p, err := provider.ByName(name)
-		if err != nil {
-			t.Fatal(err)
-		}
 		if _, err := autobatcher.New(autobatcher.Options{Provider: &p}); err == nil || !strings.Contains(err.Error(), p.Refusal) {
 			t.Errorf("New with %s: %v; want its refusal", name, err)
 		}
@@ -414,6 +436,32 @@ func TestRefusedProviders(t *testing.T) {
 	for _, name := range provider.Names() {
 		if p, _ := provider.ByName(name); p.Refusal != "" && hosts[name] == "" {
 			t.Errorf("%s is refused, but not proved here", name)
+		}
+	}
+}
+
+// Calls that cannot be batched, or that cost no less in a batch, pass through one by one.
+func TestPassingProviders(t *testing.T) {
+	for _, base := range []string{
+		"https://batch.dashscope.aliyuncs.com/compatible-mode/v1",
+		"https://ark.cn-beijing.volces.com/api/v3/batch",
+		"https://ark.ap-southeast.bytepluses.com/api/v3/batch",
+		"https://api.perplexity.ai/v1",
+	} {
+		at, err := url.Parse(base + "/chat/completions")
+		if err != nil {
+			t.Fatal(err)
+		}
+		behavior := batchtest.OpenAI()
+		behavior.BasePath = strings.TrimSuffix(at.Path, "/chat/completions")
+		for _, mode := range []autobatcher.Mode{autobatcher.ModeBatch, autobatcher.ModeFlex, autobatcher.ModeAuto} {
+			u := setup{server: batchtest.Options{Behavior: behavior}, options: autobatcher.Options{Mode: mode}}
+			u.run(t, string(mode)+" at "+at.Host, func(s *scene) {
+				s.post("/chat/completions", chatBody("a"), func(r *http.Request) { r.URL, r.Host = at, at.Host }).want(200, 0).says("a")
+				if diff := cmp.Diff(map[batchtest.Tier]int{"default": 1}, s.srv.PaidTiers()); diff != "" || len(s.srv.Requests()) != 1 {
+					s.Errorf("%d requests; paid (-want +got):\n%s", len(s.srv.Requests()), diff)
+				}
+			})
 		}
 	}
 }
