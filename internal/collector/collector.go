@@ -20,7 +20,7 @@ type Collector[K comparable, C any] struct {
 
 	mu    sync.Mutex
 	open  map[K]*Queue[K, C] // the queues that collect calls
-	early map[K]time.Time    // until when no further queue is to be sealed early
+	early map[K]struct{}     // the keys whose next queue is patient
 	ended bool               // takes no calls
 }
 
@@ -83,7 +83,7 @@ type waiting[C any] struct {
 func New[K comparable, C any](describe func(C) Entry[K, C], start func(*Queue[K, C]) bool) *Collector[K, C] {
 	hurried := make(chan struct{})
 	return &Collector[K, C]{
-		describe: describe, start: start, open: make(map[K]*Queue[K, C]),
+		describe: describe, start: start, open: make(map[K]*Queue[K, C]), early: make(map[K]struct{}),
 		hurry: sync.OnceFunc(func() { close(hurried) }), hurried: hurried,
 	}
 }
@@ -121,9 +121,9 @@ func (c *Collector[K, C]) Add(call C) bool {
 }
 
 func (c *Collector[K, C]) newQueue(first C, e *Entry[K, C]) *Queue[K, C] {
-	now := time.Now()
+	_, patient := c.early[*e.Key]
 	return &Queue[K, C]{
-		Key: *e.Key, First: first, Opened: now, patient: now.Before(c.early[*e.Key]),
+		Key: *e.Key, First: first, Opened: time.Now(), patient: patient,
 		collector: c, full: make(chan struct{}),
 	}
 }
@@ -337,20 +337,23 @@ func (q *Queue[K, C]) added() int {
 	return len(q.calls)
 }
 
-// maxEarly bounds the keys that are remembered for Queue.patient.
-const maxEarly = 10_000
-
 // sealEarly makes the queue take no more calls before its window ends. The queue after
 // it, if it opens within a window of the opening of this queue, is patient.
 func (q *Queue[K, C]) sealEarly(window time.Duration) {
 	c := q.collector
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.early == nil || len(c.early) >= maxEarly {
-		c.early = make(map[K]time.Time)
-	}
-	c.early[q.Key] = q.Opened.Add(window)
+	c.early[q.Key] = struct{}{}
+	time.AfterFunc(window-time.Since(q.Opened), func() { c.forgetEarly(q.Key) })
 	q.sealLocked()
+}
+
+// forgetEarly makes the next queue with the key impatient again. A key may refer to
+// much memory, and is not kept for longer than a window.
+func (c *Collector[K, C]) forgetEarly(k K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.early, k)
 }
 
 func (q *Queue[K, C]) sealLocked() {
