@@ -16,10 +16,10 @@ type Mode string
 // The modes. In a lane that the provider does not have for a call, the call is sent in
 // a batch.
 const (
-	ModeBatch    Mode = "batch"    // in batches
-	ModeFlex     Mode = "flex"     // at once, at the provider's flex tier
-	ModeAuto     Mode = "auto"     // in a batch, unless the batch would miss the call's deadline or hold a single call: then at the flex tier
-	ModeRealtime Mode = "realtime" // at once, at full price
+	ModeBatch    = Mode(lane.Batch)    // in batches
+	ModeFlex     = Mode(lane.Flex)     // at once, at the provider's flex tier
+	ModeAuto     = Mode(lane.Auto)     // in a batch, unless the batch would miss the call's deadline or hold a single call: then at the flex tier
+	ModeRealtime = Mode(lane.Realtime) // at once, at full price
 )
 
 // FlexFallback says what becomes of a call that the provider has no room for at its
@@ -34,12 +34,9 @@ const (
 )
 
 // chooseLane decides in which lane a call is sent.
-func (r *router) chooseLane(c *call, req *http.Request, asked lane.Mode) {
+func (r *router) chooseLane(c *call, req *http.Request, mode lane.Mode) {
 	q := &c.Request
-	q.mode, q.window = asked, q.key.window
-	if q.mode == "" {
-		q.mode = lane.Mode(r.opts.Mode)
-	}
+	q.mode, q.window = mode, q.key.window
 	choice := lane.Choice{
 		Mode: q.mode, Profile: q.profile, Suffix: q.suffix, Model: q.model, Window: q.window,
 		Deadline: timeLeft(req, c), Wait: r.opts.BatchWindow,
@@ -55,8 +52,11 @@ func (o *Options) escalates(k *key) bool {
 // prefersFlex reports whether the batch has a single call, which may be sent at the
 // flex tier.
 func (b *batch) prefersFlex() bool {
+	if n, _ := b.queue.Size(); n != 1 || b.history.attempts > 0 {
+		return false
+	}
 	calls := b.queue.Calls()
-	if len(calls) != 1 || b.history.attempts > 0 {
+	if len(calls) != 1 { // the caller has left meanwhile
 		return false
 	}
 	q := &calls[0].Request

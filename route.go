@@ -1,6 +1,7 @@
 package autobatcher
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/http"
@@ -43,7 +44,8 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		closeBody(req)
 		return nil, nil, err
 	}
-	if req.Method != http.MethodPost || req.URL == nil || o.Mode == lane.Realtime || o.Mode == "" && r.opts.Mode == ModeRealtime {
+	mode := cmp.Or(o.Mode, lane.Mode(r.opts.Mode))
+	if req.Method != http.MethodPost || req.URL == nil || mode == lane.Realtime {
 		return nil, callheader.Strip(req), nil
 	}
 	path := req.URL.EscapedPath()
@@ -61,14 +63,14 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		return nil, nil, err
 	}
 	c := &call{Request: request{profile: profile, suffix: suffix, deadline: o.Deadline}}
-	member, err := r.readBody(c, body, path)
+	member, value, err := r.readBody(c, body, path)
 	switch {
 	case err != nil:
 		return nil, nil, err
 	case member != "" && caller.Of(req.Context()).BatchOnly:
-		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: strings.TrimRight(strings.Fields(member)[0], ":") + "_closed", Message: member + " would not be answered at the price of a batch, which the operator of this server does not allow; leave the member out"}
+		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: member + "_closed", Message: member + ": " + value + " would not be answered at the price of a batch, which the operator of this server does not allow; leave the member out"}
 	case member != "":
-		r.opts.Logger.Debug("call passes through", "reason", member)
+		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
 	if err := r.checkLimits(c); err != nil {
@@ -79,7 +81,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		return nil, nil, err
 	}
 	r.identify(c, req, strings.TrimSuffix(path, suffix), raw)
-	r.chooseLane(c, req, o.Mode)
+	r.chooseLane(c, req, mode)
 	if r.opts.escalates(&c.Request.key) {
 		c.Request.raw = raw
 	}
@@ -145,14 +147,14 @@ const lineOverhead = 256
 
 // readBody reads what the body asks for, makes the body of the line, and plans what
 // the call may cost. It returns the member of the body for which the call passes
-// through, if there is one: the provider answers at once, or at a price that the
-// caller chose.
-func (r *router) readBody(c *call, body []byte, path string) (member string, err error) {
+// through, if there is one, and the value of the member: the provider answers at once,
+// or at a price that the caller chose.
+func (r *router) readBody(c *call, body []byte, path string) (member, value string, err error) {
 	q := &c.Request
 	deployment, _ := q.profile.Deployment(path)
 	asked, err := requestbody.Parse(body, deployment)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	q.model, q.stream, q.usage = asked.Model, asked.Stream, asked.Usage
 	if q.suffix == "/embeddings" {
@@ -161,11 +163,11 @@ func (r *router) readBody(c *call, body []byte, path string) (member string, err
 	c.Body, c.URL = asked.Body, q.profile.LineURL(q.suffix)
 	switch {
 	case asked.Background:
-		return "background: true", nil
+		return "background", "true", nil
 	case asked.Tier != "":
-		return "service_tier: " + asked.Tier, nil
+		return "service_tier", asked.Tier, nil
 	}
-	return "", r.plan(c, &asked)
+	return "", "", r.plan(c, &asked)
 }
 
 // identify decides which calls may share a batch with the call, and by which
