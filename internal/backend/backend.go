@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
 // A Backend runs batches at one provider for one account. A Backend is safe for
@@ -99,6 +100,17 @@ type Params struct {
 	// Create. Nil: Create waits until its context ends.
 	Pause func(time.Duration) error
 }
+
+// Wait waits before a create that was refused is sent again.
+func (p *Params) Wait(ctx context.Context, d time.Duration) error {
+	if p.Pause != nil {
+		return p.Pause(d)
+	}
+	return retry.Sleep(ctx, d)
+}
+
+// UserAgent names the library in requests. Providers attribute batches to the client.
+const UserAgent = "autobatcher (+https://github.com/autobatcher/autobatcher)"
 
 // A Phase is how far a batch has come.
 type Phase int

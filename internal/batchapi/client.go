@@ -33,9 +33,6 @@ const (
 	// maxAnswer bounds the bytes that are read of a response without a file: batch
 	// objects, lists of a hundred batch objects, errors.
 	maxAnswer = 8 << 20
-
-	// userAgent names the library. Providers attribute batches to the client.
-	userAgent = "autobatcher (+https://github.com/autobatcher/autobatcher)"
 )
 
 // A Client is a backend.Backend. It is safe for concurrent use.
@@ -85,7 +82,7 @@ func identify(req *http.Request, next option.MiddlewareNext) (*http.Response, er
 			req.Header.Del(name)
 		}
 	}
-	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("User-Agent", backend.UserAgent)
 	return next(req)
 }
 

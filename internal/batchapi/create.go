@@ -45,17 +45,10 @@ func (c *Client) Create(ctx context.Context, _ line.File, h backend.Handle, p ba
 			return h, backend.Status{}, err
 		}
 		c.log.Warn("create failed, trying again", "error", err, "in", wait)
-		if err := pause(ctx, wait, p); err != nil {
+		if err := p.Wait(ctx, wait); err != nil {
 			return h, backend.Status{}, err
 		}
 	}
-}
-
-func pause(ctx context.Context, wait time.Duration, p backend.Params) error {
-	if p.Pause != nil {
-		return p.Pause(wait)
-	}
-	return retry.Sleep(ctx, wait)
 }
 
 func ambiguous(err error) bool {

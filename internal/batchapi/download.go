@@ -165,7 +165,7 @@ func (d *download) fetch(ctx context.Context, address string) (*http.Response, e
 	if err != nil {
 		return nil, backend.NoAnswer(op, errors.New("the address of the file is not a URL"))
 	}
-	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("User-Agent", backend.UserAgent)
 	for name, value := range d.rangeHeader() {
 		req.Header.Set(name, value)
 	}

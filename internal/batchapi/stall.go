@@ -34,7 +34,7 @@ func (w *stallWatch) moved() {
 	}
 }
 
-// stop ends the watch and the context. No timer is left behind.
+// stop ends the watch and the context. The watch leaves no timer.
 func (w *stallWatch) stop() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -47,9 +47,6 @@ const (
 	// refusedTimeout is how long a call that the provider has no room for is sent
 	// again before Create gives up.
 	refusedTimeout = 2 * time.Minute
-
-	// userAgent names the library.
-	userAgent = "autobatcher (+https://github.com/autobatcher/autobatcher)"
 )
 
 // A Client is a backend.Backend for one call. All methods may be called
@@ -131,11 +128,7 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 			return h, backend.Status{}, err
 		}
 		c.log.Debug("the provider has no room at the flex tier; trying again", "error", err, "in", wait)
-		pause := p.Pause
-		if pause == nil {
-			pause = func(wait time.Duration) error { return retry.Sleep(ctx, wait) }
-		}
-		if err := pause(wait); err != nil {
+		if err := p.Wait(ctx, wait); err != nil {
 			return h, backend.Status{}, err
 		}
 	}
@@ -228,24 +221,27 @@ func (c *Client) Find(_ context.Context, h backend.Handle, _ time.Time) (backend
 // Status asks for the state of a response that runs in the background. Of several
 // calls Status says backend.ErrNotListed: there is no request for several.
 func (c *Client) Status(ctx context.Context, hs []backend.Handle) ([]backend.Status, error) {
+	if len(hs) == 1 {
+		s, err := c.status(ctx, hs[0])
+		return []backend.Status{s}, err
+	}
 	states := make([]backend.Status, len(hs))
 	for i, h := range hs {
-		if states[i] = (backend.Status{Handle: h, Err: backend.ErrNotListed}); len(hs) > 1 {
-			continue
-		}
-		if c.held != nil {
-			states[i] = ended(h, "completed", c.held.Status < 300)
-			continue
-		}
-		body, err := c.get(ctx, h)
-		if err != nil {
-			return nil, err
-		}
-		if states[i], err = parseResponse(body, h); err != nil {
-			return nil, err
-		}
+		states[i] = backend.Status{Handle: h, Err: backend.ErrNotListed}
 	}
 	return states, nil
+}
+
+// status is Status for one call.
+func (c *Client) status(ctx context.Context, h backend.Handle) (backend.Status, error) {
+	if c.held != nil {
+		return ended(h, "completed", c.held.Status < 300), nil
+	}
+	body, err := c.get(ctx, h)
+	if err != nil {
+		return backend.Status{}, err
+	}
+	return parseResponse(body, h)
 }
 
 // get reads a response that runs in the background.
@@ -394,7 +390,7 @@ func (r *response) failure(op string) *backend.Error {
 	}
 }
 
-// do sends a request and reads the response, whatever its status.
+// do sends a request and reads the response of any status.
 func (c *Client) do(ctx context.Context, timeout time.Duration, method, path string, body []byte) (*response, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -405,7 +401,7 @@ func (c *Client) do(ctx context.Context, timeout time.Duration, method, path str
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("User-Agent", backend.UserAgent)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

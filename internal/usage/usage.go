@@ -87,12 +87,16 @@ func (s *Scanner) Scan(b []byte) {
 	}
 }
 
-func (n *Names) scan(b []byte) {
+func (n *Names) scanTier(b []byte) {
 	n.tier.scan(b, `"service_tier"`, func(value []byte) {
 		if tier := gjson.ParseBytes(value); tier.Type == gjson.String {
 			n.Tier = tier.String()
 		}
 	})
+}
+
+func (n *Names) scan(b []byte) {
+	n.scanTier(b)
 	if n.Model != "" {
 		return
 	}
@@ -106,11 +110,7 @@ func (n *Names) scan(b []byte) {
 // Tier returns the last "service_tier" of a complete body, "" without one.
 func Tier(body []byte) string {
 	var n Names
-	n.tier.scan(body, `"service_tier"`, func(value []byte) {
-		if tier := gjson.ParseBytes(value); tier.Type == gjson.String {
-			n.Tier = tier.String()
-		}
-	})
+	n.scanTier(body)
 	return n.Tier
 }
 
