@@ -2,10 +2,12 @@ package dashboard
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/price"
 )
 
 // A cost is an estimate, in US dollars.
@@ -32,17 +34,6 @@ func toCost(c autobatcher.Cost) *cost {
 	return &cost{c.USD, c.Savings, c.InputTokens, c.CachedTokens, c.OutputTokens, c.Priced, c.Unpriced, c.PricesDate}
 }
 
-func (c *cost) add(o autobatcher.Cost) {
-	c.USD += o.USD
-	c.Savings += o.Savings
-	c.Input += o.InputTokens
-	c.Cached += o.CachedTokens
-	c.Output += o.OutputTokens
-	c.Priced += o.Priced
-	c.Unpriced += o.Unpriced
-	c.Date = cmp.Or(c.Date, o.PricesDate)
-}
-
 // A total is the cost of the OK answers of a model or of a key.
 type total struct {
 	Name string `json:"name"`
@@ -54,32 +45,32 @@ const maxTotals = 50
 
 // totals returns the costs by name, the largest first.
 func totals(parts []autobatcher.CostPart, name func(autobatcher.CostPart) string) []total {
-	sums := make(map[string]*cost)
+	sums := make(map[string]*price.Total)
 	for _, p := range parts {
-		key := clip(name(p))
+		key, part := clip(name(p)), price.Total(p.Cost)
 		if sums[key] == nil {
-			sums[key] = &cost{}
+			sums[key] = new(price.Total)
 		}
-		sums[key].add(p.Cost)
+		sums[key].Add(&part)
 	}
-	all := make([]total, 0, len(sums))
-	for key, c := range sums {
-		all = append(all, total{key, *c})
-	}
-	slices.SortFunc(all, func(x, y total) int {
-		return cmp.Or(cmp.Compare(y.USD, x.USD), cmp.Compare(y.Unpriced, x.Unpriced), cmp.Compare(x.Name, y.Name))
+	names := slices.SortedFunc(maps.Keys(sums), func(x, y string) int {
+		return cmp.Or(cmp.Compare(sums[y].USD, sums[x].USD), cmp.Compare(sums[y].Unpriced, sums[x].Unpriced), cmp.Compare(x, y))
 	})
-	if len(all) <= maxTotals {
-		return all
+	rest := new(price.Total)
+	if len(names) > maxTotals {
+		for _, n := range names[maxTotals-1:] {
+			rest.Add(sums[n])
+		}
+		names = names[:maxTotals-1]
 	}
-	rest := total{Name: "all others"}
-	for _, t := range all[maxTotals-1:] {
-		rest.add(autobatcher.Cost{
-			USD: t.USD, Savings: t.Savings, InputTokens: t.Input, CachedTokens: t.Cached, OutputTokens: t.Output,
-			Priced: t.Priced, Unpriced: t.Unpriced, PricesDate: t.Date,
-		})
+	all := make([]total, 0, len(names)+1)
+	for _, n := range names {
+		all = append(all, total{n, *toCost(autobatcher.Cost(*sums[n]))})
 	}
-	return append(all[:maxTotals-1:maxTotals-1], rest)
+	if *rest != (price.Total{}) {
+		all = append(all, total{"all others", *toCost(autobatcher.Cost(*rest))})
+	}
+	return all
 }
 
 func modelOf(p autobatcher.CostPart) string { return cmp.Or(p.Model, "unknown") }

@@ -28,7 +28,8 @@ type Total struct {
 	PricesDate string // of the built-in prices, as 2006-01-02; "" if no answer has a known price
 }
 
-func (t *Total) add(o *Total) {
+// Add adds the cost of other answers.
+func (t *Total) Add(o *Total) {
 	t.USD += o.USD
 	t.Savings += o.Savings
 	t.InputTokens += o.InputTokens
@@ -198,7 +199,7 @@ func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash ui
 	hash := maphash.String(seed, id)
 	counted, billed := b.booked[hash]
 	if !billed {
-		b.add(&t)
+		b.Add(&t)
 	}
 	if !counted {
 		m.mu.Lock()
@@ -267,7 +268,7 @@ func (m *Meter) add(c Call, model string, t *Total) {
 	m.budget.Spend(t.USD)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.total.add(t)
+	m.total.Add(t)
 	k := partKey{c.Payer, c.Caller, model}
 	part := m.parts[k]
 	if part == nil && len(m.parts) >= maxParts {
@@ -278,7 +279,7 @@ func (m *Meter) add(c Call, model string, t *Total) {
 		part = new(Total)
 		m.parts[k] = part
 	}
-	part.add(t)
+	part.Add(t)
 }
 
 // answered returns the price of the model that answered, or else of the model

@@ -250,7 +250,7 @@ func TestParts(t *testing.T) {
 	var sum Total
 	parts := m.Parts()
 	for _, part := range parts {
-		sum.add(&part.Total)
+		sum.Add(&part.Total)
 	}
 	if sum != m.Total() || len(parts) > maxParts+1 || sum.Unpriced != 3*maxParts {
 		t.Errorf("%d parts: %+v, total %+v", len(parts), sum, m.Total())
