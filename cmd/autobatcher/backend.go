@@ -64,14 +64,8 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if err != nil {
 		return nil, err
 	}
-	if !s.forwardKey && !s.sandbox {
-		b.keyFile, err = s.loadKey(log)
-		switch {
-		case errors.Is(err, errNoKey):
-			return nil, fmt.Errorf("%w (or try --sandbox, which needs no key)", err)
-		case err != nil:
-			return nil, err
-		}
+	if b.keyFile, err = s.needKey(log); err != nil {
+		return nil, err
 	}
 	b.lane = describeLane(o, up.profile)
 	b.realtime = o.Mode == autobatcher.ModeRealtime || up.profile.SinglePrice != ""
@@ -86,17 +80,8 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 		b.proxy.OnEvent(e)
 		onEvent(e)
 	}
-	store, err := s.openJournal(ctx, p, log)
-	if err != nil {
+	if err := b.openTransport(ctx, p, s, o); err != nil {
 		return nil, err
-	}
-	if store != nil {
-		b.journal = &monitoredJournal{Store: store}
-		o.Journal = b.journal
-	}
-	if b.transport, err = autobatcher.New(o); err != nil {
-		b.closeJournal()
-		return nil, &failure{exitUsage, err}
 	}
 	b.page = dashboard.New(dashboard.Options{
 		Stats: b.transport.Stats, Sandbox: s.sandbox,
@@ -114,6 +99,36 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 		return nil, err
 	}
 	return b, b.resume(b.served)
+}
+
+// needKey loads the key for the provider, unless the callers bring their keys or no key
+// is needed.
+func (s *settings) needKey(log *slog.Logger) (*keyFile, error) {
+	if s.forwardKey || s.sandbox {
+		return nil, nil
+	}
+	key, err := s.loadKey(log)
+	if errors.Is(err, errNoKey) {
+		return nil, fmt.Errorf("%w (or try --sandbox, which needs no key)", err)
+	}
+	return key, err
+}
+
+// openTransport opens the journal, and the Transport with the journal.
+func (b *backend) openTransport(ctx context.Context, p process, s *settings, o autobatcher.Options) error {
+	store, err := s.openJournal(ctx, p, b.log)
+	if err != nil {
+		return err
+	}
+	if store != nil {
+		b.journal = &monitoredJournal{Store: store}
+		o.Journal = b.journal
+	}
+	if b.transport, err = autobatcher.New(o); err != nil {
+		b.closeJournal()
+		return &failure{exitUsage, err}
+	}
+	return nil
 }
 
 // startSandbox starts the sandbox and returns the sandbox as the upstream.
