@@ -199,7 +199,7 @@ type Behavior struct {
 
 	// Cancels.
 
-	// CancelAtOnce answers a cancel with "cancelled", whatever the status, even
+	// CancelAtOnce answers a cancel with "cancelled" in every status, even
 	// "completed". Otherwise the answer is "cancelling", the cancel of an ended
 	// batch is refused with 409, and the batch ends CancelTime later.
 	CancelAtOnce bool

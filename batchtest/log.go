@@ -40,7 +40,7 @@ type Upload struct {
 type Batch struct {
 	ID, InputFileID, Endpoint, Window string
 	Metadata                          map[string]string
-	// Status has OpenAI's spelling, whatever the Behavior.
+	// Status has OpenAI's spelling with every Behavior.
 	Status                   string
 	Total, Completed, Failed int
 	CancelRequested          bool
@@ -171,7 +171,7 @@ func (s *Server) Executed() []Execution {
 }
 
 // Paid counts the executions that are billed, by [Line.Key]. A count above one
-// means that the same work was paid for twice, at whatever tiers. Lines that ended in
+// means that the same work was paid for twice, at any tiers. Lines that ended in
 // an error cost nothing. Lines that are Missing or Garbage are billed.
 func (s *Server) Paid() map[string]int { return paidBy(s, func(e Execution) string { return e.Key() }) }
 
