@@ -63,9 +63,8 @@ func TestTooManyClientsForOpenFiles(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	// On a busy machine, clients that need long to send their requests count as silent, and
-	// a refused connection may be closed before the client reads the refusal.
-	if answered.Load() < 128 || answered.Load()+refused.Load() < 240 {
+	// On a busy machine, a client that needs long to send its request counts as silent.
+	if answered.Load() < 128 || answered.Load()+refused.Load() < 285 {
 		t.Errorf("%d calls were answered, %d got 503, %d got nothing", answered.Load(), refused.Load(), failed.Load())
 	}
 	if !strings.Contains(log.String(), "limit on open files is low") {

@@ -59,7 +59,7 @@ type limitedListener struct {
 type refusal struct {
 	conn     net.Conn
 	since    time.Time
-	answered atomic.Bool // the client can read the response
+	answered atomic.Bool // the request has arrived, and the client can read the response
 }
 
 // Accept implements net.Listener.
@@ -155,6 +155,9 @@ func (l *limitedListener) refuse(refused *refusal) {
 	}
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		_ = half.CloseWrite()
+	}
+	if r != nil { // a connection that closes before the request has arrived may lose the response
+		_, _ = io.Copy(io.Discard, r.Body)
 	}
 	refused.answered.Store(true)
 	_, _ = io.Copy(io.Discard, sent) // until the client closes
