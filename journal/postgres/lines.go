@@ -289,7 +289,7 @@ func (s *Store) Deliver(ctx context.Context, owner, ref string, lines []int) err
 		statement = deliverHeld(deleteRange)
 	}
 	var n, more int
-	err := s.try(func() error {
+	err := s.try(ctx, func() error {
 		return s.pool.QueryRow(ctx, statement, ref, lines, owner, first, last).Scan(&n, &more)
 	})
 	if err != nil {

@@ -31,12 +31,14 @@ package postgres
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -102,9 +104,16 @@ func (s *Store) Key(ctx context.Context) (key journal.Hash, err error) {
 	return key, nil
 }
 
-// maxTries limits the attempts of a transaction that the database undoes because of
-// a deadlock, which is rare.
-const maxTries = 5
+const (
+	// maxTries limits the attempts of a transaction that the database undoes because of
+	// a deadlock, which is rare.
+	maxTries = 5
+
+	// maxPause bounds the random pause between two attempts, in which the other
+	// transactions of the deadlock end. Without pauses the same transactions can meet
+	// again in each attempt.
+	maxPause = 200 * time.Millisecond
+)
 
 // update changes the journal for an owner, as a whole or not at all. Before the
 // change, update removes other owners that expired.
@@ -120,16 +129,17 @@ func (s *Store) transact(ctx context.Context, change func(tx pgx.Tx) error) erro
 }
 
 func (s *Store) within(ctx context.Context, options pgx.TxOptions, do func(tx pgx.Tx) error) error {
-	return s.try(func() error { return pgx.BeginTxFunc(ctx, s.pool, options, do) })
+	return s.try(ctx, func() error { return pgx.BeginTxFunc(ctx, s.pool, options, do) })
 }
 
 // try repeats do after a deadlock, and explains the last error of do.
-func (s *Store) try(do func() error) error {
-	var err error
-	for range maxTries {
-		if err = do(); !givenUp(err) {
+func (s *Store) try(ctx context.Context, do func() error) error {
+	err := do()
+	for range maxTries - 1 {
+		if !givenUp(err) || retry.Sleep(ctx, rand.N(maxPause)) != nil {
 			break
 		}
+		err = do()
 	}
 	return s.explain(err)
 }
