@@ -91,6 +91,7 @@ var mutants = []mutant{
 		file: "result.go",
 		old:  "	if b.status.Word == \"failed\" {\n",
 		new:  "	if b.status.Word == \"cancelled\" {\n		return nil\n	}\n	if b.status.Word == \"failed\" {\n",
+		test: &test{"./internal/blackbox", "TestHalfFinishedBatches"},
 	},
 	{
 		name: "a result line that cannot be read is bought again",
