@@ -54,7 +54,7 @@ func costParts(m *price.Meter) (parts []CostPart) {
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
 	return price.Call{
-		Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+		Profile: r.at.Profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
 	}
 }
 
@@ -76,11 +76,11 @@ func (r *router) plan(c *call, asked *requestbody.Call) error {
 		return nil
 	}
 	q, known := &c.Request, false
-	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
+	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.at.Profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
 		return nil
 	}
 	budget.Refused()
-	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.profile, q.model) +
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.at.Profile, q.model) +
 		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }
 

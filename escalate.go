@@ -38,7 +38,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 	if e.t.opts.Escalate != EscalateDeadline {
 		return 0
 	}
-	left := timeLeft(req, c)
+	left := timeLeft(req, &c.Request)
 	if left == 0 {
 		return 0
 	}

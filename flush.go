@@ -49,17 +49,9 @@ const bytesPerToken = 4
 // entry describes a call to the collector.
 func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	r := &c.Request
-	limits := collector.Limits{
-		Calls: t.opts.BatchSize, Bytes: lineLimit(&provider.Profile{MaxBytes: r.profile.MaxBytes}) + lineOverhead, Inputs: r.profile.MaxInputs,
-	}
-	if most := r.profile.MaxLines; most > 0 {
-		limits.Calls = min(limits.Calls, most)
-	}
+	limits := r.at.Limits
 	if r.key.window == provider.FlexWindow {
 		limits.Calls = 1
-	}
-	if wanted := t.opts.BatchBytes; wanted > 0 {
-		limits.Bytes = min(limits.Bytes, wanted)
 	}
 	if tokens := r.key.lane().Limiter.TokenLimit(r.key.group); tokens > 0 {
 		limits.Bytes = min(limits.Bytes, tokens*bytesPerToken)
@@ -252,7 +244,7 @@ func (b *batch) createError(ctx context.Context, err error) error {
 func (b *batch) params(name string) backend.Params {
 	o := &b.t.opts
 	p := backend.Params{
-		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.suffix), Window: b.key.window, Metadata: o.Metadata,
+		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.at.Suffix), Window: b.key.window, Metadata: o.Metadata,
 	}
 	if o.Files == FilesExpire {
 		p.FileExpiry = b.key.account.Profile.FileExpiry(b.key.window)

@@ -37,8 +37,8 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 	if err != nil {
 		return err
 	}
-	base := strings.TrimSuffix(u.EscapedPath(), "/")
-	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, base, t.router.profileFor(u, base))
+	at := t.router.endpoints.Of(u)
+	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, at.Upstream, at.Profile)
 	if !t.start(t.rescue) {
 		return ErrClosed
 	}

@@ -156,7 +156,7 @@ func New(o Options) (*Transport, error) {
 		Retries: func(a *accounts.Account) journalsession.Retries { return retries{t, a} },
 		Added:   func() { t.start(t.rescue) },
 	})
-	t.router = &router{opts: &t.opts, accounts: known, newBackend: newBackend, meter: meter}
+	t.router = &router{opts: &t.opts, accounts: known, endpoints: newEndpoints(&t.opts), newBackend: newBackend, meter: meter}
 	t.escalator = newEscalator(t, o.EscalateLimit)
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })

@@ -158,10 +158,10 @@ const (
 	accountUnused = time.Hour
 )
 
-// Of returns the account that pays for a request. base is the path of the
-// request's URL as far as the endpoint, and p the profile of the URL.
-func (s *Set) Of(req *http.Request, base string, p *provider.Profile) *Account {
-	id := accountID{upstreamOf(req.URL, base), account.Identity(req.Header, p.AccountHeaders...)}
+// Of returns the account that pays for a request. upstream is the request's URL as far
+// as the endpoint, with the query, and p the profile of the URL.
+func (s *Set) Of(req *http.Request, upstream string, p *provider.Profile) *Account {
+	id := accountID{upstream, account.Identity(req.Header, p.AccountHeaders...)}
 	nameless := id
 	var name string
 	var own http.Header // the credential, where it does not identify the account
@@ -306,11 +306,3 @@ var (
 	hashes    = sync.Pool{New: func() any { return sha256.New() }}
 	separator = []byte{0}
 )
-
-// upstreamOf is where u leads, as far as the path base, with its query.
-func upstreamOf(u *url.URL, base string) string {
-	if u.RawQuery == "" {
-		return u.Scheme + "://" + u.Host + base
-	}
-	return u.Scheme + "://" + u.Host + base + "?" + u.RawQuery
-}
