@@ -40,6 +40,9 @@ type request struct {
 	slot     collector.Slot[key, *registry.Call[request]]
 }
 
+// asked returns the model that a call asks for, and the caller.
+func asked(c *call) (model string, by *caller.Caller) { return c.Request.model, c.Request.caller }
+
 // A key says which calls may share a batch: calls with equal keys.
 type key struct {
 	account *accounts.Account

@@ -62,8 +62,8 @@ func priced(r *request) price.Call {
 // left, and the journal keeps the line for a retry.
 func unclaimed(b *batch) price.Call {
 	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name}
-	if len(b.names.models) == 1 {
-		c.Model = b.names.models[0]
+	if len(b.names.Models) == 1 {
+		c.Model = b.names.Models[0]
 	}
 	return c
 }

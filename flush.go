@@ -11,6 +11,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -107,8 +108,7 @@ func (b *batch) claim() error {
 	}
 	sent := b.t.registry.ClaimQueue(b.queue, b.lines)
 	b.size = len(sent)
-	b.names = namesOf(sent)
-	b.names.traces = tracesOf(sent)
+	b.names = caller.NamesOf(sent, asked)
 	switch {
 	case err != nil:
 		return err
@@ -161,7 +161,7 @@ func (b *batch) beginRecord() error {
 	a := b.key.account
 	err := b.record.Begin(b.t.ctx, journal.Batch{
 		Account: a.Hash, Upstream: a.Upstream(), Provider: b.key.account.Profile.Name,
-		Endpoint: b.url, Window: b.key.window, Models: b.names.models, Traces: strings.Join(b.names.traces, " "),
+		Endpoint: b.url, Window: b.key.window, Models: b.names.Models, Traces: strings.Join(b.names.Traces, " "),
 	}, func() []journal.Line {
 		lines := make([]journal.Line, b.size)
 		for i, c := range b.lines.Sent() {
@@ -244,7 +244,7 @@ func (b *batch) createError(ctx context.Context, err error) error {
 func (b *batch) params(name string) backend.Params {
 	o := &b.t.opts
 	p := backend.Params{
-		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.at.Suffix), Window: b.key.window, Metadata: o.Metadata,
+		Name: name, Models: b.names.Models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.at.Suffix), Window: b.key.window, Metadata: o.Metadata,
 	}
 	if o.Files == FilesExpire {
 		p.FileExpiry = b.key.account.Profile.FileExpiry(b.key.window)

@@ -1,11 +1,9 @@
 package autobatcher
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
-	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
 	"github.com/autobatcher/autobatcher/provider"
@@ -66,12 +64,6 @@ func (b *batch) prefersFlex() bool {
 	}
 	q := &calls[0].Request
 	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.at.Flex
-}
-
-// fallsBack reports whether the provider had no room for the call at its flex tier, and
-// the call is to be sent in a batch.
-func (b *batch) fallsBack(err error) bool {
-	return errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch
 }
 
 // move sends calls in the other lane: from a batch at the flex tier, and back. A call

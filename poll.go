@@ -23,13 +23,6 @@ const (
 	// cancellingTimeout bounds the status "cancelling": OpenAI says up to ten
 	// minutes, and a Doubleword batch can keep the status for ever.
 	cancellingTimeout = 20 * time.Minute
-
-	// maxPollInterval bounds the interval between two polls of an old batch.
-	maxPollInterval = time.Minute
-
-	// pollShare slows down the polling of a long batch: a batch is polled every
-	// 60th of its age, but at least once in maxPollInterval.
-	pollShare = 60
 )
 
 // poll polls the batch until the batch has ended or is overdue, reads the results
@@ -38,7 +31,10 @@ const (
 func (b *batch) poll() error {
 	defer b.key.lane().Statuses.Watch(b.status.Handle)()
 	attempts := backend.PollPolicy.Start()
-	wait := b.pollInterval()
+	interval := func() time.Duration {
+		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early())
+	}
+	wait := interval()
 	if b.recovered != "" || b.status.Phase == backend.Ended {
 		wait = 0 // the batch has run for a while, or the create was its answer
 	}
@@ -48,8 +44,8 @@ func (b *batch) poll() error {
 		if err := b.pause(wait, b.cancelIfIdle); err != nil {
 			return err
 		}
-		status, err := b.key.lane().Statuses.Look(b.t.ctx, b.backend, b.status.Handle, b.pollInterval())
-		wait = b.pollInterval()
+		status, err := b.key.lane().Statuses.Look(b.t.ctx, b.backend, b.status.Handle, interval())
+		wait = interval()
 		if err == nil {
 			attempts.Next(nil)
 			if b.observe(status); b.finished() {
@@ -57,7 +53,7 @@ func (b *batch) poll() error {
 			}
 			b.readPartial()
 		} else if failed, again := attempts.Next(err); again {
-			wait = max(min(wait, maxPollInterval), failed)
+			wait = max(min(wait, backend.MaxPollInterval), failed)
 		} else {
 			return err
 		}
@@ -65,12 +61,6 @@ func (b *batch) poll() error {
 			return nil
 		}
 	}
-}
-
-// pollInterval is the time between two polls.
-func (b *batch) pollInterval() time.Duration {
-	slower := min(time.Since(b.created)/pollShare, maxPollInterval)
-	return max(b.t.opts.PollInterval, b.key.account.Profile.MinPoll, slower)
 }
 
 // pause waits for d, and calls idle when no caller has waited for too long. An error
@@ -97,7 +87,7 @@ func (b *batch) observe(status backend.Status) {
 	before := b.status
 	status.Handle = before.Handle
 	b.status = status
-	b.results.SetSources(status.Sources)
+	b.results.SetSources(status.Handle, status.Sources)
 	if status.Phase == backend.Cancelling && b.cancelled.IsZero() {
 		b.cancelled = time.Now()
 		b.lines.BeginCancel(false)
