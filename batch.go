@@ -122,21 +122,24 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 }
 
 // startQueue starts the batch of a new queue. The caller holds the lock of the collector.
-func (t *Transport) startQueue(q *queue) bool { return t.startBatch(t.newBatch(q, collecting)) }
+func (t *Transport) startQueue(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }
 
-// startBatch runs a batch, and reports false if the Transport is closing.
-func (t *Transport) startBatch(b *batch) bool {
+// startBatch runs a batch, and reports false if the Transport is closing. Then the batch
+// is dropped or, with adopt, kept without running, and Close answers its callers.
+func (t *Transport) startBatch(b *batch, adopt bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ending {
+	if t.ending && !adopt {
 		return false
 	}
 	t.seq++
 	b.seq = t.seq
 	t.batches[b] = Event{}
 	b.key.account.BatchBegins()
-	t.work.Go(b.run)
-	return true
+	if !t.ending {
+		t.work.Go(b.run)
+	}
+	return !t.ending
 }
 
 // run is the life of a batch. The only end of a batch is end, also after a panic

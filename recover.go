@@ -105,7 +105,7 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 		b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: known.BatchID}
 		b.lines.SetIDLocked(known.BatchID)
 		close(b.submitted)
-		t.startOrAdopt(b)
+		t.startBatch(b, true)
 		return b.lines
 	})
 }

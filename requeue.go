@@ -68,7 +68,7 @@ func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) 
 	for _, q := range queues {
 		next := b.t.newBatch(q, collecting)
 		next.history = history{attempts: b.history.attempts + 1, delay: delay, guesses: b.history.guesses}
-		b.t.startOrAdopt(next)
+		b.t.startBatch(next, true)
 	}
 }
 

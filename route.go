@@ -2,7 +2,6 @@ package autobatcher
 
 import (
 	"cmp"
-	"fmt"
 	"math"
 	"net/http"
 
@@ -75,7 +74,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
-	if c.Request.window, err = r.checkLimits(&c.Request, o.Window); err != nil {
+	if c.Request.window, err = at.Accept(int(c.Request.inputs), o.Window); err != nil {
 		return nil, nil, err
 	}
 	r.identify(c, req, raw)
@@ -84,22 +83,6 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		c.Request.raw = raw
 	}
 	return c, nil, nil
-}
-
-// checkLimits returns the completion window of a call that asks for window, and refuses
-// a call that no batch of the provider can hold.
-func (r *router) checkLimits(q *request, window string) (string, error) {
-	if limit := q.at.Limits.Inputs; limit > 0 && int(q.inputs) > limit {
-		return "", reply.InvalidBody("input", fmt.Sprintf("input has %d items; a batch file may hold %d", q.inputs, limit))
-	}
-	if err := q.at.BadOptions; err != nil {
-		return "", &reply.RequestError{Status: http.StatusBadRequest, Code: "invalid_metadata", Message: err.Error()}
-	}
-	window, err := q.at.Window(window)
-	if err != nil {
-		return "", &reply.RequestError{Status: http.StatusBadRequest, Code: "invalid_completion_window", Message: err.Error()}
-	}
-	return window, nil
 }
 
 func closeBody(req *http.Request) {

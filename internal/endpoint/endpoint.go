@@ -5,11 +5,14 @@ package endpoint
 
 import (
 	"cmp"
+	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -25,19 +28,34 @@ type Endpoint struct {
 	Embeddings bool   // the calls ask for embeddings
 	MaxBody    int64  // the most bytes of a body that fits on a line
 	Limits     collector.Limits
-	BadOptions error // why no batch can be created with the metadata of Options
 
-	window    string // of calls that ask for none
-	windowErr error  // why window is not accepted
+	badMetadata error  // why no batch can be created with the metadata of Options
+	window      string // of calls that ask for none
+	badWindow   error  // why window is not accepted
 }
 
-// Window returns the completion window of a call that asks for wanted, or for none
-// (""). The error says that the provider does not accept the window.
-func (e *Endpoint) Window(wanted string) (string, error) {
-	if wanted == "" {
-		return e.window, e.windowErr
+// Accept returns the completion window of a call with a number of embedding inputs
+// (0: no embeddings) that asks for a window, or for none (""). The error is a
+// *reply.RequestError: no batch of the provider can hold the call.
+func (e *Endpoint) Accept(inputs int, window string) (string, error) {
+	if limit := e.Limits.Inputs; limit > 0 && inputs > limit {
+		return "", reply.InvalidBody("input", fmt.Sprintf("input has %d items; a batch file may hold %d", inputs, limit))
 	}
-	return checkedWindow(e.Profile, wanted)
+	if e.badMetadata != nil {
+		return "", refusal("invalid_metadata", e.badMetadata)
+	}
+	accepted, bad := e.window, e.badWindow
+	if window != "" {
+		accepted, bad = checkedWindow(e.Profile, window)
+	}
+	if bad != nil {
+		return "", refusal("invalid_completion_window", bad)
+	}
+	return accepted, nil
+}
+
+func refusal(code string, err error) error {
+	return &reply.RequestError{Status: http.StatusBadRequest, Code: code, Message: err.Error()}
 }
 
 // Options configure a Table.
@@ -111,11 +129,11 @@ func (t *Table) find(u *url.URL) *Endpoint {
 	e.Flex, e.Embeddings = p.Flex(e.Suffix), e.Suffix == "/embeddings"
 	e.MaxBody = maxBody(p)
 	e.Limits = t.limits(p)
-	e.BadOptions = p.CheckMetadata(t.opts.Metadata)
+	e.badMetadata = p.CheckMetadata(t.opts.Metadata)
 	if e.window = t.opts.Window; e.window == "" {
 		e.window = p.DefaultWindow
 	} else {
-		e.window, e.windowErr = checkedWindow(p, e.window)
+		e.window, e.badWindow = checkedWindow(p, e.window)
 	}
 	return e
 }

@@ -1,12 +1,14 @@
 package endpoint
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
 	"testing"
 
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -77,7 +79,7 @@ func TestOf(t *testing.T) {
 	}
 }
 
-func TestWindow(t *testing.T) {
+func TestAcceptWindow(t *testing.T) {
 	u := parse(t, "https://api.openai.com/v1/responses")
 	for _, tt := range []struct{ options, call, want string }{
 		{"", "", "24h"},
@@ -86,17 +88,35 @@ func TestWindow(t *testing.T) {
 		{"", "1h", ""},
 		{"1h", "", ""},
 	} {
-		got, err := New(Options{Window: tt.options}).Of(u).Window(tt.call)
+		got, err := New(Options{Window: tt.options}).Of(u).Accept(0, tt.call)
 		if got != tt.want || (err == nil) != (tt.want != "") {
 			t.Errorf("options %q, call %q: %q, %v; want %q", tt.options, tt.call, got, err, tt.want)
 		}
 	}
 }
 
-func TestBadOptions(t *testing.T) {
-	long := Options{Metadata: map[string]string{strings.Repeat("k", 65): "v"}}
-	if err := New(long).Of(parse(t, "https://api.openai.com/v1/responses")).BadOptions; err == nil {
-		t.Error("a key of 65 characters is accepted")
+func TestAcceptRefuses(t *testing.T) {
+	u := parse(t, "https://api.openai.com/v1/embeddings")
+	for _, tt := range []struct {
+		name   string
+		opts   Options
+		inputs int
+		window string
+		want   string // code of the error
+	}{
+		{"accepted", Options{}, 50_000, "24h", ""},
+		{"too many inputs", Options{}, 50_001, "", "invalid_request"},
+		{"a key of 65 characters", Options{Metadata: map[string]string{strings.Repeat("k", 65): "v"}}, 1, "", "invalid_metadata"},
+		{"a window", Options{}, 1, "1h", "invalid_completion_window"},
+	} {
+		_, err := New(tt.opts).Of(u).Accept(tt.inputs, tt.window)
+		code := ""
+		if refused := (*reply.RequestError)(nil); errors.As(err, &refused) {
+			code = refused.Code
+		}
+		if code != tt.want {
+			t.Errorf("%s: %v; want code %q", tt.name, err, tt.want)
+		}
 	}
 }
 
