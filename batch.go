@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
@@ -23,7 +24,8 @@ type batch struct {
 	seq   int
 	phase phase
 
-	key key
+	key  key
+	lane *accounts.Lane // of the key
 
 	queue   *queue                 // the calls that were not sent yet
 	lines   *lineSet               // the calls that were sent
@@ -116,7 +118,8 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	b.lines = t.registry.NewLines(b.idle)
 	b.record = t.session.NewRecord(b.lines)
 	b.lines.SetRecord(b.record)
-	b.backend = t.router.newBackend(&q.Key)
+	b.lane = q.Key.account.Lane(q.Key.window)
+	b.backend = t.router.newBackend(b.lane)
 	b.results = results.NewReader(b.backend, b.lines.TakeReread, t.opts.Logger)
 	return b
 }

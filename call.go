@@ -40,18 +40,12 @@ type request struct {
 	slot     collector.Slot[key, *registry.Call[request]]
 }
 
-// asked returns the model that a call asks for, and the caller.
-func asked(c *call) (model string, by *caller.Caller) { return c.Request.model, c.Request.caller }
-
 // A key says which calls may share a batch: calls with equal keys.
 type key struct {
 	account *accounts.Account
 	window  string // completion window, or provider.FlexWindow
 	group   string // endpoint and model, where a file may hold only one
 }
-
-// lane is the way in which calls of the key are sent.
-func (k *key) lane() *accounts.Lane { return k.account.Lane(k.window) }
 
 // failure is an error response of autobatcher, in OpenAI's shape.
 func failure(status int, code, message string) *answer {

@@ -68,18 +68,14 @@ func unclaimed(b *batch) price.Call {
 	return c
 }
 
-// plan plans the reservation of a call, if there is a budget. A call whose price is
-// not known is refused: a budget could not limit its cost.
+// plan plans the reservation of a call in the budget, which is not nil. A call whose
+// price is not known is refused: a budget could not limit its cost.
 func (r *router) plan(c *call, asked *requestbody.Call) error {
-	budget := r.meter.Budget()
-	if budget == nil {
-		return nil
-	}
 	q, known := &c.Request, false
 	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.at.Profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
 		return nil
 	}
-	budget.Refused()
+	r.meter.Budget().Refused()
 	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.at.Profile, q.model) +
 		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }

@@ -54,7 +54,7 @@ func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	if r.key.window == provider.FlexWindow {
 		limits.Calls = 1
 	}
-	if tokens := r.key.lane().Limiter.TokenLimit(r.key.group); tokens > 0 {
+	if tokens := r.key.account.Lane(r.key.window).Limiter.TokenLimit(r.key.group); tokens > 0 {
 		limits.Bytes = min(limits.Bytes, tokens*bytesPerToken)
 	}
 	return collector.Entry[key, *call]{Key: &r.key, Slot: &r.slot, Bytes: int64(c.Size()) + 1, Inputs: int(r.inputs), Limits: limits}
@@ -83,7 +83,7 @@ func (b *batch) takeTurn() error {
 	defer cancel(nil)
 	b.queue.OnEmpty(func() { cancel(errNoCallers) })
 	_, size := b.queue.Size()
-	grant, err := b.key.lane().Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
+	grant, err := b.lane.Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
 	b.grant = grant
 	return err
 }
@@ -118,6 +118,9 @@ func (b *batch) claim() error {
 	b.url = sent[0].URL
 	return nil
 }
+
+// asked returns the model that a call asks for, and the caller.
+func asked(c *call) (model string, by *caller.Caller) { return c.Request.model, c.Request.caller }
 
 // earlierFingerprints are the fingerprints that calls had before their account had a
 // name.

@@ -29,7 +29,7 @@ const (
 // that exist already, and cancels the batch when no caller waits any more. The
 // error says why the batch was given up.
 func (b *batch) poll() error {
-	defer b.key.lane().Statuses.Watch(b.status.Handle)()
+	defer b.lane.Statuses.Watch(b.status.Handle)()
 	attempts := backend.PollPolicy.Start()
 	interval := func() time.Duration {
 		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early())
@@ -44,7 +44,7 @@ func (b *batch) poll() error {
 		if err := b.pause(wait, b.cancelIfIdle); err != nil {
 			return err
 		}
-		status, err := b.key.lane().Statuses.Look(b.t.ctx, b.backend, b.status.Handle, interval())
+		status, err := b.lane.Statuses.Look(b.t.ctx, b.backend, b.status.Handle, interval())
 		wait = interval()
 		if err == nil {
 			attempts.Next(nil)

@@ -91,7 +91,7 @@ func (b *batch) plan(r triage.Rejection) bool {
 			in.Tokens += int64(lines[i].Size()) / bytesPerToken
 		}
 	}
-	limiter := b.key.lane().Limiter
+	limiter := b.lane.Limiter
 	if limit, refused := triage.TokenRefusal(r); refused && b.grant != nil {
 		in.Alone = b.grant.Refused(limit)
 		in.TokenLimit = limiter.TokenLimit(b.key.group)

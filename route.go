@@ -22,13 +22,10 @@ type router struct {
 	opts       *Options
 	accounts   *accounts.Set
 	endpoints  *endpoint.Table
-	newBackend func(*key) backend.Backend
-	meter      *price.Meter // the cost of all lines
+	newBackend func(*accounts.Lane) backend.Backend // for one batch
+	meter      *price.Meter                         // the cost of all lines
 	turnaround turnaround.Book
 }
-
-// newBackend returns the Backend of a batch.
-func newBackend(k *key) backend.Backend { return k.lane().Backend() }
 
 // newEndpoints returns the endpoints as the options decide them.
 func newEndpoints(o *Options) *endpoint.Table {
@@ -112,7 +109,10 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 	case asked.Tier != "":
 		return "service_tier", asked.Tier, nil
 	}
-	return "", "", r.plan(c, &asked)
+	if r.meter.Budget() != nil {
+		err = r.plan(c, &asked)
+	}
+	return "", "", err
 }
 
 // identify decides which calls may share a batch with the call, and by which

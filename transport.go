@@ -90,6 +90,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
@@ -153,13 +154,18 @@ func New(o Options) (*Transport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("autobatcher: Options.Journal: %w", err)
 	}
-	known := accounts.New(accounts.Options{
+	known := accounts.Options{
 		Base: o.Base, Logger: o.Logger, Secret: t.session.Key(), Account: o.Account, Credential: o.Credential,
 		Legacy: o.Journal != nil, Context: t.journalCtx,
 		Retries: func(a *accounts.Account) journalsession.Retries { return retries{t, a} },
-		Added:   func() { t.start(t.rescue) },
-	})
-	t.router = &router{opts: &t.opts, accounts: known, endpoints: newEndpoints(&t.opts), newBackend: newBackend, meter: meter}
+	}
+	if o.Journal != nil {
+		known.Added = func() { t.start(t.rescue) }
+	}
+	t.router = &router{
+		opts: &t.opts, accounts: accounts.New(known), endpoints: newEndpoints(&t.opts), meter: meter,
+		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
+	}
 	t.escalator = newEscalator(t, o.EscalateLimit)
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })

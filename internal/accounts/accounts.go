@@ -130,7 +130,7 @@ type Options struct {
 	// with its lock held.
 	Retries func(*Account) journalsession.Retries
 
-	// Added is called after an account was added, without the lock.
+	// Added is called after an account was added, without the lock. Nil: not called.
 	Added func()
 }
 
@@ -183,7 +183,7 @@ func (s *Set) Of(req *http.Request, upstream string, p *provider.Profile) *Accou
 	}
 	a.called = time.Now()
 	s.mu.Unlock()
-	if added {
+	if added && s.opts.Added != nil {
 		s.opts.Added()
 	}
 	if own != nil {
