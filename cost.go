@@ -1,6 +1,7 @@
 package autobatcher
 
 import (
+	"cmp"
 	"net/http"
 
 	"github.com/autobatcher/autobatcher/internal/price"
@@ -54,7 +55,7 @@ func costParts(m *price.Meter) (parts []CostPart) {
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
 	return price.Call{
-		Profile: r.at.Profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
 	}
 }
 
@@ -72,7 +73,7 @@ func unclaimed(b *batch) price.Call {
 // price is not known is refused: a budget could not limit its cost.
 func (r *router) plan(c *call, asked *requestbody.Call) error {
 	q, known := &c.Request, false
-	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.at.Profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
+	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.at.Profile, Model: cmp.Or(q.model, q.at.DefaultModel)}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.at.NoText); known {
 		return nil
 	}
 	r.meter.Budget().Refused()

@@ -89,7 +89,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	own := a.Answer // a kept answer may be given to several callers in turn
 	var res *http.Response
 	if c.Request.stream && a.Status < 300 {
-		res = own.Stream(req, c.Request.at.Suffix == "/responses", c.Request.usage)
+		res = own.Stream(req, c.Request.at.Stream, c.Request.usage)
 	} else {
 		res = own.Response(req)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
-	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
 )
@@ -49,12 +48,13 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		return nil, callheader.Strip(req), nil
 	}
 	at := r.endpoints.Of(req.URL)
+	batched, err := at.Batches(req, r.opts.Logger)
 	switch {
-	case at.Suffix == "":
-		return nil, callheader.Strip(req), nil
-	case at.Profile.Refusal != "":
+	case err != nil:
 		closeBody(req)
-		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: CodeBatchUnsupported, Message: at.Profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
+		return nil, nil, err
+	case !batched:
+		return nil, callheader.Strip(req), nil
 	}
 	raw, body, err := requestbody.Snapshot(req, at.MaxBody)
 	if err != nil {
@@ -66,7 +66,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	case err != nil:
 		return nil, nil, err
 	case member != "" && c.Request.caller.BatchOnly:
-		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: member + "_closed", Message: member + ": " + value + " would not be answered at the price of a batch, which the operator of this server does not allow; leave the member out"}
+		return nil, nil, endpoint.Closed(member, value)
 	case member != "":
 		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
@@ -94,7 +94,7 @@ func closeBody(req *http.Request) {
 // or at a price that the caller chose.
 func (r *router) readBody(c *call, body []byte) (member, value string, err error) {
 	q := &c.Request
-	var asked requestbody.Call
+	asked := requestbody.Call{NoModel: q.at.NoModel}
 	if err := asked.Parse(body, q.at.Deployment); err != nil {
 		return "", "", err
 	}
@@ -103,16 +103,10 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 		q.inputs, q.stream = int32(min(asked.Inputs(), math.MaxInt32)), false // embeddings cannot be streamed
 	}
 	c.Body, c.URL = asked.Body, q.at.LineURL
-	switch {
-	case asked.Background:
-		return "background", "true", nil
-	case asked.Tier != "":
-		return "service_tier", asked.Tier, nil
-	}
-	if r.meter.Budget() != nil {
+	if member, value = q.at.Realtime(&asked); member == "" && r.meter.Budget() != nil {
 		err = r.plan(c, &asked)
 	}
-	return "", "", err
+	return member, value, err
 }
 
 // identify decides which calls may share a batch with the call, and by which

@@ -1,6 +1,8 @@
 package batchtest
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -20,8 +22,9 @@ const (
 
 // Echo is the default of Options.Answer. Echo repeats the first sentence of the
 // last user message, in the shape of a chat completion, a text completion or a
-// response, or makes embeddings out of hashes. The usage counts four bytes as a
-// token. Equal bodies get equal answers, byte for byte.
+// response. Embeddings are made out of hashes, an image is a pixel whose revised prompt
+// repeats the prompt, and a moderation flags a text with the word "violence". The usage
+// counts four bytes as a token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
 	var answer any
 	switch {
@@ -31,6 +34,10 @@ func Echo(l Line) Outcome {
 		answer = embeddingsAnswer(l)
 	case strings.HasSuffix(l.URL, "/responses"):
 		answer = responseAnswer(l)
+	case strings.HasSuffix(l.URL, moderations):
+		answer = moderationAnswer(l)
+	case strings.HasSuffix(l.URL, generations):
+		answer = imagesAnswer(l)
 	default:
 		answer = completionAnswer(l)
 	}
@@ -149,6 +156,40 @@ func embeddingsAnswer(l Line) any {
 	return object{
 		"object": "list", "data": data, "model": l.Model, "usage": object{"prompt_tokens": n, "total_tokens": n},
 	}
+}
+
+func moderationAnswer(l Line) any {
+	results := []any{}
+	eachInput(field(l.Body, "input"), func(text []byte) {
+		flagged := bytes.Contains(text, []byte("violence"))
+		score := 0.001
+		if flagged {
+			score = 0.999
+		}
+		results = append(results, object{
+			"flagged": flagged, "categories": object{"violence": flagged}, "category_scores": object{"violence": score},
+			"category_applied_input_types": object{"violence": []string{"text"}},
+		})
+	})
+	return object{"id": answerID("modr-", l), "model": cmp.Or(l.Model, "omni-moderation-latest"), "results": results}
+}
+
+// pixel is a PNG of one transparent pixel.
+const pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+
+func imagesAnswer(l Line) any {
+	n := 1
+	if k, err := strconv.Atoi(string(field(l.Body, "n"))); err == nil {
+		n = min(max(1, k), 10)
+	}
+	data := make([]any, n)
+	for i := range data {
+		data[i] = object{"b64_json": pixel, "revised_prompt": reply(l.Prompt(), nil)}
+	}
+	in, out := tokens(l.Body), 272*int64(n) // as for a small image of low quality
+	return object{"created": answeredAt, "data": data, "usage": object{
+		"input_tokens": in, "input_tokens_details": object{"text_tokens": in, "image_tokens": 0}, "output_tokens": out, "total_tokens": in + out,
+	}}
 }
 
 // vector makes a unit vector out of a text's hash.

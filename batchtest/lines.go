@@ -40,13 +40,13 @@ func (l Line) Key() string {
 }
 
 // Prompt returns the text that the line asks about: the text of the last user
-// message, the prompt of a completion, or the input of an embedding (as JSON
-// unless the input is a string). Empty if the body has no such text.
+// message, the prompt of a completion or of an image, or the input of an embedding or
+// of a moderation (as JSON unless the input is a string). Empty if the body has no such text.
 func (l Line) Prompt() string {
 	switch {
 	case strings.HasSuffix(l.URL, "/chat/completions"):
 		return lastUserText(field(l.Body, "messages"))
-	case strings.HasSuffix(l.URL, "/embeddings"):
+	case strings.HasSuffix(l.URL, "/embeddings"), strings.HasSuffix(l.URL, moderations):
 		input := field(l.Body, "input")
 		if text, ok := unquote(input); ok {
 			return text
@@ -62,6 +62,9 @@ func (l Line) Prompt() string {
 	text, _ := unquote(field(l.Body, "prompt"))
 	return text
 }
+
+// modelOptional reports whether the line need not name a model.
+func (l Line) modelOptional() bool { return strings.HasSuffix(l.URL, moderations) }
 
 // A BatchError says why a batch failed. Line and Param may be zero.
 type BatchError struct {
@@ -271,10 +274,10 @@ func (p *parser) checkBody(l *Line) *BatchError {
 		}
 		return bad == nil
 	})
-	if bad == nil && l.Model == "" {
+	if bad == nil && l.Model == "" && !l.modelOptional() {
 		bad = badField("missing_required_parameter", "model", "Missing required parameter: 'body.model'.")
 	}
-	if bad == nil && !allowed(p.models, l.Model) {
+	if bad == nil && l.Model != "" && !allowed(p.models, l.Model) {
 		bad = badField("model_not_found", "model", "The model '"+l.Model+"' does not exist or you do not have access to it.")
 	}
 	return bad

@@ -53,6 +53,9 @@ func plain(name string) Behavior {
 const (
 	chat       = "/v1/chat/completions"
 	embeddings = "/v1/embeddings"
+
+	moderations = "/moderations"
+	generations = "/images/generations"
 )
 
 const day = 24 * time.Hour
@@ -111,6 +114,7 @@ func Doubleword() Behavior {
 // constructors below.
 func LLMD() Behavior {
 	b := plain("llm-d")
+	b.Endpoints = []string{"/v1/responses", chat, embeddings, "/v1/completions", "/v1/moderations"}
 	b.OneModel, b.OneEndpoint = false, false
 	b.RefuseParts = true
 	b.SilentFailure = true

@@ -9,7 +9,9 @@ import (
 	"time"
 )
 
-var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions"}
+// realtimePaths are the calls that are answered in real time, too. A path that another
+// path ends in comes later.
+var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions", moderations, generations}
 
 // maxRealtime is the largest body of a realtime call.
 const maxRealtime = 64 << 20
@@ -102,7 +104,7 @@ func (s *Server) readCall(r *http.Request, owner caller) (c *call, background bo
 		return nil, false, err
 	}
 	l := Line{Method: "POST", URL: s.behavior.lineURL(r.URL.Path), Body: body}
-	if l.Model, err = s.modelOf(body); err != nil {
+	if l.Model, err = s.modelOf(l); err != nil {
 		return nil, false, err
 	}
 	tier, err := s.tierOf(l)
@@ -186,9 +188,13 @@ func (rules *Behavior) lineURL(path string) string {
 	return path
 }
 
-func (s *Server) modelOf(body []byte) (string, error) {
-	model, ok := unquote(field(body, "model"))
-	if !ok || model == "" {
+func (s *Server) modelOf(l Line) (string, error) {
+	raw := field(l.Body, "model")
+	model, ok := unquote(raw)
+	switch {
+	case raw == nil && l.modelOptional():
+		return "", nil
+	case !ok || model == "":
 		return "", invalid("model", "you must provide a model parameter")
 	}
 	if !allowed(s.opts.Models, model) {
@@ -212,6 +218,10 @@ func writeOutcome(w http.ResponseWriter, l Line, o Outcome) error {
 		writeBody(w, o.Status, []byte(o.Garbage))
 	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, "/chat/completions"):
 		streamChat(w, l, o.Body)
+	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, "/completions"):
+		streamText(w, l, o.Body)
+	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, generations):
+		streamImages(w, o.Body)
 	case o.isObject() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, responses):
 		streamResponse(w, o.Body)
 	default:

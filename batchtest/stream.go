@@ -37,6 +37,45 @@ func streamChat(w http.ResponseWriter, l Line, body []byte) {
 	_, _ = io.WriteString(w, "data: [DONE]\n\n")
 }
 
+// streamText sends the text of a text completion as server-sent events, word by word.
+func streamText(w http.ResponseWriter, l Line, body []byte) {
+	beginStream(w)
+	id, _ := unquote(field(body, "id"))
+	send := func(choices []any, usage any) {
+		c := object{"id": id, "object": "text_completion", "created": answeredAt, "model": l.Model, "choices": choices}
+		if usage != nil {
+			c["usage"] = usage
+		}
+		sendEvent(w, "", c)
+	}
+	eachItem(field(body, "choices"), func(choice []byte) bool {
+		text, _ := unquote(field(choice, "text"))
+		index := json.RawMessage(field(choice, "index"))
+		for word := range strings.SplitAfterSeq(text, " ") {
+			send([]any{object{"index": index, "text": word, "logprobs": nil, "finish_reason": nil}}, nil)
+		}
+		send([]any{object{"index": index, "text": "", "logprobs": nil, "finish_reason": json.RawMessage(field(choice, "finish_reason"))}}, nil)
+		return true
+	})
+	if string(field(field(l.Body, "stream_options"), "include_usage")) == "true" {
+		send([]any{}, json.RawMessage(field(body, "usage")))
+	}
+	_, _ = io.WriteString(w, "data: [DONE]\n\n")
+}
+
+// streamImages sends images as server-sent events, without partial images.
+func streamImages(w http.ResponseWriter, body []byte) {
+	const name = "image_generation.completed"
+	beginStream(w)
+	eachItem(field(body, "data"), func(image []byte) bool {
+		sendEvent(w, name, object{
+			"type": name, "b64_json": json.RawMessage(field(image, "b64_json")), "created_at": answeredAt,
+			"usage": json.RawMessage(field(body, "usage")),
+		})
+		return true
+	})
+}
+
 // chunk is one chunk of a stream. An empty tier is left out.
 func chunk(l Line, id, tier string, choices []any) object {
 	c := object{

@@ -131,7 +131,7 @@ func calls(p provider.Profile) string { return names(p.Batches) }
 // names lists the calls that a provider accepts.
 func names(accepts func(suffix string) bool) string {
 	var names []string
-	for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/responses"} {
+	for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/images/generations", "/moderations", "/responses"} {
 		if accepts(suffix) {
 			names = append(names, strings.Split(suffix, "/")[1])
 		}

@@ -13,6 +13,8 @@ const (
 	chat        = "/chat/completions"
 	completions = "/completions"
 	embeddings  = "/embeddings"
+	images      = "/images/generations"
+	moderations = "/moderations"
 	responses   = "/responses"
 )
 
@@ -47,14 +49,17 @@ func Generic() Profile {
 
 // OpenAI is the reference. OpenAI's batch guide has the limits (50,000 lines and
 // embedding inputs, 200 MB, one model a file, 2,000 batches an hour), the API
-// reference the window, the metadata and the expiry of files. The guide to flex
-// processing has the endpoints, the timeout and the refusals (429, not billed).
+// reference the window, the endpoints, the metadata and the expiry of files. Two
+// endpoints of the reference are left out: /images/edits, whose calls are forms, and
+// /videos, whose answer is a job and not yet a video. The guide to flex processing has
+// the endpoints, the timeout and the refusals (429, not billed).
 func OpenAI() Profile {
 	p := Generic()
 	p.Name = "openai"
 	p.BasePath = "/v1"
 	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.openai.com", "*.api.openai.com"} // the second: data residency
+	p.Endpoints = []string{chat, embeddings, responses, completions, moderations, images}
 	p.Windows = []string{"24h"}
 	p.CreationsPerHour = 2_000
 	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
@@ -103,12 +108,14 @@ func AzureLegacy() Profile {
 // Doubleword mixes models and endpoints in a file and shows each result as soon as
 // the line has ended. The windows come from the configuration of the server, so
 // every string is sent. The limits are those of the published server: 100 MiB a file, 10 MiB a body,
-// 50,000 lines in the sample configuration.
+// 50,000 lines in the sample configuration. The server also batches /messages, which is
+// Anthropic's API and no call of an OpenAI SDK.
 func Doubleword() Profile {
 	p := Generic()
 	p.Name = "doubleword"
 	p.BasePath = "/v1"
 	p.Hosts = []string{"api.doubleword.ai"}
+	p.Endpoints = []string{chat, embeddings, responses, completions}
 	p.DefaultWindow = "1h"
 	p.OneModel, p.OneEndpoint = false, false
 	p.MaxBytes, p.MaxLineBytes = 100*mib, 10*mib
@@ -326,11 +333,14 @@ func ArkBatchChat() Profile {
 // profile by name. According to the source, the gateway allows any model and any
 // endpoint on any line, takes any Go duration as a window, honors the expiry of
 // input and output files, pages the list of batches by offset, and reads the
-// tenant from the header X-MaaS-Username, unless configured otherwise.
+// tenant from the header X-MaaS-Username, unless configured otherwise. The gateway
+// accepts moderations, too. They are left out, because the gateway finds the server of a
+// line by its model, and a moderation need not name a model.
 func LLMD() Profile {
 	p := Generic()
 	p.Name = "llm-d"
 	p.AccountHeaders = []string{"X-MaaS-Username"}
+	p.Endpoints = []string{chat, embeddings, responses, completions}
 	p.OneModel, p.OneEndpoint = false, false
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	p.OutputExpiry = true

@@ -244,6 +244,10 @@ func (p Profile) endpoints() []string {
 	return p.Endpoints
 }
 
+// Suffixes returns the endpoints of calls that can be batched: Endpoints, or the
+// default endpoints if Endpoints is nil. As in [Profile.Suffix], a Refusal is ignored.
+func (p Profile) Suffixes() []string { return slices.Clone(p.endpoints()) }
+
 // Batches reports whether calls to the endpoint suffix, such as
 // "/chat/completions", can be batched at this provider. The answer is no for
 // every suffix if the profile has a Refusal.

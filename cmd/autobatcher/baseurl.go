@@ -4,18 +4,15 @@ import (
 	"net/url"
 	"strings"
 
+	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/provider"
 )
-
-// endpointNames are the last parts of the URLs of calls, which a base URL must not
-// contain.
-var endpointNames = []string{"/chat/completions", "/completions", "/embeddings", "/responses"}
 
 // checkBase returns an error with the right URL if u has an endpoint at its end, or
 // lacks the path that the provider documents.
 func checkBase(u *url.URL, p provider.Profile) error {
 	path := strings.TrimRight(u.Path, "/")
-	for _, name := range endpointNames {
+	for _, name := range append(endpoint.Routes(&p), "/completions") {
 		if base, found := strings.CutSuffix(path, name); found && !strings.HasSuffix(base, "/deployments") {
 			return usagef("--base-url is %s, which is the URL of an endpoint; did you mean %s?", u.Redacted(), withPath(u, base, p))
 		}

@@ -51,7 +51,7 @@ func applyDirective(l batchtest.Line, directive string) batchtest.Outcome {
 	case "never":
 		return batchtest.Outcome{Never: true}
 	case "call":
-		return batchtest.Outcome{Body: callTool(l, object, rest)} // nil for an embedding: Echo's body
+		return batchtest.Outcome{Body: callTool(l, object, rest)} // nil: Echo's body
 	case "delay":
 		if d, err := time.ParseDuration(object); err == nil {
 			outcome := applyDirective(l, rest)
@@ -63,11 +63,15 @@ func applyDirective(l batchtest.Line, directive string) batchtest.Outcome {
 }
 
 // prompt returns the last text of a request: the last message of a chat, the last
-// item of a response's input, or the last input of an embedding.
+// item of a response's input, the last input of an embedding or a moderation, or the
+// prompt of a completion or an image.
 func prompt(body []byte) string {
 	messages := gjson.GetBytes(body, "messages")
 	if !messages.Exists() {
 		messages = gjson.GetBytes(body, "input")
+	}
+	if !messages.Exists() {
+		messages = gjson.GetBytes(body, "prompt")
 	}
 	last := messages
 	if all := messages.Array(); messages.IsArray() && len(all) > 0 {
@@ -82,21 +86,21 @@ func prompt(body []byte) string {
 	return last.String()
 }
 
-// callTool returns Echo's body with a tool call instead of text, or nil for an
-// embedding.
+// callTool returns Echo's body with a tool call instead of text, or nil for an endpoint
+// without tools.
 func callTool(l batchtest.Line, name, arguments string) []byte {
 	if !json.Valid([]byte(arguments)) {
 		arguments = "{}"
 	}
 	body := batchtest.Echo(l).Body
 	switch {
-	case strings.HasSuffix(l.URL, "/embeddings"):
-		return nil
 	case strings.HasSuffix(l.URL, "/responses"):
 		return set(body, "output.0", map[string]any{
 			"id": "fc_sandbox", "type": "function_call", "status": "completed",
 			"call_id": "call_sandbox", "name": name, "arguments": arguments,
 		})
+	case !strings.HasSuffix(l.URL, "/chat/completions"):
+		return nil
 	}
 	body = set(body, "choices.0.message.content", nil)
 	body = set(body, "choices.0.message.tool_calls", []any{map[string]any{

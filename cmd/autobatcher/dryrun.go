@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
 	"github.com/autobatcher/autobatcher/internal/usage"
@@ -88,10 +90,14 @@ type teeBody struct {
 func (d *dryRun) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Authorization") == "Bearer "+d.key || r.Header.Get("Api-Key") == d.key {
 		var body bytes.Buffer
-		if d.profile.Suffix(r.URL.Path) != "" { // the proxy reads the whole body before it answers
+		path := r.URL.Path
+		if requestbody.IsForm(r.Header) {
+			path = "" // passes through, whatever the path
+		}
+		if d.profile.Suffix(path) != "" { // the proxy reads the whole body before it answers
 			r.Body = teeBody{io.TeeReader(r.Body, &body), r.Body}
 		}
-		defer func() { d.count(r.Method, r.URL.Path, body.Bytes()) }()
+		defer func() { d.count(r.Method, path, body.Bytes()) }()
 	}
 	d.next.ServeHTTP(w, r)
 }
@@ -110,12 +116,16 @@ type tally struct {
 func (d *dryRun) count(method, path string, body []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	endpoint := d.profile.Suffix(path)
-	if method != http.MethodPost || d.mode == autobatcher.ModeRealtime || !d.profile.Batches(endpoint) || gjson.GetBytes(body, "background").Bool() {
+	suffix := d.profile.Suffix(path)
+	kind := endpoint.KindOf(&d.profile, suffix)
+	asked := requestbody.Call{NoModel: kind.NoModel}
+	parsed := asked.Parse(body, "") == nil
+	member, _ := kind.Realtime(&asked)
+	if method != http.MethodPost || d.mode == autobatcher.ModeRealtime || !d.profile.Batches(suffix) || parsed && member != "" {
 		d.passing++
 		return
 	}
-	s := share{endpoint, gjson.GetBytes(body, "model").String()}
+	s := share{suffix, cmp.Or(gjson.GetBytes(body, "model").String(), kind.DefaultModel)}
 	t := d.tallies[s]
 	if t == nil {
 		t = &tally{}
@@ -123,9 +133,8 @@ func (d *dryRun) count(method, path string, body []byte) {
 	}
 	t.calls++
 	t.bytes += int64(len(body))
-	var asked requestbody.Call
-	if asked.Parse(body, "") == nil {
-		t.answers += price.MostOutput(asked.MaxOutput, asked.Answers, endpoint == "/embeddings")
+	if parsed {
+		t.answers += price.MostOutput(asked.MaxOutput, asked.Answers, kind.NoText)
 	}
 }
 
@@ -236,13 +245,13 @@ func (c dryCost) String() string {
 }
 
 // flex reports whether calls to an endpoint would be sent at the flex tier.
-func (d *dryRun) flex(endpoint string) bool {
-	return d.mode == autobatcher.ModeFlex && d.profile.Flex(endpoint)
+func (d *dryRun) flex(suffix string) bool {
+	return d.mode == autobatcher.ModeFlex && d.profile.Flex(suffix)
 }
 
 // sent describes how the calls of a tally would be sent.
-func (d *dryRun) sent(endpoint string, t tally) string {
-	if d.flex(endpoint) {
+func (d *dryRun) sent(suffix string, t tally) string {
+	if d.flex(suffix) {
 		return "each at the flex tier"
 	}
 	return count(d.batches(t), "batch", "batches")

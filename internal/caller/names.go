@@ -5,7 +5,7 @@ import "slices"
 // Names are what calls have in common: the models, the names of the callers and the
 // traces, each once.
 type Names struct {
-	Models  []string // sorted
+	Models  []string // sorted, without calls that name no model; never nil
 	Callers []string // sorted, without callers that have no name
 	Traces  []string // of the first calls, at most maxTraces
 }
@@ -16,10 +16,12 @@ const maxTraces = 128
 
 // NamesOf returns the names of calls. of returns the model and the caller of a call.
 func NamesOf[C any](calls []C, of func(C) (model string, by *Caller)) Names {
-	var n Names
+	n := Names{Models: []string{}}
 	for _, c := range calls {
 		model, by := of(c)
-		n.Models = append(n.Models, model)
+		if model != "" {
+			n.Models = append(n.Models, model)
+		}
 		if by.Name != "" {
 			n.Callers = append(n.Callers, by.Name)
 		}

@@ -24,6 +24,12 @@ func TestNamesOf(t *testing.T) {
 			t.Errorf("%s %v, want %v", tt.what, tt.got, tt.want)
 		}
 	}
+	if got := NamesOf([]call{{"", Caller{}}}, of).Models; got == nil || len(got) != 0 {
+		t.Errorf("models %#v of a call without a model, want an empty list", got)
+	}
+	if got := NamesOf([]call{{"", Caller{}}, {"m", Caller{}}}, of).Models; fmt.Sprint(got) != "[m]" {
+		t.Errorf("models %q, want m alone", got)
+	}
 	var many []call
 	for i := range 2 * maxTraces {
 		many = append(many, call{"m", Caller{Trace: fmt.Sprint(i)}})

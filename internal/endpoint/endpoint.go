@@ -16,7 +16,7 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// An Endpoint is what the URL of a call decides. The fields must not be modified.
+// An Endpoint is what the URL of a call decides. The exported fields must not be modified.
 type Endpoint struct {
 	Profile    *provider.Profile
 	Suffix     string // "/chat/completions"; "": calls to the URL are not batched
@@ -25,10 +25,11 @@ type Endpoint struct {
 	Deployment string // the model that the path names; "": the body names the model
 	Group      string // the part of a batch's key that the URL decides: the endpoint, where a batch may have only one
 	Flex       bool   // the provider answers calls at its flex tier
-	Embeddings bool   // the calls ask for embeddings
 	MaxBody    int64  // the most bytes of a body that fits on a line
 	Limits     collector.Limits
+	Kind
 
+	told        uint32 // read and written atomically: 1 when the info that forms pass through was logged
 	badMetadata error  // why no batch can be created with the metadata of Options
 	window      string // of calls that ask for none
 	badWindow   error  // why window is not accepted
@@ -126,7 +127,7 @@ func (t *Table) find(u *url.URL) *Endpoint {
 	if p.OneEndpoint {
 		e.Group = e.Suffix
 	}
-	e.Flex, e.Embeddings = p.Flex(e.Suffix), e.Suffix == "/embeddings"
+	e.Flex, e.Kind = p.Flex(e.Suffix), KindOf(p, e.Suffix)
 	e.MaxBody = maxBody(p)
 	e.Limits = t.limits(p)
 	e.badMetadata = p.CheckMetadata(t.opts.Metadata)

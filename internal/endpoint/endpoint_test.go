@@ -9,6 +9,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/sse"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -34,21 +35,21 @@ func TestOf(t *testing.T) {
 			name: "chat", url: "https://api.openai.com/v1/chat/completions", opts: Options{Calls: 1000}, profile: "openai",
 			want: Endpoint{
 				Suffix: "/chat/completions", Upstream: "https://api.openai.com/v1", LineURL: "/v1/chat/completions", Group: "/chat/completions",
-				Flex: true, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 200_000_000, Inputs: 50_000},
+				Flex: true, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 200_000_000, Inputs: 50_000}, Kind: Kind{Stream: sse.Chat},
 			},
 		},
 		{
 			name: "embeddings with a query", url: "https://h.test/v1/embeddings?a=b", opts: Options{Calls: 1000, Bytes: 9}, profile: "generic",
 			want: Endpoint{
-				Suffix: "/embeddings", Upstream: "https://h.test/v1?a=b", LineURL: "/v1/embeddings", Group: "/embeddings", Embeddings: true,
-				MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 9, Inputs: 50_000},
+				Suffix: "/embeddings", Upstream: "https://h.test/v1?a=b", LineURL: "/v1/embeddings", Group: "/embeddings",
+				Kind: Kind{Embeddings: true, NoText: true}, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 9, Inputs: 50_000},
 			},
 		},
 		{
 			name: "limits of the profile", url: "http://h.test/x/responses", opts: Options{Calls: 1000, Profile: &small}, profile: "generic",
 			want: Endpoint{
 				Suffix: "/responses", Upstream: "http://h.test/x", LineURL: "/v1/responses", Group: "/responses",
-				MaxBody: 1000, Limits: collector.Limits{Calls: 10, Bytes: 5000, Inputs: 7},
+				MaxBody: 1000, Limits: collector.Limits{Calls: 10, Bytes: 5000, Inputs: 7}, Kind: Kind{Stream: sse.Response},
 			},
 		},
 		{
@@ -56,6 +57,7 @@ func TestOf(t *testing.T) {
 			want: Endpoint{
 				Suffix: "/chat/completions", Upstream: "https://r.openai.azure.com/openai/deployments/a%20b?api-version=2024-10-21", LineURL: "/chat/completions",
 				Group: "/chat/completions", Deployment: "a b", MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1, Bytes: 200_000_000, Inputs: 50_000},
+				Kind: Kind{Stream: sse.Chat},
 			},
 		},
 		{

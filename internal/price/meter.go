@@ -252,12 +252,16 @@ func tierOf(name string) (Tier, bool) {
 // totalOf returns the cost of one answer.
 func (m *Meter) totalOf(price Price, u usage.Tokens, tier Tier, profile *provider.Profile) Total {
 	t := Total{Unpriced: 1}
-	if usd, realtime, known := price.cost(u, tier, profile); known && u != (usage.Tokens{}) {
+	if usd, realtime, known := price.cost(u, tier, profile); known && (u != (usage.Tokens{}) || price.free()) {
 		t = Total{USD: usd, Savings: realtime - usd, Priced: 1, PricesDate: m.table.Date}
 	}
 	t.count(u)
 	return t
 }
+
+// free reports whether a model costs nothing, such as OpenAI's moderations, whose answers
+// name no tokens.
+func (p *Price) free() bool { return p[Realtime].Input == 0 && p[Realtime].Output == 0 }
 
 func (t *Total) count(u usage.Tokens) {
 	t.InputTokens, t.CachedTokens, t.OutputTokens = u.Input, u.Cached, u.Output

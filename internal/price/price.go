@@ -139,7 +139,7 @@ func (t *Table) With(litellm []byte) (*Table, error) {
 }
 
 // Parse reads a map in LiteLLM's format. Models that are not priced by the token
-// are left out.
+// are left out, such as models that make images: their tokens have several prices.
 func Parse(litellm []byte) (map[Key]Price, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(litellm, &raw); err != nil {
@@ -162,7 +162,7 @@ func Parse(litellm []byte) (map[Key]Price, error) {
 			return nil, fmt.Errorf("the price of %q: %w", name, err)
 		}
 		switch about.Mode {
-		case "", "chat", "responses", "embedding":
+		case "", "chat", "responses", "embedding", "completion", "moderation":
 		default:
 			continue
 		}
@@ -172,6 +172,9 @@ func Parse(litellm []byte) (map[Key]Price, error) {
 		}
 		if p[Realtime].Input == None || p[Realtime].Output == None && about.Mode != "embedding" {
 			continue
+		}
+		if about.Provider == "text-completion-openai" {
+			about.Provider = "openai" // the map separates OpenAI's endpoints
 		}
 		parsed[Key{about.Provider, strings.TrimPrefix(name, about.Provider+"/")}] = p
 	}

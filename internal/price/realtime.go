@@ -21,19 +21,20 @@ const (
 )
 
 // MostOutput returns how many tokens the answer to a call may have: output tokens (0: the
-// call names no limit) for each of the answers. An embedding has no output.
-func MostOutput(output, answers int64, embedding bool) int64 {
-	if embedding {
+// call names no limit) for each of the answers. With noText, the answers have no text and
+// so no output, as those of embeddings.
+func MostOutput(output, answers int64, noText bool) int64 {
+	if noText {
 		return 0
 	}
 	return min(cmp.Or(max(output, 0), AssumedOutput), mostOutput) * min(answers, mostOutput)
 }
 
 // Plan plans the reservation of a call: input tokens, and for each of the answers
-// output tokens (0: the call names no limit). An embedding has no output. known is
+// output tokens (0: the call names no limit). noText is as in MostOutput. known is
 // false if the model has no price.
-func (m *Meter) Plan(c Call, input, output, answers int64, embedding bool) (r *budget.Reservation, known bool) {
-	usd, realtime, known := m.Estimate(c, usage.Tokens{Input: input, Output: MostOutput(output, answers, embedding)})
+func (m *Meter) Plan(c Call, input, output, answers int64, noText bool) (r *budget.Reservation, known bool) {
+	usd, realtime, known := m.Estimate(c, usage.Tokens{Input: input, Output: MostOutput(output, answers, noText)})
 	if !known {
 		return nil, false
 	}

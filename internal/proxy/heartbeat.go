@@ -20,6 +20,7 @@ const (
 	formatNewline                         // before a JSON body: every JSON parser skips white space
 	formatComment                         // in an event stream, without a blank line: old openai-go versions take a blank line for an event
 	formatChunk                           // empty chunks of a chat stream
+	formatText                            // empty chunks of the stream of a text completion
 	formatResponse                        // events of the Responses API that say that the response is in progress
 )
 
@@ -38,6 +39,8 @@ func chooseFormat(r *http.Request, endpoint string, stream bool) heartbeatFormat
 		return formatNewline
 	case endpoint == "/chat/completions" && (isOpenAI(r.Header) || isGoOpenAI(r.Header) || isVercel(r.Header)):
 		return formatChunk
+	case endpoint == "/completions" && (isOpenAI(r.Header) || isGoOpenAI(r.Header)):
+		return formatText
 	case endpoint == "/responses" && isOpenAI(r.Header):
 		return formatResponse
 	}
@@ -161,7 +164,7 @@ func (c *heldCall) commitLocked() {
 	c.WriteHeader(http.StatusOK)
 }
 
-var idPrefix = map[heartbeatFormat]string{formatChunk: "chatcmpl-", formatResponse: "resp_"}
+var idPrefix = map[heartbeatFormat]string{formatChunk: "chatcmpl-", formatText: "cmpl-", formatResponse: "resp_"}
 
 // heartbeat returns the bytes of one heartbeat.
 func (c *heldCall) heartbeat() []byte {
@@ -170,7 +173,7 @@ func (c *heldCall) heartbeat() []byte {
 		return []byte(newlineHeartbeat)
 	case formatComment:
 		return []byte(commentHeartbeat)
-	case formatChunk, formatResponse:
+	case formatChunk, formatText, formatResponse:
 	}
 	return c.late.heartbeat()
 }

@@ -27,6 +27,10 @@ func (s *lateStream) heartbeat() []byte {
 		return fmt.Appendf(nil, `data: {"id":%q,"object":"chat.completion.chunk","created":%d,"model":%s,"choices":[{"index":0,"delta":{},"finish_reason":null}]}`+"\n\n",
 			s.id, s.created, quote(s.model))
 	}
+	if s.format == formatText {
+		return fmt.Appendf(nil, `data: {"id":%q,"object":"text_completion","created":%d,"model":%s,"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":null}]}`+"\n\n",
+			s.id, s.created, quote(s.model))
+	}
 	if s.events == 0 {
 		return append(s.responseEvent("response.created"), s.responseEvent("response.in_progress")...)
 	}
@@ -77,7 +81,7 @@ func (s *lateStream) continued(event []byte) []byte {
 	}
 	data := event[at : at+end]
 	switch s.format {
-	case formatChunk:
+	case formatChunk, formatText:
 		data = s.chunk(data)
 	case formatResponse:
 		data = s.response(data)

@@ -1,7 +1,8 @@
 // Package proxy is the local OpenAI-compatible proxy in front of a Transport
 // that batches. A client needs only another base URL to pay the batch price.
 //
-//	POST …/chat/completions, …/embeddings, …/responses   held until the batch answers
+//	POST …/chat/completions, …/embeddings, …/responses   held until the batch answers; so are the other
+//	                                                     calls that Options.Profile batches, but for forms
 //	GET /health                                          "ok"
 //	GET /metrics                                         metrics for Prometheus
 //	GET /, /autobatcher/…                                live status page
@@ -56,13 +57,16 @@ import (
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/lane"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
 )
 
 // A Proxy is an http.Handler. Make a Proxy with New and serve it with NewServer.
 // All methods may be called concurrently.
 type Proxy struct {
 	opts           Options
+	routes         []string // the endpoints of model calls, below the base path, as endpoint.Routes orders them
 	upstream       upstream
 	keys           keyring
 	pageKeys       keyring       // keys for the page and the metrics; empty: no key
@@ -91,6 +95,7 @@ func New(o Options) (*Proxy, error) {
 	}
 	p := &Proxy{
 		opts:       o,
+		routes:     endpoint.Routes(&o.Profile),
 		upstream:   newUpstream(&o),
 		keys:       newKeyring(o.ClientKeys),
 		pageKeys:   newKeyring(o.ClientKeys),
@@ -222,9 +227,9 @@ func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) {
 	switch {
 	case err != nil:
 		rw.writeFailure(headerFailure(err))
-	case rw.endpoint == endpointOther && isWebSocket(r.Header) && asked.Mode != lane.Realtime && similarPath(r.URL) != "":
-		rw.writeFailure(failNearMiss(r, similarPath(r.URL)))
-	case rw.endpoint == endpointOther || asked.Mode == lane.Realtime:
+	case rw.endpoint == endpointOther && isWebSocket(r.Header) && asked.Mode != lane.Realtime && p.similarPath(r.URL) != "":
+		rw.writeFailure(failNearMiss(r, p.similarPath(r.URL)))
+	case rw.endpoint == endpointOther || asked.Mode == lane.Realtime, requestbody.IsForm(r.Header) && !p.opts.RefuseClientHeaders:
 		p.passThrough(rw, r)
 	default:
 		p.hold(rw, r)

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // maxDecodings is how often isSafePath decodes a path: a server behind the
@@ -59,15 +61,11 @@ func decode(path string) string {
 
 var escapes = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 
-// batchedEndpoints are the paths of the calls that the proxy holds, below the base
-// path.
-var batchedEndpoints = []string{"/chat/completions", "/embeddings", "/responses"}
-
 // endpointOther is the endpoint of upstream requests that are not model calls.
 const endpointOther = "other"
 
-// batchedEndpoint returns the entry of batchedEndpoints that a request is for, or ""
-// for other requests. The Transport chooses by the end of the path, so the rest of
+// batchedEndpoint returns the entry of p.routes that a request is for, or "" for other
+// requests. The Transport chooses by the end of the path, so the rest of
 // the path must be right: a wrong path would be passed through at full price, or
 // each path would be a batch of its own.
 func (p *Proxy) batchedEndpoint(r *http.Request) string {
@@ -75,8 +73,8 @@ func (p *Proxy) batchedEndpoint(r *http.Request) string {
 		return ""
 	}
 	path := p.apiPath(r.URL)
-	if i := slices.Index(batchedEndpoints, path); i >= 0 {
-		return batchedEndpoints[i]
+	if i := slices.Index(p.routes, path); i >= 0 {
+		return p.routes[i]
 	}
 	return ""
 }
@@ -104,21 +102,23 @@ func (p *Proxy) apiPath(u *url.URL) string {
 	return path
 }
 
-// similarEndpoint returns the entry of batchedEndpoints that the client probably
-// wanted, or "" if the request resembles no entry. Servers differ in what they accept,
+// similarEndpoint returns the entry of p.routes that the client probably wanted, or "" if the request resembles no entry. Servers differ in what they accept,
 // also PUT in place of POST.
-func similarEndpoint(r *http.Request) string {
+func (p *Proxy) similarEndpoint(r *http.Request) string {
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, r.Method) {
 		return ""
 	}
-	return similarPath(r.URL)
+	return p.similarPath(r.URL)
 }
 
-// similarPath returns the entry of batchedEndpoints that a path resembles, or "": a
-// slash at the end, an encoded slash or question mark, a path parameter, a suffix for
-// the format, upper case.
-func similarPath(u *url.URL) string {
+// similarPath returns the entry of p.routes that a path resembles, or "": a slash at the
+// end, an encoded slash or question mark, a path parameter, a suffix for the format, upper
+// case. The path of another known endpoint, such as /fim/completions, resembles no entry.
+func (p *Proxy) similarPath(u *url.URL) string {
 	path := u.EscapedPath()
+	if p.isOther(path) {
+		return ""
+	}
 	for range maxDecodings {
 		path = decode(path)
 	}
@@ -137,13 +137,21 @@ func similarPath(u *url.URL) string {
 		}
 	}
 	joined := "/" + strings.Join(segments, "/")
-	for _, endpoint := range batchedEndpoints {
-		singular := strings.TrimSuffix(endpoint, "s")
-		if strings.HasSuffix(joined, singular) || strings.HasSuffix(joined, "/"+onlyLetters(singular)) {
+	for _, endpoint := range p.routes { // the longer first: /chat/completions ends in /completions
+		singular := strings.TrimSuffix(strings.ReplaceAll(endpoint, "s/", "/"), "s")
+		one := onlyLetters(strings.TrimSuffix(endpoint, "s")) // without a slash in between
+		if strings.HasSuffix(joined, singular) || strings.HasSuffix(joined, "/"+one) {
 			return endpoint
 		}
 	}
 	return ""
+}
+
+// isOther reports whether a path ends like an entry of p.routes, and is another endpoint
+// that is known.
+func (p *Proxy) isOther(path string) bool {
+	known := provider.Profile{Endpoints: p.routes}
+	return known.Suffix(path) == "" && slices.ContainsFunc(p.routes, func(route string) bool { return strings.HasSuffix(path, route) })
 }
 
 // onlyLetters removes everything but letters.
@@ -156,15 +164,14 @@ func onlyLetters(s string) string {
 	}, s)
 }
 
-// openRoutes are the paths, below the base path, that client keys open: the calls
-// whose answer depends on the request alone. All other routes list, read or change
+// openRoutes are the paths, below the base path, that client keys open beside those of
+// p.routes: the calls whose answer depends on the request alone. All other routes list, read or change
 // what belongs to the account of the proxy's key, and so what other clients have
 // made. The list names what is open, because providers have routes that are not
 // known here.
 var openRoutes = map[string][]string{
 	http.MethodPost: {
-		"/chat/completions", "/embeddings", "/responses", "/responses/input_tokens", "/completions", "/moderations",
-		"/rerank", "/score", "/audio/speech", "/audio/transcriptions", "/audio/translations",
+		"/responses/input_tokens", "/completions", "/moderations", "/rerank", "/score", "/audio/speech", "/audio/transcriptions", "/audio/translations",
 		"/images/generations", "/images/edits", "/images/variations",
 	},
 	http.MethodGet:  {"/models"},
@@ -189,12 +196,12 @@ func (p *Proxy) closesAccountRoutes() bool {
 // checkRoute returns why the route of a request is closed, or nil.
 func (p *Proxy) checkRoute(rw *responseWriter, r *http.Request) *failure {
 	if rw.endpoint == endpointOther {
-		if similar := similarEndpoint(r); similar != "" {
+		if similar := p.similarEndpoint(r); similar != "" {
 			f := failNearMiss(r, similar)
 			return &f
 		}
 	}
-	if p.closesAccountRoutes() && !p.isOpenRoute(r) {
+	if p.closesAccountRoutes() && rw.endpoint == endpointOther && !p.isOpenRoute(r) {
 		f := failClosedRoute(r)
 		return &f
 	}

@@ -202,19 +202,12 @@ func newResponse(req *http.Request, status int, body []byte) *response {
 }
 
 // Stream returns a response with the stream of events that the provider would have
-// sent: of the Responses API if responses is true, else of a chat completion. usage
-// says whether the request asked for the usage chunk of a chat completion. If the
-// body cannot be streamed, the response is a 424, or the provider's error.
-func (a *Answer) Stream(req *http.Request, responses, usage bool) *http.Response {
-	var events []byte
-	var err error
-	switch {
-	case a.Text && looksLikeEvents(a.Body):
-		events = a.Body // the result already is a stream of events
-	case responses:
-		events, err = sse.AppendResponse(nil, a.Body)
-	default:
-		events, err = sse.AppendChat(nil, a.Body, usage)
+// sent, in the format f. usage says whether the request asked for a last chunk with the
+// usage. If the body cannot be streamed, the response is a 424, or the provider's error.
+func (a *Answer) Stream(req *http.Request, f sse.Format, usage bool) *http.Response {
+	events, err := a.Body, error(nil)
+	if !a.Text || !looksLikeEvents(a.Body) { // else the result already is a stream of events
+		events, err = sse.Append(nil, a.Body, f, usage)
 	}
 	if err != nil && HasError(a.Body) {
 		failed := *a // an error with status 200

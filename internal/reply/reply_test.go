@@ -11,6 +11,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
 func request() *http.Request {
@@ -127,7 +128,7 @@ func TestResponse(t *testing.T) {
 
 func TestStream(t *testing.T) {
 	chat := reply.Answer{Status: 200, BatchID: "b", Body: []byte(`{"id":"c","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"stop"}]}`)}
-	res := chat.Stream(request(), false, false)
+	res := chat.Stream(request(), sse.Chat, false)
 	if got := text(t, res); !strings.Contains(got, `"content":"hi"`) || !strings.HasSuffix(got, "data: [DONE]\n\n") {
 		t.Errorf("got %s", got)
 	}
@@ -136,13 +137,13 @@ func TestStream(t *testing.T) {
 	}
 
 	streamed := reply.Answer{Status: 200, Body: []byte("data: {}\n\n"), Text: true}
-	if got := text(t, streamed.Stream(request(), false, false)); got != "data: {}\n\n" {
+	if got := text(t, streamed.Stream(request(), sse.Chat, false)); got != "data: {}\n\n" {
 		t.Errorf("a result that is a stream became %q", got)
 	}
 
-	for _, responses := range []bool{false, true} {
+	for _, format := range []sse.Format{sse.Chat, sse.Completion, sse.Response} {
 		invalid := reply.Answer{Status: 200, BatchID: "b", Body: []byte("[]")}
-		res := invalid.Stream(request(), responses, false)
+		res := invalid.Stream(request(), format, false)
 		var body struct {
 			Error struct{ Code, Message string }
 		}
@@ -162,9 +163,9 @@ func TestStreamOfAnErrorWithStatus200(t *testing.T) {
 		`{"error":{"message":"in their words","status":429},"choices":[]}`:    429,
 		`{"error":{"message":"in their words","code":7},"object":"response"}`: 424,
 	} {
-		for _, responses := range []bool{false, true} {
+		for _, format := range []sse.Format{sse.Chat, sse.Completion, sse.Response} {
 			a := reply.Answer{Status: 200, Body: []byte(body), BatchID: "b"}
-			res := a.Stream(request(), responses, false)
+			res := a.Stream(request(), format, false)
 			if got := text(t, res); res.StatusCode != status || got != body || res.Header.Get("Content-Type") != "application/json" {
 				t.Errorf("%s became %s %s", body, res.Status, got)
 			}

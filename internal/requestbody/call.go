@@ -16,7 +16,8 @@ import (
 // A Call is what the body of a model call asks for.
 type Call struct {
 	Body       []byte // the body of the line: without raw line breaks, "stream" and "stream_options"
-	Model      string // never empty
+	NoModel    bool   // set before Parse: the body need not name a model
+	Model      string // "" only with NoModel
 	Stream     bool   // the answer is to be a stream of events
 	Usage      bool   // the last event of the stream is to hold the usage
 	Background bool   // the provider answers at once, before the call has run
@@ -27,8 +28,8 @@ type Call struct {
 	badStream  string // the value of "stream", where it is neither a boolean nor null
 }
 
-// Parse reads a body without Content-Encoding into c, which must be a zero Call. A body
-// that no line can hold is a *reply.RequestError. A deployment that is not empty
+// Parse reads a body without Content-Encoding into c, which must be a zero Call but for
+// NoModel. A body that no line can hold is a *reply.RequestError. A deployment that is not empty
 // replaces the model, as the provider would do in real time. Parse does not change
 // body; c.Body may share memory with body.
 func (c *Call) Parse(body []byte, deployment string) error {
@@ -51,7 +52,7 @@ func (c *Call) Parse(body []byte, deployment string) error {
 			return reply.InvalidBody("model", "the request body cannot name the deployment: "+err.Error())
 		}
 	}
-	if c.Model == "" {
+	if c.Model == "" && !c.NoModel {
 		return reply.InvalidBody("model", "you must provide a model parameter, and it must be a string")
 	}
 	if len(c.Model) > maxModel {

@@ -47,6 +47,21 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestParseWithoutModel(t *testing.T) {
+	for body, want := range map[string]string{`{"input":"x"}`: "", `{"input":"x","model":"m"}`: "m", `{"input":"x","model":null}`: ""} {
+		c := requestbody.Call{NoModel: true}
+		if err := c.Parse([]byte(body), ""); err != nil || c.Model != want || string(c.Body) != body {
+			t.Errorf("%s: %q, %s, %v; want model %q", body, c.Model, c.Body, err, want)
+		}
+	}
+	for _, body := range []string{`{"model":"` + strings.Repeat("m", 257) + `"}`, `{`} {
+		c := requestbody.Call{NoModel: true}
+		if err := c.Parse([]byte(body), ""); status(err) != 400 {
+			t.Errorf("%.20s: %v, want status 400", body, err)
+		}
+	}
+}
+
 func TestParseRefuses(t *testing.T) {
 	for _, body := range []string{
 		"", " ", "[]", `"text"`, `{"model":"m"`, `{"model":"m"}}`, "{\"model\":\"\xff\"}", `{}`, `{"model":1}`, `{"model":""}`, `{"model":"m","model":null}`,

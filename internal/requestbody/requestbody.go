@@ -19,6 +19,13 @@ import (
 	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
+// IsForm reports whether the headers announce a body of several parts, such as a form
+// with a file. A line of a batch holds JSON, and so cannot hold such a body.
+func IsForm(h http.Header) bool {
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), "/")
+	return strings.EqualFold(strings.TrimSpace(kind), "multipart")
+}
+
 // Snapshot reads and closes the body of a request, up to limit bytes. raw is what the
 // caller sent, body the same without its Content-Encoding. The error is the context's if
 // the context of the request has ended.

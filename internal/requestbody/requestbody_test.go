@@ -28,6 +28,21 @@ func status(err error) int {
 	return http.StatusOK
 }
 
+func TestIsForm(t *testing.T) {
+	for kind, want := range map[string]bool{
+		"multipart/form-data; boundary=x": true, "Multipart/Mixed": true, " multipart/form-data": true, "multipart": true,
+		"": false, "application/json": false, "text/plain": false, "application/x-www-form-urlencoded": false, "application/multipart": false,
+	} {
+		h := http.Header{}
+		if kind != "" {
+			h.Set("Content-Type", kind)
+		}
+		if got := requestbody.IsForm(h); got != want {
+			t.Errorf("%q: %v, want %v", kind, got, want)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

@@ -29,15 +29,15 @@ func AppendChat(dst, body []byte, includeUsage bool) ([]byte, error) {
 	if !choices.IsArray() || len(list(choices)) == 0 && completion.raw("error") != "null" {
 		return dst, errNotChat
 	}
-	s := newChatStream(slices.Grow(dst, 2*len(body)), completion, includeUsage)
-	s.choices(list(choices))
+	s := newChatStream(slices.Grow(dst, 2*len(body)), completion, "chat.completion.chunk", includeUsage)
+	s.choices(list(choices), s.choice)
 	if usage := completion.raw("usage"); includeUsage && usage != "null" {
 		s.event(`[]`, `,"usage":`, usage)
 	}
 	return append(s.dst, "data: [DONE]\n\n"...), nil
 }
 
-// A chatStream writes the chunks of one chat completion.
+// A chatStream writes the chunks of one chat completion, or of one text completion.
 type chatStream struct {
 	dst    []byte
 	head   string // start of every chunk, with the id, the model and other fields of the completion
@@ -46,8 +46,8 @@ type chatStream struct {
 	index  string // index of the current choice, as JSON
 }
 
-func newChatStream(dst []byte, completion object, includeUsage bool) *chatStream {
-	s := &chatStream{dst: dst, head: chatHead(completion)}
+func newChatStream(dst []byte, completion object, kind string, includeUsage bool) *chatStream {
+	s := &chatStream{dst: dst, head: chatHead(completion, kind)}
 	// For unknown fields, clients keep the values of the first chunk. "error" is excluded, because some clients end the
 	// stream at an error field, even with the value null.
 	s.vendor = completion.otherFields("id", "object", "created", "model", "service_tier", "system_fingerprint",
@@ -58,15 +58,15 @@ func newChatStream(dst []byte, completion object, includeUsage bool) *chatStream
 	return s
 }
 
-// chatHead returns the start of every chunk. Every chunk repeats the fields, because some clients use the values of the
+// chatHead returns the start of every chunk, which is an object of the kind. Every chunk repeats the fields, because some clients use the values of the
 // first chunk and some the values of the last chunk.
-func chatHead(completion object) string {
+func chatHead(completion object, kind string) string {
 	var b strings.Builder
 	b.WriteString(`data: {`)
 	if id := completion.raw("id"); id != "null" {
 		b.WriteString(`"id":` + id + `,`)
 	}
-	b.WriteString(`"object":"chat.completion.chunk"`)
+	b.WriteString(`"object":"` + kind + `"`)
 	for _, name := range []string{"created", "model", "service_tier", "system_fingerprint"} {
 		if value := completion.raw(name); value != "null" {
 			b.WriteString(`,"` + name + `":` + value)
@@ -93,8 +93,9 @@ func (s *chatStream) deltaWithLogprobs(logprobs string, parts ...string) {
 	s.vendor = ""
 }
 
-// choices writes all choices in the order of the indexes, because some clients number the choices by arrival.
-func (s *chatStream) choices(choices []gjson.Result) {
+// choices writes all choices in the order of the indexes, because some clients number the choices by arrival. write
+// writes one choice.
+func (s *chatStream) choices(choices []gjson.Result, write func(choice object)) {
 	if len(choices) == 0 {
 		s.event(`[]`, s.tail)
 	}
@@ -102,15 +103,15 @@ func (s *chatStream) choices(choices []gjson.Result) {
 		return cmp.Compare(a.Get("index").Int(), b.Get("index").Int())
 	})
 	for position, choice := range choices {
-		s.choice(position, fields(choice))
+		s.index = number(position)
+		if index := choice.Get("index"); index.Type == gjson.Number {
+			s.index = index.Raw
+		}
+		write(fields(choice))
 	}
 }
 
-func (s *chatStream) choice(position int, choice object) {
-	s.index = number(position)
-	if index := choice.get("index"); index.Type == gjson.Number {
-		s.index = index.Raw
-	}
+func (s *chatStream) choice(choice object) {
 	message := fields(choice.get("message"))
 	logprobs := fields(choice.get("logprobs"))
 	s.role(message)

@@ -1,11 +1,11 @@
 // Package sse turns a finished response body into the stream of server-sent events that the provider would have sent.
 //
 // A caller with "stream": true expects an event stream, but a batch returns one finished body.
-// [AppendChat] and [AppendResponse] convert such a body to the complete stream. [AppendChatError] and
-// [AppendResponseError] write the event for a failure after the status code was sent.
+// [AppendChat], [AppendCompletion] and [AppendResponse] convert such a body to the complete stream; [Append] chooses by
+// the [Format]. [AppendChatError] and [AppendResponseError] write the event for a failure after the status code was sent.
 //
-// The files: sse.go holds the error events, chat.go the chat completions, response.go the Responses API,
-// object.go reads JSON objects, split.go splits long strings.
+// The files: sse.go holds the formats and the error events, chat.go the chat completions, completion.go the text
+// completions, response.go the Responses API, object.go reads JSON objects, split.go splits long strings.
 //
 // # Preserved bytes
 //
@@ -28,12 +28,41 @@
 package sse
 
 import (
+	"errors"
 	"strconv"
 
 	"github.com/tidwall/gjson"
 )
 
-// AppendChatError appends to dst the error event of a chat stream, for a failure after the headers were sent.
+// A Format is the form of the streams of an endpoint.
+type Format int
+
+// The formats.
+const (
+	None       Format = iota // the endpoint has no stream that can be made from a finished answer
+	Chat                     // chunks of a chat completion
+	Completion               // chunks of a text completion
+	Response                 // events of the Responses API
+)
+
+var errNoFormat = errors.New("sse: the endpoint has no streams")
+
+// Append appends to dst the stream for a finished answer in the format f, as [AppendChat], [AppendCompletion] and
+// [AppendResponse] do. The format None is an error.
+func Append(dst, body []byte, f Format, includeUsage bool) ([]byte, error) {
+	switch f {
+	case Chat:
+		return AppendChat(dst, body, includeUsage)
+	case Completion:
+		return AppendCompletion(dst, body, includeUsage)
+	case Response:
+		return AppendResponse(dst, body)
+	case None:
+	}
+	return dst, errNoFormat
+}
+
+// AppendChatError appends to dst the error event of a stream of a chat or text completion, for a failure after the headers were sent.
 // object is the error object with message, type, param and code. If object is not a JSON object, AppendChatError
 // makes an error object with the bytes as the message.
 //
