@@ -194,6 +194,10 @@ func (v venue) testEndpoints(t *testing.T) {
 			"/chat/completions": v.ask(s, "/chat/completions", chatBody("a")),
 			"/embeddings":       v.ask(s, "/embeddings", embeddingBody("a")),
 			"/responses":        v.ask(s, "/responses", embeddingBody("a")),
+
+			"/completions":        v.ask(s, "/completions", `{"model":"m","prompt":"a"}`),
+			"/moderations":        v.ask(s, "/moderations", embeddingBody("a")),
+			"/images/generations": v.ask(s, "/images/generations", `{"model":"m","prompt":"a"}`),
 		}
 		batched := 0
 		for suffix, c := range calls {

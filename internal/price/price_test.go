@@ -28,6 +28,10 @@ func TestBook(t *testing.T) {
 		"an unknown model":            {provider.OpenAI(), "unheard-of", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
 		"another provider's model":    {provider.Generic(), "gpt-4o-mini", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
 		"no usage":                    {provider.OpenAI(), "ours", `{"choices":[]}`, "", 0, 1},
+		"a moderation is free":        {provider.OpenAI(), "omni-moderation-latest", `{"model":"omni-moderation-2024-09-26","results":[]}`, "0", 0, 0},
+		"the model of a moderation":   {provider.OpenAI(), "", `{"model":"omni-moderation-2024-09-26","results":[]}`, "0", 0, 0},
+		"a text completion":           {provider.OpenAI(), "gpt-3.5-turbo-instruct", `{"usage":{"prompt_tokens":2000000,"completion_tokens":1000000}}`, "2.5", 2.5, 0},
+		"an image":                    {provider.OpenAI(), "gpt-image-1", `{"usage":{"input_tokens":2,"output_tokens":272,"total_tokens":274}}`, "", 0, 1},
 		"a model that is no chat":     {provider.OpenAI(), "picture", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -207,6 +211,7 @@ func TestPlan(t *testing.T) {
 		"an embedding":     {"ours", 3, 5, 1, true, 6, true},
 		"a large limit":    {"ours", 0, math.MaxInt64, math.MaxInt64, false, 4e18, true},
 		"an unknown model": {"other", 3, 5, 1, false, 0, false},
+		"a moderation":     {"omni-moderation-latest", 3, 0, 1, true, 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, known := m.Plan(Call{Profile: &p, Model: test.model}, test.input, test.output, test.answers, test.embedding)
