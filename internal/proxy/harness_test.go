@@ -19,6 +19,7 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // transport is a function as an http.RoundTripper, used in place of a Transport.
@@ -175,14 +176,26 @@ func serve(t testing.TB, h http.Handler) *http.Client {
 func newBatchingProxy(t testing.TB, server batchtest.Options, o proxy.Options) (*http.Client, *proxy.Proxy, *batchtest.Server) {
 	t.Helper()
 	upstream := batchtest.New(server)
-	tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport(), QuietAfter: -1})
+	tr := newTransport(t, upstream.Transport(), o.Profile)
+	o.Upstream, o.Transport, o.Stats = parse(t, upstream.URL), tr, tr.Stats
+	p := newProxy(t, o)
+	return serve(t, p), p, upstream
+}
+
+// newTransport returns a Transport that uses base and the profile, or the profile of each
+// URL if the profile has no name.
+func newTransport(t testing.TB, base http.RoundTripper, p provider.Profile) *autobatcher.Transport {
+	t.Helper()
+	to := autobatcher.Options{Base: base, QuietAfter: -1}
+	if p.Name != "" {
+		to.Provider = &p
+	}
+	tr, err := autobatcher.New(to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tr.Close() })
-	o.Upstream, o.Transport, o.Stats = parse(t, upstream.URL), tr, tr.Stats
-	p := newProxy(t, o)
-	return serve(t, p), p, upstream
+	return tr
 }
 
 // post sends a call and returns the response. The test closes the body.
