@@ -1,10 +1,13 @@
 // Package autobatcher answers ordinary OpenAI calls at batch price.
 //
 // A [Transport] is an [http.RoundTripper]. Installed in any http.Client, the
-// Transport intercepts POSTs to …/chat/completions, …/embeddings and …/responses,
+// Transport intercepts POSTs to …/chat/completions, …/embeddings and …/responses, and
+// to the other endpoints that the provider batches, such as …/completions,
+// …/moderations and …/images/generations at OpenAI ([provider.Profile].Endpoints),
 // writes each call on a line of a batch file, runs the batch through the
 // provider's Batch API, and answers the call with the response that the provider
-// gave for the line. All other requests pass through unchanged. The code that
+// gave for the line. All other requests pass through unchanged, as do forms
+// (multipart), since no line can hold a form. The code that
 // makes the calls stays as before:
 //
 //	transport, err := autobatcher.New(autobatcher.Options{})

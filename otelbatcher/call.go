@@ -20,6 +20,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -141,7 +142,7 @@ const maxModel = 256
 
 // requested returns what the body of a call asks for. The prompt is not reported.
 func requested(req *http.Request) (attributes []attribute.KeyValue) {
-	if req.GetBody == nil || req.Header.Get("Content-Encoding") != "" {
+	if req.GetBody == nil || req.Header.Get("Content-Encoding") != "" || requestbody.IsForm(req.Header) {
 		return nil
 	}
 	body, err := req.GetBody()
@@ -190,6 +191,10 @@ func operationOf(suffix string) genaiconv.OperationNameAttr {
 		return genaiconv.OperationNameEmbeddings
 	case "/completions":
 		return genaiconv.OperationNameTextCompletion
+	case "/moderations": // the conventions have no name for this and the next operation
+		return "moderation"
+	case "/images/generations":
+		return "image_generation"
 	}
 	return genaiconv.OperationNameChat
 }

@@ -104,8 +104,11 @@ type Profile struct {
 
 	// Endpoints are the calls that can be batched, as path suffixes such as
 	// "/chat/completions". Nil: chat completions, embeddings and responses.
-	// Empty but not nil: none. Calls to all other endpoints go through in real
-	// time. See [Profile.Suffix].
+	// Empty but not nil: none. Calls to all other endpoints, and calls whose body is a
+	// form (multipart), go through in real time. So does a call with "stream": true to
+	// an endpoint other than chat completions, completions and responses, whose
+	// streams can be made from finished answers; embeddings have no streams. A call to
+	// "/moderations" need not name a model. See [Profile.Suffix].
 	Endpoints []string
 
 	// SinglePrice, if not empty, is the price of a single call at this address, where

@@ -101,8 +101,9 @@ func rootCommand(p process) *cli.Command {
 		Usage: "answer ordinary OpenAI calls at batch price",
 		Description: `A program calls autobatcher as if autobatcher were OpenAI. autobatcher
 collects the calls of programs, sends the calls as batches, and returns each
-call its own result. Chat completions, embeddings and responses are batched;
-all other requests pass through.`,
+call its own result. Chat completions, embeddings and responses are batched,
+and what else the provider batches, such as completions, moderations and images
+at OpenAI; all other requests pass through.`,
 		Version:                         version(),
 		Commands:                        []*cli.Command{serveCommand(p), runCommand(p), submitCommand(p), batchesCommand(p), sandboxCommand(p), healthCommand(p), versionCommand(p)},
 		Action:                          noCommand,

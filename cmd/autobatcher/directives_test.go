@@ -49,8 +49,10 @@ func TestPrompt(t *testing.T) {
 		`{"input":["e","f"]}`: "f",
 		`{"input":[1,2]}`:     "2",
 		`{"input":[{"role":"user","content":[{"type":"input_text","text":"g"}]}]}`: "g",
-		`{"messages":[]}`: "[]",
-		`{}`:              "",
+		`{"prompt":"h"}`:       "h",
+		`{"prompt":["i","j"]}`: "j",
+		`{"messages":[]}`:      "[]",
+		`{}`:                   "",
 	} {
 		if got := prompt([]byte(body)); got != want {
 			t.Errorf("prompt of %s is %q, want %q", body, got, want)
@@ -66,8 +68,12 @@ func TestCallTool(t *testing.T) {
 	if gjson.GetBytes(chat, "choices.0.message.content").Type != gjson.Null {
 		t.Errorf("the message has content in addition to the tool call: %s", chat)
 	}
-	if got := answerLine(batchtest.Line{URL: "/v1/embeddings", Body: []byte(`{"input":"sandbox: call f"}`)}).Body; got != nil {
-		t.Errorf("an embedding calls a tool: %s", got)
+	for url, body := range map[string]string{
+		"/v1/embeddings": `{"input":"sandbox: call f"}`, "/v1/completions": `{"prompt":"sandbox: call f"}`, "/v1/moderations": `{"input":"sandbox: call f"}`,
+	} {
+		if got := answerLine(batchtest.Line{URL: url, Body: []byte(body)}).Body; got != nil {
+			t.Errorf("%s calls a tool: %s", url, got)
+		}
 	}
 }
 
@@ -76,6 +82,9 @@ func FuzzAnswerLine(f *testing.F) {
 	f.Add("/v1/chat/completions", "sandbox: call f {")
 	f.Add("/v1/responses", "sandbox: delay 1s call f {\"a\":1}")
 	f.Add("/v1/embeddings", "sandbox: status -1")
+	f.Add("/v1/completions", "sandbox: call f {}")
+	f.Add("/v1/moderations", "sandbox: missing")
+	f.Add("/v1/images/generations", "a")
 	f.Fuzz(func(t *testing.T, url, prompt string) {
 		l := chatLine(prompt)
 		l.URL = url

@@ -52,20 +52,30 @@ func TestDryRunCounts(t *testing.T) {
 		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini","max_tokens":500000,"n":2}`},
 		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini"}`},
 		{"k", "GET", "/v1/models", ""},
+		{"k", "POST", "/v1/moderations", `{"input":"a"}`},
+		{"k", "POST", "/v1/completions", `{"model":"davinci-002","prompt":"a","stream":true}`},
+		{"k", "POST", "/v1/images/generations", `{"model":"gpt-image-1","prompt":"a","stream":true}`},
+		{"k", "POST", "/v1/responses", `{"model":"m","service_tier":"priority"}`},
 		{"other", "POST", "/v1/embeddings", `{"model":"m"}`},
 	} {
 		r := httptest.NewRequest(call[1], call[2], strings.NewReader(call[3]))
 		r.Header.Set("Authorization", "Bearer "+call[0])
 		d.ServeHTTP(httptest.NewRecorder(), r)
 	}
+	form := httptest.NewRequest("POST", "/v1/images/generations", strings.NewReader("--x--"))
+	form.Header.Set("Authorization", "Bearer k")
+	form.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	d.ServeHTTP(httptest.NewRecorder(), form)
 	summary := d.summary()
 	for _, want := range []string{
 		"m /chat/completions: 2 calls, 1 batch, 54 B, about 14 prompt tokens; the price of 2 calls is not known\n",
 		"text-embedding-3-small /embeddings: 1 call, 1 batch, 3.8 MiB, about 1,000,012 prompt tokens for about $0.0100, in real time $0.0200\n",
 		"gpt-4o-mini /chat/completions: 2 calls, 1 batch, 72 B, about 18 prompt tokens for about $0.0000013, in real time $0.0000027; with answers of 1,001,000 tokens, at most about $0.3003, in real time $0.6006\n",
-		"total: 5 calls, 3 batches, 3.8 MiB, about 1,000,043 prompt tokens for about $0.0100, in real time $0.0200; with answers of 1,001,000 tokens, at most about $0.3103, in real time $0.6206; the price of 2 calls is not known\n",
+		"omni-moderation-latest /moderations: 1 call, 1 batch, 13 B, about 4 prompt tokens\n",
+		"davinci-002 /completions: 1 call, 1 batch, 50 B, about 13 prompt tokens for about $0.000013, in real time $0.000026; with answers of 1,000 tokens, at most about $0.0010, in real time $0.0020\n",
+		"total: 7 calls, 5 batches, 3.8 MiB, about 1,000,059 prompt tokens for about $0.0100, in real time $0.0200; with answers of 1,002,000 tokens, at most about $0.3113, in real time $0.6226; the price of 2 calls is not known\n",
 		"Answers may be as long as the calls allow (max_tokens), and have 1,000 tokens at most where a call names no limit.\n",
-		"and 2 calls passed through without a batch\n",
+		"and 5 calls passed through without a batch\n",
 	} {
 		if !strings.Contains(summary, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, summary)

@@ -41,7 +41,7 @@ func httpMain() {
 	req, err := http.NewRequest(flags.Arg(0), flags.Arg(1), strings.NewReader(body))
 	must(err)
 	req.Header, req.Host = header, header.Get("Host")
-	if body != "" {
+	if body != "" && header.Get("Content-Type") == "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if *key != "" {

@@ -14,7 +14,9 @@ func serveCommand(p process) *cli.Command {
 		Usage: "serve an OpenAI-compatible proxy that batches calls",
 		Description: `Programs use the proxy as their OPENAI_BASE_URL, with any OPENAI_API_KEY:
 
-   POST …/chat/completions, …/embeddings, …/responses   answered by batches
+   POST …/chat/completions, …/embeddings, …/responses   answered by batches,
+                                                        as are the other calls
+                                                        that the provider batches
    GET /health                                          ok
    GET /metrics                                         metrics for Prometheus
    GET /                                                live status page

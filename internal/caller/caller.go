@@ -20,8 +20,9 @@ type Caller struct {
 	// the caller uses. "": the budget of all requests without a name.
 	Budget string
 
-	// BatchOnly: a call is refused if its body asks for an answer in real time
-	// ("background": true).
+	// BatchOnly: a call to an endpoint with batches is refused if it would pass through:
+	// if its body asks for an answer in real time ("background": true), for a service
+	// tier or for a stream that cannot be made, or is a form (multipart).
 	BatchOnly bool
 
 	// Realtime is asked before a call that waits for its batch is sent in real time, and

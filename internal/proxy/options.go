@@ -71,15 +71,18 @@ type Options struct {
 	AllowAccountRoutes bool
 
 	// RefuseClientHeaders refuses calls with Autobatcher-* headers, and calls with
-	// "background": true, by which a client chooses the price of a call, and calls to
-	// chat/completions, embeddings and responses that Profile does not batch. Without
+	// "background": true or a service tier, by which a client chooses the price of a
+	// call, and calls to chat/completions, embeddings and responses that Profile does
+	// not batch, and calls to batched routes with a form (multipart) or with a stream
+	// that cannot be made from a finished answer. Without
 	// ForwardKey, RefuseClientHeaders also removes headers that select another
 	// organization, project or tenant, such as OpenAI-Project.
 	RefuseClientHeaders bool
 
 	// Profile says which paths name a deployment (BasePathCut), which query
 	// parameters batches need (KeepQuery), and which calls are batched (Endpoints);
-	// other fields are not used. Default: no path, no parameter, and all three calls.
+	// other fields are not used. Default: no path, no parameter, and chat completions,
+	// embeddings and responses.
 	Profile provider.Profile
 
 	// Secrets hides credentials in answers. New adds APIKey. Default: new Secrets.

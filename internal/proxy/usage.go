@@ -1,7 +1,8 @@
 package proxy
 
 // Usage counts the model calls that a Proxy served since New: POST requests to
-// chat/completions, embeddings and responses, held or passed through. The token
+// chat/completions, embeddings and responses, and to the other routes that
+// Options.Profile batches, held or passed through. The token
 // counts come from the "usage" objects in responses. A streamed response has a
 // usage object only if the client requested one.
 type Usage struct {
