@@ -285,6 +285,20 @@ func TestBudgetOfEndpoints(t *testing.T) {
 	}
 }
 
+// A moderation without a model is free, also if the table does not have the model that
+// answered.
+func TestTheCostOfAModerationWithoutModel(t *testing.T) {
+	u := atOpenAI(autobatcher.Options{})
+	u.server.Answer = func(batchtest.Line) batchtest.Outcome {
+		return batchtest.Outcome{Body: []byte(`{"id":"modr-1","model":"omni-moderation-2099-01-01","results":[{"flagged":false}]}`)}
+	}
+	u.run(t, "free", func(s *scene) {
+		if r := s.post("/moderations", `{"input":"a"}`).want(200, 15*time.Second); r.header.Get("Autobatcher-Cost") != "0" {
+			s.Errorf("cost %q, want 0", r.header.Get("Autobatcher-Cost"))
+		}
+	})
+}
+
 // Equal calls in real time and in a batch have equal answers, at each endpoint.
 func TestEndpointsAnswerAsInRealTime(t *testing.T) {
 	p := provider.OpenAI()

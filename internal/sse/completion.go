@@ -58,9 +58,6 @@ func textPieces(text string, logprobs gjson.Result) func(yield func(text, logpro
 		for lists.rest() > 0 {
 			raw, size := lists.next()
 			end := prefixSize(text, min(size, pieceSize))
-			if lists.rest() == 0 && len(text) <= pieceSize {
-				end = len(text) // the last piece with log probabilities has the rest of the text
-			}
 			if !yield(text[:end], raw) {
 				return
 			}
