@@ -73,6 +73,28 @@ def test_responses(client):
     assert answer.output_text == "You said: Hello there"
 
 
+def test_completions(client):
+    answer = client.completions.create(model=MODEL, prompt="Hello there")
+    assert answer.choices[0].text == "You said: Hello there"
+
+
+def test_completions_stream(client):
+    chunks = list(client.completions.create(model=MODEL, prompt="Hello", stream=True, stream_options={"include_usage": True}))
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == "You said: Hello"
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-1].usage.total_tokens > 0
+
+
+def test_moderations_without_model(client):
+    answer = client.moderations.create(input=["peace", "violence"])
+    assert [result.flagged for result in answer.results] == [False, True]
+
+
+def test_images(client):
+    answer = client.images.generate(model="gpt-image-1", prompt="A cat", n=2)
+    assert len(answer.data) == 2 and all(image.b64_json for image in answer.data)
+
+
 def test_chat_stream(client):
     stream = client.chat.completions.create(
         model=MODEL, messages=user_message("Hello there"), stream=True, stream_options={"include_usage": True}
