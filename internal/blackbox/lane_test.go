@@ -101,6 +101,51 @@ func TestFlex(t *testing.T) {
 	}
 }
 
+// In mode auto, calls that their batch did not answer are sent at the flex tier, where
+// that pays for nothing twice, and then in real time.
+func TestAutoClimbs(t *testing.T) {
+	auto := autobatcher.Options{Mode: autobatcher.ModeAuto, Resubmits: -1}
+	realtime := auto
+	realtime.FlexFallback, realtime.Escalate = autobatcher.FallbackRealtime, autobatcher.EscalateFailed
+	unread := func(s *scene) { s.srv.Keep(batchtest.OpContent, batchtest.Status(500, nil, "{}")) }
+	full := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	for _, tt := range []struct {
+		name    string
+		server  batchtest.Options
+		options autobatcher.Options
+		before  func(*scene)
+		path    string
+		status  int
+		mode    string // header of the answer
+		paid    map[batchtest.Tier]int
+	}{
+		{"the batch fails", hopeless, auto, nil, "/chat/completions", 200, "flex", map[batchtest.Tier]int{"flex": 2}},
+		{"the flex tier has no room", hopeless, realtime, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"an endpoint without a flex tier", hopeless, auto, nil, "/embeddings", 424, "", map[batchtest.Tier]int{}},
+		{"mode batch", hopeless, autobatcher.Options{Resubmits: -1}, nil, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
+		{"the answers are paid for and cannot be read", batchtest.Options{}, auto, unread, "/chat/completions", 424, "", map[batchtest.Tier]int{"batch": 2}},
+	} {
+		openAI(tt.server, tt.options).run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			var calls []*pending
+			for _, text := range []string{"a", "b"} {
+				body := map[string]string{"/chat/completions": chatBody(text), "/embeddings": embeddingBody(text)}[tt.path]
+				calls = append(calls, s.send(tt.path, body))
+			}
+			for _, c := range calls {
+				if r := c.within(48 * time.Hour); r.err != nil || r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode {
+					s.Errorf("%d %q, %v, want %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.err, tt.status, tt.mode, r.body)
+				}
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // The caller's own choice of a tier that costs another price is respected.
 func TestServiceTier(t *testing.T) {
 	for tier, want := range map[string]map[batchtest.Tier]int{
