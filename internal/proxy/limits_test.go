@@ -18,6 +18,7 @@ import (
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -262,7 +263,7 @@ func TestRoomAfterTheCall(t *testing.T) {
 // TestBodilessStatus checks that a result line with a status that allows no body does
 // not break the connection.
 func TestBodilessStatus(t *testing.T) {
-	for _, status := range []int{http.StatusNoContent, http.StatusNotModified} {
+	for _, status := range []int{http.StatusNoContent, http.StatusResetContent, http.StatusNotModified} {
 		synctest.Test(t, func(t *testing.T) {
 			client, _, _ := newBatchingProxy(t, batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome {
 				return batchtest.Outcome{Status: status, Body: []byte(`{"id":"x"}`)}
@@ -270,6 +271,28 @@ func TestBodilessStatus(t *testing.T) {
 			res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`)
 			if body := readAll(t, res); res.StatusCode != 200 || body != `{"id":"x"}` {
 				t.Errorf("%d: %s %s", status, res.Status, body)
+			}
+		})
+	}
+}
+
+// TestUnsafeIDs checks that an id of the provider which no header can hold does not break
+// the connection of a late answer. reply checks the answers in time.
+func TestUnsafeIDs(t *testing.T) {
+	for _, id := range []string{"a\x01b", strings.Repeat("x", 100_000)} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
+				if _, err := io.ReadAll(r.Body); err != nil {
+					return nil, err
+				}
+				caller.ObserverOf(r.Context()).Waiting(caller.Call{Name: func() (batchID, customID string) { return id, "custom-1" }})
+				time.Sleep(time.Hour)
+				a := reply.Answer{Status: 200, Body: []byte("{}"), RequestID: id, BatchID: id, CustomID: "custom-1"}
+				return a.Response(r), nil
+			})})
+			res := post(t, serve(t, p), "/v1/embeddings", "{}")
+			if body := readAll(t, res); strings.TrimSpace(body) != "{}" || res.Header.Get("Autobatcher-Custom-Id") != "custom-1" || res.Header.Get("Autobatcher-Batch-Id") != "" {
+				t.Errorf("%s %q %v", res.Status, body, res.Header)
 			}
 		})
 	}
