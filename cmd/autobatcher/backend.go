@@ -72,7 +72,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if b.keyFile != nil {
 		b.keyFile.configure(&o, b.authHeader, b.secrets)
 	}
-	o.Base, o.Logger = proxy.LimitRealtime(base), log
+	o.Base, o.Logger = proxy.LimitRealtime(base, b.files.flex()), log
 	o.OnEvent = func(e autobatcher.Event) {
 		e.Error = b.secrets.Text(e.Error)
 		b.batches.onEvent(e)
