@@ -169,7 +169,7 @@ func (c *heldCall) respondCommitted(res *http.Response) {
 
 // lateHeaders are sent as trailers behind an answer whose headers were sent before
 // the batch had ended.
-var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Cost"}
+var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Mode", "Autobatcher-Cost"}
 
 // An undeliveredMarker is a response body that can be marked as not delivered.
 type undeliveredMarker interface{ MarkUndelivered() }

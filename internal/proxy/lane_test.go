@@ -148,3 +148,25 @@ func TestMemoryOfFlexCalls(t *testing.T) {
 		})
 	}
 }
+
+// TestLateFlexAnswers checks that the trailers of a late answer name the lane, also if the
+// call was to be sent in a batch otherwise.
+func TestLateFlexAnswers(t *testing.T) {
+	for path, body := range flexBodies {
+		synctest.Test(t, func(t *testing.T) {
+			openai := provider.OpenAI()
+			upstream := batchtest.New(batchtest.Options{Behavior: batchtest.OpenAI(), FlexDelay: 10 * time.Minute})
+			tr, err := autobatcher.New(autobatcher.Options{Base: upstream.Transport(), Provider: &openai})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tr.Close()
+			client := serve(t, newProxy(t, proxy.Options{Upstream: parse(t, upstream.URL), Transport: tr, Stats: tr.Stats}))
+			res := post(t, client, path, fmt.Sprintf(body, "late"), "Autobatcher-Mode", "flex")
+			got := readAll(t, res)
+			if !strings.HasPrefix(got, "\n") || !strings.Contains(got, "late") || res.Header.Get("Autobatcher-Custom-Id") == "" || res.Trailer.Get("Autobatcher-Mode") != "flex" {
+				t.Errorf("%s: headers %v, trailers %v, %s", path, res.Header, res.Trailer, got)
+			}
+		})
+	}
+}
