@@ -67,14 +67,14 @@ func disconnect(t *testing.T, client *http.Client, d time.Duration, path, key, b
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://proxy"+path, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return
 	}
 	r.Header.Set("Authorization", "Bearer "+key)
 	if res, err := client.Do(r); err == nil {
 		res.Body.Close()
-		t.Fatal(res.Status)
+		t.Error(res.Status)
 	}
-	synctest.Wait()
 }
 
 // TestFlexFallbackBudgets checks that calls which the flex tier has no room for count
