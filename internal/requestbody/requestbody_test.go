@@ -80,7 +80,7 @@ func TestDecode(t *testing.T) {
 		{"zstd, with the largest window", zstdedIn("{", "}", 8<<20), "zstd", 200},
 		{"zstd, with a window that needs much memory", zstdedIn("{", "}", 16<<20), "zstd", 400},
 		{"zstd, in two frames", zstdedIn("{", "", 8<<20) + zstded("}"), "zstd", 200},
-		{"zstd, with a later frame that needs more memory", zstded("{") + zstdedIn("", "}", 8<<20), "zstd", 400},
+		{"zstd, with a later frame that needs more memory", zstded("{") + zstdedIn("}", "", 8<<20), "zstd", 400},
 		{"zstd, behind a frame to skip", "\x50\x2a\x4d\x18\x01\x00\x00\x00x" + zstded("{}"), "zstd", 200},
 		{"zstd, announcing an exabyte", "\x28\xb5\x2f\xfd\xe0\x00\x00\x00\x00\x00\x00\x00\x10\x09\x00\x00{", "zstd", 400},
 		{"not gzip", "{}", "gzip", 400},
