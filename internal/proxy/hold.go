@@ -58,6 +58,11 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	defer c.place.release()
 	defer c.body.held.release()
 	defer c.body.Close()
+	if !c.body.held.add(largeHeader(r.Header)) {
+		p.countBodyRefusal(errNoMemory)
+		rw.writeFailure(failNoMemory)
+		return
+	}
 	defer c.stopHeartbeats()
 	known := *c.caller
 	known.Realtime = c.passThrough

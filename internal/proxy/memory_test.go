@@ -166,6 +166,30 @@ func TestCompressedBodies(t *testing.T) {
 	}
 }
 
+// TestMemoryOfHeaders checks that large headers count while their calls wait.
+func TestMemoryOfHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _, _ := newBatchingProxy(t, slowServer, proxy.Options{MaxMemory: 200_000, Grace: -1})
+		var calls sync.WaitGroup
+		call := func(header, status int) {
+			calls.Go(func() {
+				res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`, "X-Padding", strings.Repeat("x", header))
+				if body := readAll(t, res); res.StatusCode != status || status == 503 && !strings.Contains(body, "out_of_memory") {
+					t.Errorf("a header of %d bytes: %s %s", header, res.Status, body)
+				}
+			})
+			synctest.Wait()
+		}
+		call(100_000, 200)
+		call(100_000, 200)
+		call(100_000, 503)
+		call(1_000, 200)
+		calls.Wait()
+		wantMetric(t, client, "autobatcher_request_memory_bytes 0")
+		wantMetric(t, client, `autobatcher_refused_total{reason="memory"} 1`)
+	})
+}
+
 // TestMemoryOfDecoders checks that the window of a zstd body, which takes megabytes for a
 // few bytes of a client, counts until the body has arrived, and is freed then: a call waits
 // for hours.
