@@ -159,6 +159,9 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,
 	}
 	s.restrict(&o, s.host)
+	if b.realtime { // no call costs more than the operator has chosen, so that each endpoint is open
+		o.Profile.Endpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+	}
 	if s.sandbox && !s.forwardKey {
 		o.APIKey = "sandbox-key" // a real key must not be used with the sandbox
 	}
