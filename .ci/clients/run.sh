@@ -56,6 +56,7 @@ wait $npm || fail "npm install failed"
 # serve starts a proxy with a name, a grace period and a batch window. The window lets
 # concurrent calls share a batch, and makes each answer of the proxy "late" late.
 serve() {
+	: >"$work/$1.log"
 	env -u OPENAI_BASE_URL -u OPENAI_API_KEY "$command" serve --sandbox --port 0 --batch-window "$3" --poll-interval 0.1 \
 		--grace "$2" --heartbeat 0.2 --client-key sk-test --allow-account-routes --journal off >"$work/$1.events" 2>"$work/$1.log" &
 	proxy=$!

@@ -72,7 +72,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if b.keyFile != nil {
 		b.keyFile.configure(&o, b.authHeader, b.secrets)
 	}
-	o.Base, o.Logger = proxy.LimitRealtime(base), log
+	o.Base, o.Logger = proxy.LimitRealtime(base, b.files.flex()), log
 	o.OnEvent = func(e autobatcher.Event) {
 		e.Error = b.secrets.Text(e.Error)
 		b.batches.onEvent(e)
@@ -159,6 +159,9 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,
 	}
 	s.restrict(&o, s.host)
+	if b.realtime { // no call costs more than the operator has chosen, so that each endpoint is open
+		o.Profile.Endpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+	}
 	if s.sandbox && !s.forwardKey {
 		o.APIKey = "sandbox-key" // a real key must not be used with the sandbox
 	}

@@ -58,6 +58,11 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	defer c.place.release()
 	defer c.body.held.release()
 	defer c.body.Close()
+	if !c.body.held.add(largeHeader(r.Header)) {
+		p.countBodyRefusal(errNoMemory)
+		rw.writeFailure(failNoMemory)
+		return
+	}
 	defer c.stopHeartbeats()
 	known := *c.caller
 	known.Realtime = c.passThrough
@@ -169,7 +174,7 @@ func (c *heldCall) respondCommitted(res *http.Response) {
 
 // lateHeaders are sent as trailers behind an answer whose headers were sent before
 // the batch had ended.
-var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Cost"}
+var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Mode", "Autobatcher-Cost"}
 
 // An undeliveredMarker is a response body that can be marked as not delivered.
 type undeliveredMarker interface{ MarkUndelivered() }
