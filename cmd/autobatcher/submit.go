@@ -84,7 +84,7 @@ func (s *submitSettings) submit(ctx context.Context, p process, args []string) e
 	}
 	file, err := os.Open(args[0])
 	if err != nil {
-		return err
+		return unreadable("", args[0], err)
 	}
 	defer file.Close() //nolint:errcheck // read only
 	out, err := s.outputOf(args[0])
@@ -104,7 +104,7 @@ func (s *submitSettings) submit(ctx context.Context, p process, args []string) e
 	case errors.Is(err, submit.ErrOtherInput), errors.Is(err, submit.ErrNotPart):
 		return fmt.Errorf("%w; remove it to begin anew, or give another output with -o", err)
 	case err != nil:
-		return err
+		return unwritable(s.outputFlag(), out, err)
 	}
 	if err := s.runJob(ctx, p, log, &submit.Job{
 		Input: in, Part: part, Batched: up.profile.Batches, MaxCalls: maxCalls(s.memoryBudget()), MaxBytes: s.memoryBudget() / 2,
@@ -138,9 +138,18 @@ func (s *submitSettings) outputOf(input string) (string, error) {
 	case err == nil:
 		return "", usagef("%s exists; give another output with -o, or remove it", out)
 	case !errors.Is(err, fs.ErrNotExist):
-		return "", err
+		return "", unwritable(s.outputFlag(), out, err)
 	}
 	return out, nil
+}
+
+// outputFlag is the flag of a message about the output, or "" if the name of the
+// output follows from that of the input.
+func (s *submitSettings) outputFlag() string {
+	if s.output == "" {
+		return ""
+	}
+	return "-o"
 }
 
 // maxNamed is the number of bad lines that are named.
@@ -150,7 +159,7 @@ const maxNamed = 20
 func (s *submitSettings) check(p process, file *os.File, up upstream) (*submit.Input, error) {
 	in, err := submit.Check(file, up.profile.Batches)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file.Name(), err)
+		return nil, unreadable("", file.Name(), err)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("%s must be a file, since submit reads it twice: %w", file.Name(), err)
