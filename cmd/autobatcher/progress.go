@@ -20,6 +20,7 @@ type status struct {
 	Waiting, InFlight              int
 	Answered, Failed               int64    // a failed call was answered with an error
 	Batches, Flex                  int64    // Flex: calls sent at the flex tier
+	Passed                         int64    // of Answered: in real time, without an estimate of the cost
 	Realtime                       bool     // every call is sent in real time
 	Running                        []string // ids of batches
 	PromptTokens, CompletionTokens int64
@@ -61,16 +62,20 @@ func (s status) text() string {
 
 // sent describes in what the calls were sent.
 func (s status) sent() string {
-	flex := count(s.Flex, "call", "calls") + " at the flex tier"
-	switch {
-	case s.Realtime && s.Batches+s.Flex == 0:
+	if s.Batches+s.Flex == 0 && (s.Realtime || s.Passed > 0) {
 		return "real time"
-	case s.Flex == 0:
-		return count(s.Batches, "batch", "batches")
-	case s.Batches == 0:
-		return flex
 	}
-	return count(s.Batches, "batch", "batches") + " and " + flex
+	var lanes []string
+	if s.Batches > 0 || s.Flex == 0 {
+		lanes = append(lanes, count(s.Batches, "batch", "batches"))
+	}
+	if s.Flex > 0 {
+		lanes = append(lanes, count(s.Flex, "call", "calls")+" at the flex tier")
+	}
+	if s.Passed > 0 {
+		lanes = append(lanes, count(s.Passed, "call", "calls")+" in real time")
+	}
+	return strings.Join(lanes, " and ")
 }
 
 // maxShown is the number of ids of running batches in a line of output.
@@ -111,17 +116,22 @@ func (s status) costs() string {
 	if s.Sandbox {
 		format = "\nautobatcher: at the provider, the answers would cost about %s, and save about %s (estimates with prices of %s"
 	}
+	var text string
 	switch {
 	case c.Priced == 0 && c.Unpriced == 0:
-		return ""
 	case c.Priced == 0:
-		return "\nautobatcher: the cost is not known: the built-in prices do not have the models (--prices reads further prices)"
+		text = "\nautobatcher: the cost is not known: the built-in prices do not have the models, or not at this tier (--prices reads further prices)"
+	default:
+		text = fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), c.PricesDate)
+		if c.Unpriced > 0 {
+			text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
+		}
+		text += ")"
 	}
-	text := fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), c.PricesDate)
-	if c.Unpriced > 0 {
-		text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
+	if s.Passed > 0 {
+		text += "\nautobatcher: the cost of " + count(s.Passed, "answer", "answers") + " in real time is not estimated: real time is the full price, and saves nothing"
 	}
-	return text + ")"
+	return text
 }
 
 // dollars formats an amount: with four decimal places, and a small amount with two

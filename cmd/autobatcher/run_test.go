@@ -87,7 +87,12 @@ func TestSummary(t *testing.T) {
 	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
 		t.Error(got)
 	}
-	s.Cost = autobatcher.Cost{}
+	s.Passed = 2
+	if got := s.summary(); !strings.Contains(got, " in 1 batch and 2 calls in real time; ") ||
+		!strings.HasSuffix(got, "\nautobatcher: the cost of 2 answers in real time is not estimated: real time is the full price, and saves nothing") {
+		t.Error(got)
+	}
+	s.Passed, s.Cost = 0, autobatcher.Cost{}
 	s.Done, s.Running, s.Left = 7, []string{"a", "b", "c"}, 90*time.Second
 	want = "autobatcher: 1 waiting, 0 in flight (7 finished at the provider), 1,234 answered, 2 failed; 1 batch (a, b and 1 more); 1m1s, about 1m30s left"
 	if got := s.line(); got != want {

@@ -254,8 +254,8 @@ func (queuedObserver) Hold() func() { return nil }
 
 // jobSummary returns the last line of output of a job.
 func (s status) jobSummary() string {
-	return fmt.Sprintf("autobatcher: %s of %s have results (%s failed); %s; %s prompt and %s completion tokens; %s",
-		comma(s.Answered+s.Failed), count(s.calls(), "request", "requests"), comma(s.Failed), count(s.Batches, "batch", "batches"),
+	return fmt.Sprintf("autobatcher: %s of %s (%s failed); %s; %s prompt and %s completion tokens; %s",
+		comma(s.Answered+s.Failed), count(s.calls(), "request has a result", "requests have results"), comma(s.Failed), count(s.Batches, "batch", "batches"),
 		comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond)) + s.costs()
 }
 

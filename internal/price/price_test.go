@@ -54,6 +54,40 @@ func TestBook(t *testing.T) {
 	}
 }
 
+// An answer at the flex tier has the price of the tier that the answer names. At a tier
+// without a known price the cost is not known, and the budget spends the price in real time.
+func TestBookFlex(t *testing.T) {
+	const own = `{"ours": {"input_cost_per_token": 8, "output_cost_per_token": 80, "input_cost_per_token_batches": 5, "output_cost_per_token_batches": 50,
+		"input_cost_per_token_flex": 3, "output_cost_per_token_flex": 30, "input_cost_per_token_priority": 20, "output_cost_per_token_priority": 200},
+		"no flex": {"input_cost_per_token": 8, "output_cost_per_token": 80}}`
+	for name, test := range map[string]struct {
+		model, tier  string
+		header       string
+		spent, saved float64
+	}{
+		"flex":                          {"ours", `"flex"`, "36", 36, 60},
+		"the default tier":              {"ours", `"default"`, "96", 96, 0},
+		"no tier":                       {"ours", `null`, "96", 96, 0},
+		"a dearer tier":                 {"ours", `"priority"`, "240", 240, -144},
+		"a tier that is not known":      {"ours", `"scale"`, "", 96, 0},
+		"a model without a price there": {"no flex", `"flex"`, "", 96, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := NewMeter([]byte(own), budget.New(1000, false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b Bill
+			p := provider.OpenAI()
+			body := fmt.Sprintf(`{"service_tier":%s,"usage":{"prompt_tokens":2,"completion_tokens":1}}`, test.tier)
+			got := m.Book(&b, "1", Call{Profile: &p, Model: test.model, Flex: true}, []byte(body))
+			if spent := m.Budget().State().SpentUSD; got != test.header || spent != test.spent || b.Savings != test.saved || (b.Unpriced == 1) != (got == "") {
+				t.Errorf("cost %q, spent %v, bill %+v", got, spent, b.Total)
+			}
+		})
+	}
+}
+
 // The tokens of answers count, also where no price is known.
 func TestTokensWithoutAPrice(t *testing.T) {
 	m, err := NewMeter(nil, nil)
