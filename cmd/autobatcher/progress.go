@@ -20,6 +20,7 @@ type status struct {
 	Waiting, InFlight              int
 	Answered, Failed               int64    // a failed call was answered with an error
 	Batches, Flex                  int64    // Flex: calls sent at the flex tier
+	Resumed                        int64    // batches of an earlier process
 	Passed                         int64    // of Answered: in real time, without an estimate of the cost
 	Realtime                       bool     // every call is sent in real time
 	Running                        []string // ids of batches
@@ -62,12 +63,15 @@ func (s status) text() string {
 
 // sent describes in what the calls were sent.
 func (s status) sent() string {
-	if s.Batches+s.Flex == 0 && (s.Realtime || s.Passed > 0) {
+	if s.Batches+s.Resumed+s.Flex == 0 && (s.Realtime || s.Passed > 0) {
 		return "real time"
 	}
 	var lanes []string
-	if s.Batches > 0 || s.Flex == 0 {
+	if s.Batches > 0 || s.Flex+s.Resumed == 0 {
 		lanes = append(lanes, count(s.Batches, "batch", "batches"))
+	}
+	if s.Resumed > 0 {
+		lanes = append(lanes, count(s.Resumed, "batch", "batches")+" of an earlier run")
 	}
 	if s.Flex > 0 {
 		lanes = append(lanes, count(s.Flex, "call", "calls")+" at the flex tier")

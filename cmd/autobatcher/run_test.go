@@ -87,7 +87,11 @@ func TestSummary(t *testing.T) {
 	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
 		t.Error(got)
 	}
-	s.Passed = 2
+	s.Resumed = 2
+	if got := s.sent(); got != "1 batch and 2 batches of an earlier run" {
+		t.Error(got)
+	}
+	s.Resumed, s.Passed = 0, 2
 	if got := s.summary(); !strings.Contains(got, " in 1 batch and 2 calls in real time; ") ||
 		!strings.HasSuffix(got, "\nautobatcher: the cost of 2 answers in real time is not estimated: real time is the full price, and saves nothing") {
 		t.Error(got)

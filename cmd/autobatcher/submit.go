@@ -101,6 +101,8 @@ func (s *submitSettings) submit(ctx context.Context, p process, args []string) e
 	}
 	part, err := submit.OpenPart(out+".part", in)
 	switch {
+	case errors.Is(err, submit.ErrInUse):
+		return fmt.Errorf("%w; wait until that process ends, or give another output with -o", err)
 	case errors.Is(err, submit.ErrOtherInput), errors.Is(err, submit.ErrNotPart):
 		return fmt.Errorf("%w; remove it to begin anew, or give another output with -o", err)
 	case err != nil:
@@ -255,7 +257,7 @@ func (queuedObserver) Hold() func() { return nil }
 // jobSummary returns the last line of output of a job.
 func (s status) jobSummary() string {
 	return fmt.Sprintf("autobatcher: %s of %s (%s failed); %s; %s prompt and %s completion tokens; %s",
-		comma(s.Answered+s.Failed), count(s.calls(), "request has a result", "requests have results"), comma(s.Failed), count(s.Batches, "batch", "batches"),
+		comma(s.Answered+s.Failed), count(s.calls(), "request has a result", "requests have results"), comma(s.Failed), s.sent(),
 		comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond)) + s.costs()
 }
 
@@ -267,7 +269,7 @@ func (b *backend) jobStatus(job *submit.Job, elapsed time.Duration) status {
 	running := stats.Running
 	return status{
 		Waiting: max(job.Input.Requests+len(job.Input.Bad)-done-running, 0), InFlight: running,
-		Answered: int64(ok), Failed: int64(done - ok), Batches: b.batches.count(),
+		Answered: int64(ok), Failed: int64(done - ok), Batches: b.batches.count(), Resumed: b.batches.resumedCount(),
 		PromptTokens: prompt, CompletionTokens: completion,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
 		Cost: stats.Cost, Sandbox: b.sandbox != nil, Elapsed: elapsed,
