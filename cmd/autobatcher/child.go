@@ -19,6 +19,10 @@ const (
 	exitNotFound      = 127
 )
 
+// stillRunning is how long the child may run after a signal to stop until a message says
+// so.
+const stillRunning = 2 * time.Second
+
 // childTimeout is how long the child may take to end after the context has ended.
 const childTimeout = 5 * time.Second
 
@@ -35,6 +39,7 @@ func (p process) runChild(ctx context.Context, program, env []string, signals *s
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
+	var late <-chan time.Time // when to say that the child still runs after a signal
 	for {
 		select {
 		case s := <-signals.caught:
@@ -42,6 +47,11 @@ func (p process) runChild(ctx context.Context, program, env []string, signals *s
 				_ = cmd.Process.Signal(s) // the child may have ended
 			}
 			signals.received()
+			if late == nil && slices.Contains(stopSignals, s) {
+				late = time.After(stillRunning)
+			}
+		case <-late:
+			fmt.Fprintln(p.stderr, "autobatcher: the program has the signal, and still runs: it may wait for its calls. Send the signal again, or end the program; autobatcher ends after the program")
 		case err := <-done:
 			return childCode(cmd.ProcessState, err)
 		}
