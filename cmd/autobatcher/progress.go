@@ -27,6 +27,7 @@ type status struct {
 	PromptTokens, CompletionTokens int64
 	Done                           int64 // lines of running batches that are finished at the provider
 	Cost                           autobatcher.Cost
+	Refused                        int64 // calls that the budget refused
 	Sandbox                        bool // the answers cost nothing
 	Elapsed                        time.Duration
 	Left                           time.Duration // an estimate for the running batches; 0: not known
@@ -113,8 +114,8 @@ func (s status) summary() string {
 	return text + s.costs()
 }
 
-// costs describes the cost of the answers as a further line of output, or returns
-// "" without an answer.
+// costs describes the cost of the answers, and what the budget refused, as further lines
+// of output, or returns "" without an answer.
 func (s status) costs() string {
 	c, format := s.Cost, "\nautobatcher: the answers cost about %s, and saved about %s (estimates with prices of %s"
 	if s.Sandbox {
@@ -131,6 +132,9 @@ func (s status) costs() string {
 			text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
 		}
 		text += ")"
+	}
+	if s.Refused > 0 {
+		text += "\nautobatcher: the budget refused " + count(s.Refused, "call", "calls") + " with 402, whose message says why"
 	}
 	if s.Passed > 0 {
 		text += "\nautobatcher: the cost of " + count(s.Passed, "answer", "answers") + " in real time is not estimated: real time is the full price, and saves nothing"

@@ -87,7 +87,11 @@ func TestSummary(t *testing.T) {
 	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
 		t.Error(got)
 	}
-	s.Resumed = 2
+	s.Refused = 3
+	if got := s.summary(); !strings.HasSuffix(got, "\nautobatcher: the budget refused 3 calls with 402, whose message says why") {
+		t.Error(got)
+	}
+	s.Refused, s.Resumed = 0, 2
 	if got := s.sent(); got != "1 batch and 2 batches of an earlier run" {
 		t.Error(got)
 	}
