@@ -40,6 +40,9 @@ func (s *settings) upstream() (upstream, error) {
 	if s.provider != "" {
 		up.named = true
 		if up.profile, err = provider.ByName(s.provider); err != nil {
+			if near := nearest(s.provider, provider.Names()); near != "" {
+				return upstream{}, usagef("--provider: %w; did you mean %s?", err, near)
+			}
 			return upstream{}, usagef("--provider: %w", err)
 		}
 	}

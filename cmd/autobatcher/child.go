@@ -63,10 +63,18 @@ func explainStart(name string, err error) (int, error) {
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return exitNotFound, fmt.Errorf("there is no program %q in PATH; give the path of the program, such as ./%[1]s", name)
-	case errors.Is(err, fs.ErrNotExist): // also the interpreter of a script
-		return exitNotFound, fmt.Errorf("there is no program %q, or its interpreter is missing: %w", name, err)
+	case errors.Is(err, fs.ErrNotExist):
+		if _, statErr := os.Stat(name); statErr == nil {
+			return exitNotFound, fmt.Errorf("the interpreter in the first line of %q does not exist; run it with an interpreter (autobatcher run -- python3 %[1]s)", name)
+		}
+		return exitNotFound, fmt.Errorf("there is no program %q; check the path", name)
+	case errors.Is(err, syscall.ENOEXEC):
+		return exitNotExecutable, fmt.Errorf("%q has no first line with its interpreter (#!), or is a program for another machine; run it with its interpreter (autobatcher run -- python3 %[1]s)", name)
 	case errors.Is(err, fs.ErrPermission):
-		return exitNotExecutable, fmt.Errorf("%q may not be executed; run it with its interpreter (autobatcher run -- python3 %[1]s), or make it executable (chmod +x): %w", name, err)
+		if info, statErr := os.Stat(name); statErr == nil && info.IsDir() {
+			return exitNotExecutable, fmt.Errorf("%q is a folder; give the path of a program", name)
+		}
+		return exitNotExecutable, fmt.Errorf("%q may not be executed; run it with its interpreter (autobatcher run -- python3 %[1]s), or make it executable (chmod +x)", name)
 	}
 	return exitNotExecutable, err
 }

@@ -28,7 +28,7 @@ type status struct {
 	Done                           int64 // lines of running batches that are finished at the provider
 	Cost                           autobatcher.Cost
 	Refused                        int64 // calls that the budget refused
-	Sandbox                        bool // the answers cost nothing
+	Sandbox                        bool  // the answers cost nothing
 	Elapsed                        time.Duration
 	Left                           time.Duration // an estimate for the running batches; 0: not known
 }
