@@ -58,6 +58,9 @@ func (s status) text() string {
 	}
 	if s.Cost.Priced > 0 {
 		text += fmt.Sprintf("; about %s, saved %s", dollars(s.Cost.USD), dollars(s.Cost.Savings))
+		if s.Sandbox {
+			text += " (made up)"
+		}
 	}
 	return text
 }

@@ -80,6 +80,9 @@ func TestSummary(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	s.Cost, s.Sandbox = autobatcher.Cost{USD: 0.5, Savings: -1, Priced: 9, PricesDate: "2026-11-26"}, true
+	if got := s.line(); !strings.Contains(got, "; about $0.5000, saved -$1.0000 (made up); ") {
+		t.Error(got)
+	}
 	if got := s.costs(); got != "\nautobatcher: at the provider, the answers would cost about $0.5000, and save about -$1.0000 (estimates with prices of 2026-11-26)" {
 		t.Error(got)
 	}
