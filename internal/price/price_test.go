@@ -332,6 +332,38 @@ func TestBuiltInTable(t *testing.T) {
 	}
 }
 
+// The prices of a map take precedence over the built-in prices.
+func TestWith(t *testing.T) {
+	prices := func(input string) string {
+		return `"input_cost_per_token": ` + input + `, "output_cost_per_token": 1}`
+	}
+	for range 10 { // the order of a Go map differs
+		table, err := BuiltIn().With([]byte(`{"gpt-4o-mini": {` + prices("2") + `, "azure/gpt-4o-mini": {"litellm_provider": "azure", ` + prices("3") + `,
+			"o3": {"litellm_provider": "openai", ` + prices("4") + `, "x/gpt-4.1": {"litellm_provider": "x", ` + prices("5") + `,
+			"x/m": {"litellm_provider": "x", ` + prices("6") + `, "y/m": {"litellm_provider": "y", ` + prices("7") + `, "z/n": {"litellm_provider": "z", ` + prices("8") + `, "n": {` + prices("9") + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			profile, model string
+			input          float64
+		}{
+			{"openai", "gpt-4o-mini", 2}, // without a provider: of every provider
+			{"azure", "gpt-4o-mini", 3},  // except those of the map
+			{"generic", "gpt-4o-mini", 2},
+			{"openai", "o3", 4},
+			{"openai", "gpt-4.1", 2e-6}, // another provider's entry does not count
+			{"generic", "gpt-4.1", 5},
+			{"generic", "m", 6}, // of two providers the first
+			{"generic", "n", 9}, // without a provider before a provider
+		} {
+			if p, _, _ := table.find(test.profile, test.model); p[Realtime].Input != test.input {
+				t.Errorf("%s %s: %v, want %v", test.profile, test.model, p[Realtime].Input, test.input)
+			}
+		}
+	}
+}
+
 func TestBadMaps(t *testing.T) {
 	for _, text := range []string{`[]`, `{"m": {"input_cost_per_token": "1"}}`, `{"m": {"input_cost_per_token": -1, "output_cost_per_token": 1}}`} {
 		if _, err := NewMeter([]byte(text), nil); err == nil {
