@@ -27,8 +27,9 @@ type status struct {
 	PromptTokens, CompletionTokens int64
 	Done                           int64 // lines of running batches that are finished at the provider
 	Cost                           autobatcher.Cost
-	Refused                        int64 // calls that the budget refused
-	Sandbox                        bool  // the answers cost nothing
+	Prices                         string // file of --prices
+	Refused                        int64  // calls that the budget refused
+	Sandbox                        bool   // the answers cost nothing
 	Elapsed                        time.Duration
 	Left                           time.Duration // an estimate for the running batches; 0: not known
 }
@@ -130,7 +131,7 @@ func (s status) costs() string {
 	case c.Priced == 0:
 		text = "\nautobatcher: the cost is not known: the built-in prices do not have the models, or not at this tier (--prices reads further prices)"
 	default:
-		text = fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), c.PricesDate)
+		text = fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), namePrices(c.PricesDate, s.Prices))
 		if c.Unpriced > 0 {
 			text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
 		}
@@ -143,6 +144,15 @@ func (s status) costs() string {
 		text += "\nautobatcher: the cost of " + count(s.Passed, "answer", "answers") + " in real time is not estimated: real time is the full price, and saves nothing"
 	}
 	return text
+}
+
+// namePrices names the built-in prices by their date, and the file with prices of the
+// user, if there is one.
+func namePrices(date, file string) string {
+	if file == "" {
+		return date
+	}
+	return printableLine(file) + " and of " + date
 }
 
 // dollars formats an amount: with four decimal places, and a small amount with two

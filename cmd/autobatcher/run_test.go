@@ -80,6 +80,11 @@ func TestSummary(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	s.Cost, s.Sandbox = autobatcher.Cost{USD: 0.5, Savings: -1, Priced: 9, PricesDate: "2026-11-26"}, true
+	s.Prices = "own.json"
+	if got := s.costs(); !strings.Contains(got, "(estimates with prices of own.json and of 2026-11-26)") {
+		t.Error(got)
+	}
+	s.Prices = ""
 	if got := s.line(); !strings.Contains(got, "; about $0.5000, saved -$1.0000 (made up); ") {
 		t.Error(got)
 	}
