@@ -34,6 +34,7 @@ type backend struct {
 	served     proxy.Options     // how requests are sent to the provider
 	lane       string            // how calls are sent, for messages
 	realtime   bool              // every call is sent in real time
+	prices     string            // file of --prices
 	batches    batchList
 	files      openFiles
 	log        *slog.Logger
@@ -52,7 +53,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	p.limitHeap()
 	secrets := redact.New()
 	log = slog.New(secrets.Handler(log.Handler()))
-	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log}
+	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log, prices: s.prices}
 	var base http.RoundTripper = b.files.newUpstreamTransport()
 	if s.sandbox {
 		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround), time.Duration(s.flexDelay)); err != nil {

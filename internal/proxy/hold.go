@@ -13,6 +13,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/usage"
 )
@@ -77,7 +78,8 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 		return
 	}
 	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
-		p.watchResponse(res) // of a call that was answered in real time
+		p.watchResponse(res)                               // of a call that was answered in real time
+		c.realtime = res.Header.Get(callheader.Mode) == "" // else the call was escalated, and has a cost
 	}
 	defer res.Body.Close()
 	c.result = c.p.cleanBody(res)

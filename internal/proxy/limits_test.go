@@ -272,10 +272,11 @@ func TestMaxSentInRealtime(t *testing.T) {
 		profile    *provider.Profile
 		path, body string
 		want       int64 // sum of the statuses of two calls
+		unpriced   int64 // answers in real time of both rounds whose cost is not estimated
 	}{
-		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503},
-		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503},
-		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200},
+		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503, 2},
+		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503, 2},
+		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -295,7 +296,8 @@ func TestMaxSentInRealtime(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer tr.Close()
-				client := serve(t, newProxy(t, proxy.Options{MaxPassedThrough: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr}))
+				p := newProxy(t, proxy.Options{MaxPassedThrough: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr})
+				client := serve(t, p)
 				for round := range 2 { // the place of an answered call is free
 					var calls sync.WaitGroup
 					var statuses atomic.Int64
@@ -318,6 +320,9 @@ func TestMaxSentInRealtime(t *testing.T) {
 						t.Errorf("%d calls were sent in real time in %d rounds", got, round+1)
 					}
 					synctest.Wait()
+				}
+				if got := p.Usage().Realtime; got != test.unpriced {
+					t.Errorf("%d answers have no estimate of their cost, want %d", got, test.unpriced)
 				}
 			})
 		})
