@@ -1,6 +1,7 @@
 package blackbox_test
 
 import (
+	"encoding/json"
 	"io"
 	"math"
 	"net/http"
@@ -147,6 +148,24 @@ func TestAutoClimbs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A response that failed in the background has the error of a call in the foreground,
+// with all members of OpenAI's errors.
+func TestErrorOfAResponseInTheBackground(t *testing.T) {
+	server := batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{ResponseStatus: "failed"} }}
+	openAI(server, autobatcher.Options{Mode: autobatcher.ModeFlex}).run(t, "failed", func(s *scene) {
+		r := s.send("/responses", responseBody("a")).within(time.Hour)
+		var got struct {
+			Error map[string]any `json:"error"`
+		}
+		if err := json.Unmarshal([]byte(r.body), &got); err != nil {
+			s.Fatal(err)
+		}
+		if e := got.Error; len(e) != 4 || e["code"] != "server_error" || e["type"] != "server_error" || e["param"] != nil || e["message"] == "" {
+			s.Errorf("%d %s", r.status, r.body)
+		}
+	})
 }
 
 // The caller's own choice of a tier that costs another price is respected.

@@ -291,8 +291,8 @@ func resultOf(h backend.Handle, body []byte) line.Result {
 	} else {
 		r.Status = statusOf(code)
 	}
-	if failure.IsObject() {
-		r.Body = []byte(`{"error":` + failure.Raw + `}`)
+	if failure.IsObject() { // with a code and a message only: package reply makes the error that SDKs expect
+		r.Body, r.Code, r.Message = nil, code, failure.Get("message").String()
 	}
 	return r
 }
