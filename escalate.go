@@ -107,7 +107,7 @@ func (e *escalator) send(req *http.Request, c *call, reason string, began time.T
 	}()
 	batchID, customID := e.t.registry.NameOf(c)
 	e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
-	e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
+	e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
 	res, err := e.t.opts.Base.RoundTrip(requestbody.Restore(callheader.Strip(req), c.Request.raw).WithContext(ctx))
 	if err == nil {
 		callheader.MarkRealtime(res)

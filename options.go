@@ -53,7 +53,8 @@ type Options struct {
 	BatchBytes int64
 
 	// PollInterval is the time between two polls of a running batch, unless the
-	// provider asks for a longer one. Default: 5 s.
+	// provider asks for a longer one, or webhooks make polls rare; see
+	// [Transport.Wake]. Default: 5 s.
 	PollInterval time.Duration
 
 	// CompletionWindow is the deadline and price tier that the provider is asked
