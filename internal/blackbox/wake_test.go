@@ -78,12 +78,12 @@ func TestTransportWake(t *testing.T) {
 		s.srv.Control(batchtest.OpCreate, func(w http.ResponseWriter, r *http.Request) bool {
 			answer := httptest.NewRecorder()
 			batchtest.Proceed(answer, r)
-			time.Sleep(time.Minute)
+			time.Sleep(30 * time.Second)
 			w.WriteHeader(answer.Code)
 			w.Write(answer.Body.Bytes())
 			return true
 		})
-		s.chat("a").want(200, time.Minute+10*time.Second).says("a")
+		s.chat("a").want(200, 40*time.Second).says("a")
 	})
 	setup{server: server, options: slow}.run(t, "the first look is too early", func(s *scene) {
 		s.webhooks(&arrive)

@@ -26,6 +26,9 @@ import (
 
 var secret = "whsec_" + base64.StdEncoding.EncodeToString([]byte("a secret of at least 24 bytes"))
 
+// attemptTimeout is how long a request may take.
+const attemptTimeout = 10 * time.Second
+
 const address = "https://hooks.example/secret-path?token=secret-token"
 
 // A receiver receives events, and checks each signature as OpenAI's client does.
@@ -205,7 +208,7 @@ func TestRetries(t *testing.T) {
 		{"no answer", func(_ int, r *http.Request) (*http.Response, error) {
 			<-r.Context().Done()
 			return nil, r.Context().Err()
-		}, 8, 30, 4 * time.Minute, 5 * time.Minute, false},
+		}, 8, 30, 4 * time.Minute, 5*time.Minute + attemptTimeout, false},
 		{"400", always(func() (*http.Response, error) { return status(400), nil }), 1, 1, 0, 0, false},
 		{"410", always(func() (*http.Response, error) { return status(410), nil }), 1, 1, 0, 0, false},
 	} {
@@ -261,6 +264,21 @@ func TestFullQueue(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Events that were posted make room in the queue.
+func TestRoomInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _ := newNotifier(t, &receiver{t: t})
+		for range 20 {
+			n.Send(bytes.Repeat([]byte("1"), 1<<20))
+			synctest.Wait()
+		}
+		n.Close(soon(t, time.Second))
+		if got := result(t, n, "delivered"); got != 20 {
+			t.Errorf("%v of 20 events are delivered", got)
+		}
+	})
 }
 
 // Close ends a request that the receiver does not answer.
