@@ -105,7 +105,7 @@ func (v *Verifier) Verify(h http.Header, body []byte) (ids []string, err error) 
 	if !slices.Contains(ends, kind.String()) {
 		return nil, nil
 	}
-	id := cmp.Or(data.Get("id").String(), data.Get("batch_id").String())
+	id := strings.Clone(cmp.Or(data.Get("id").String(), data.Get("batch_id").String())) // without the body
 	switch {
 	case id == "", len(id) > maxID:
 		return nil, ErrMalformed
