@@ -58,15 +58,7 @@ func verdictAnswer(b *batch, _ error) *answer {
 	default:
 		code, what = CodeBatchCancelled, "was cancelled before it came to this request"
 	}
-	message := "batch " + b.id() + " " + what
-	for i, p := range b.status.Problems[:min(len(b.status.Problems), 5)] {
-		separator := "; "
-		if i == 0 {
-			separator = ": "
-		}
-		message += separator + p.String()
-	}
-	return failure(http.StatusFailedDependency, code, message)
+	return failure(http.StatusFailedDependency, code, "batch "+b.id()+" "+what+backend.Reasons(b.status.Problems))
 }
 
 // unreadAnswer is the answer for a call whose result exists and could not be

@@ -5,7 +5,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/ratelimit"
@@ -22,7 +24,8 @@ type batch struct {
 	seq   int
 	phase phase
 
-	key key
+	key  key
+	lane *accounts.Lane // of the key
 
 	queue   *queue                 // the calls that were not sent yet
 	lines   *lineSet               // the calls that were sent
@@ -35,8 +38,8 @@ type batch struct {
 	failed  []*call     // lines that failed without an answer, to be resubmitted
 	remedy  triage.Plan // for a rejected input
 
-	size      int   // the number of lines
-	names     names // of the models and the callers of the lines
+	size      int          // the number of lines
+	names     caller.Names // of the lines; without callers in a batch of another process
 	bill      price.Bill
 	url       string // the endpoint as the first line names it
 	created   time.Time
@@ -115,27 +118,31 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	b.lines = t.registry.NewLines(b.idle)
 	b.record = t.session.NewRecord(b.lines)
 	b.lines.SetRecord(b.record)
-	b.backend = t.router.newBackend(&q.Key)
-	b.results = results.NewReader(b.openResults, b.lines.TakeReread, t.opts.Logger)
+	b.lane = q.Key.account.Lane(q.Key.window)
+	b.backend = t.router.newBackend(b.lane)
+	b.results = results.NewReader(b.backend, b.lines.TakeReread, t.opts.Logger)
 	return b
 }
 
 // startQueue starts the batch of a new queue. The caller holds the lock of the collector.
-func (t *Transport) startQueue(q *queue) bool { return t.startBatch(t.newBatch(q, collecting)) }
+func (t *Transport) startQueue(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }
 
-// startBatch runs a batch, and reports false if the Transport is closing.
-func (t *Transport) startBatch(b *batch) bool {
+// startBatch runs a batch, and reports false if the Transport is closing. Then the batch
+// is dropped or, with adopt, kept without running, and Close answers its callers.
+func (t *Transport) startBatch(b *batch, adopt bool) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ending {
+	if t.ending && !adopt {
 		return false
 	}
 	t.seq++
 	b.seq = t.seq
 	t.batches[b] = Event{}
 	b.key.account.BatchBegins()
-	t.work.Go(b.run)
-	return true
+	if !t.ending {
+		t.work.Go(b.run)
+	}
+	return !t.ending
 }
 
 // run is the life of a batch. The only end of a batch is end, also after a panic
@@ -207,7 +214,7 @@ func (b *batch) outcome(err error) outcome {
 		return outcomeUnread
 	case errors.Is(err, errNoCallers):
 		return outcomeNoCallers
-	case errors.Is(err, errAlone), b.fallsBack(err):
+	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch:
 		return outcomeMoved
 	case errors.Is(err, errAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver
@@ -288,7 +295,7 @@ func (b *batch) end(o outcome, err error) {
 		b.emit(e.event, err)
 	}
 	if o == outcomeDone && b.status.Word == "completed" {
-		b.t.router.turnaround.Add(b.key.account.Profile.Name, b.key.window, b.names.models, time.Since(b.created))
+		b.t.router.turnaround.Add(b.key.account.Profile.Name, b.key.window, b.names.Models, time.Since(b.created))
 	}
 	if b.bill.Priced > 0 {
 		b.emit(BatchCost, nil)
@@ -406,7 +413,7 @@ func (b *batch) emit(name EventName, err error) {
 	e := Event{
 		Name: name, Time: time.Now(), BatchID: b.id(), Endpoint: b.url,
 		InputFileID: b.status.Handle.FileID, OutputFileID: b.status.OutputFileID, ErrorFileID: b.status.ErrorFileID,
-		RequestCount: b.size, Models: b.names.models, Callers: b.names.callers, Traces: b.names.traces, CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata,
+		RequestCount: b.size, Models: b.names.Models, Callers: b.names.Callers, Traces: b.names.Traces, CompletionWindow: b.key.window, Metadata: b.t.opts.Metadata,
 		Counts: Counts(b.status.Counts), Status: b.status.Word, Cost: Cost(b.bill.Total),
 	}
 	if !b.created.IsZero() {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/journal"
@@ -194,7 +195,7 @@ func TestASecondBackend(t *testing.T) {
 						t.Fatal(err)
 					}
 					defer tr.Close()
-					tr.router.newBackend = func(*key) backend.Backend { return p }
+					tr.router.newBackend = func(*accounts.Lane) backend.Backend { return p }
 					ctx, leave := context.WithCancel(t.Context())
 					defer leave()
 					ends := make([]chan result, 3)
@@ -243,7 +244,7 @@ func TestASecondBackendAfterARestart(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			tr.router.newBackend = func(*key) backend.Backend { return p }
+			tr.router.newBackend = func(*accounts.Lane) backend.Backend { return p }
 			return tr
 		}
 		first := start()

@@ -7,11 +7,11 @@ import (
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/registry"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
-	"github.com/autobatcher/autobatcher/provider"
 )
 
 // The registry's types, for the requests of this package.
@@ -26,9 +26,8 @@ type (
 // A request is what a call asks for, beside its line.
 type request struct {
 	key      key
+	at       *endpoint.Endpoint
 	caller   *caller.Caller // separates callers of the same account
-	profile  *provider.Profile
-	suffix   string // "/chat/completions"
 	model    string
 	raw      []byte        // the body as it came; nil unless the call may be escalated
 	deadline time.Duration // 0: none
@@ -47,9 +46,6 @@ type key struct {
 	window  string // completion window, or provider.FlexWindow
 	group   string // endpoint and model, where a file may hold only one
 }
-
-// lane is the way in which calls of the key are sent.
-func (k *key) lane() *accounts.Lane { return k.account.Lane(k.window) }
 
 // failure is an error response of autobatcher, in OpenAI's shape.
 func failure(status int, code, message string) *answer {

@@ -188,18 +188,6 @@ func (t *Transport) cancelAll(batches []*batch) {
 	wg.Wait()
 }
 
-// startOrAdopt runs a batch. While the Transport is closing, the batch does not run, and
-// Close answers its callers.
-func (t *Transport) startOrAdopt(b *batch) {
-	if t.startBatch(b) {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.batches[b] = Event{}
-	b.key.account.BatchBegins()
-}
-
 // allBatches are the batches that have not ended, in the order in which they were
 // opened.
 func (t *Transport) allBatches() []*batch {

@@ -54,7 +54,7 @@ func costParts(m *price.Meter) (parts []CostPart) {
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
 	return price.Call{
-		Profile: r.profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+		Profile: r.at.Profile, Model: r.model, Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
 	}
 }
 
@@ -62,25 +62,21 @@ func priced(r *request) price.Call {
 // left, and the journal keeps the line for a retry.
 func unclaimed(b *batch) price.Call {
 	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name}
-	if len(b.names.models) == 1 {
-		c.Model = b.names.models[0]
+	if len(b.names.Models) == 1 {
+		c.Model = b.names.Models[0]
 	}
 	return c
 }
 
-// plan plans the reservation of a call, if there is a budget. A call whose price is
-// not known is refused: a budget could not limit its cost.
+// plan plans the reservation of a call in the budget, which is not nil. A call whose
+// price is not known is refused: a budget could not limit its cost.
 func (r *router) plan(c *call, asked *requestbody.Call) error {
-	budget := r.meter.Budget()
-	if budget == nil {
-		return nil
-	}
 	q, known := &c.Request, false
-	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
+	if c.Reservation, known = r.meter.Plan(price.Call{Profile: q.at.Profile, Model: q.model}, int64(len(asked.Body))/bytesPerToken+1, asked.MaxOutput, asked.Answers, q.inputs > 0); known {
 		return nil
 	}
-	budget.Refused()
-	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.profile, q.model) +
+	r.meter.Budget().Refused()
+	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodePriceUnknown, Param: "model", Message: "a budget is set, and " + price.Unknown(q.at.Profile, q.model) +
 		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }
 

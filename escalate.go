@@ -1,19 +1,14 @@
 package autobatcher
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/ratelimit"
-	"github.com/autobatcher/autobatcher/internal/reply"
-	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
@@ -38,7 +33,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 	if e.t.opts.Escalate != EscalateDeadline {
 		return 0
 	}
-	left := timeLeft(req, c)
+	left := timeLeft(req, &c.Request)
 	if left == 0 {
 		return 0
 	}
@@ -86,41 +81,32 @@ func (e *escalator) escalate(req *http.Request, c *call, w *waiter, began time.T
 // send sends the call as its caller made the call, once, for that reason. Its deadline
 // still holds, counted from when the call began. ended is called once: served says that the
 // caller has read a successful answer, left that the caller disconnected before it read
-// an answer. The caller counts as waiting until then.
+// an answer. After a failure, the line may have a better answer for a retry. The caller
+// counts as waiting until then.
 func (e *escalator) send(req *http.Request, c *call, reason string, began time.Time, spending *price.RealtimeCall, ended func(served, left bool)) (*http.Response, error) {
-	ctx, cancel := req.Context(), func() {}
+	sent := realtime.Call{
+		Request: req, Body: c.Request.raw, Scan: spending.Scan,
+		Announce: func() {
+			batchID, customID := e.t.registry.NameOf(c)
+			e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
+			e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
+		},
+		End: func(o realtime.Outcome) {
+			spending.End(o.Paid)
+			ended(o.Served, o.Left)
+			e.t.registry.CallerLeft()
+		},
+	}
 	if c.Request.deadline > 0 {
-		ctx, cancel = context.WithDeadline(ctx, began.Add(c.Request.deadline))
+		sent.Deadline = began.Add(c.Request.deadline)
 	}
-	paid, handed := false, false
-	var whole atomic.Bool
-	end := sync.OnceFunc(func() {
-		cancel()
-		spending.End(paid)
-		ended(paid && whole.Load(), !whole.Load() && req.Context().Err() != nil)
-		e.t.registry.CallerLeft()
-	})
-	defer func() {
-		if !handed { // also after a panic in the user's Logger or RoundTripper
-			end()
-		}
-	}()
-	batchID, customID := e.t.registry.NameOf(c)
-	e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
-	e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
-	res, err := e.t.opts.Base.RoundTrip(requestbody.Restore(callheader.Strip(req), c.Request.raw).WithContext(ctx))
-	if err == nil {
-		callheader.MarkRealtime(res)
-		res.Request = req
-		paid = res.StatusCode < 300 // after a failure, the line may have a better answer for a retry
-		res.Body = &reply.WatchedBody{ReadCloser: res.Body, Context: req.Context(), Scan: spending.Scan, Whole: func() { whole.Store(true) }, End: end}
-		handed = true
-		return res, nil
-	}
+	res, err := sent.Send(e.t.opts.Base)
 	switch {
+	case err == nil:
+		return res, nil
 	case req.Context().Err() != nil:
 		return nil, retry.ContextError(req.Context())
-	case ctx.Err() != nil:
+	case errors.Is(err, realtime.ErrDeadline):
 		return failure(http.StatusFailedDependency, CodeDeadlineExceeded,
 			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.Request.deadline)).Response(req), nil
 	}

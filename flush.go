@@ -11,6 +11,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -49,19 +50,11 @@ const bytesPerToken = 4
 // entry describes a call to the collector.
 func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	r := &c.Request
-	limits := collector.Limits{
-		Calls: t.opts.BatchSize, Bytes: lineLimit(&provider.Profile{MaxBytes: r.profile.MaxBytes}) + lineOverhead, Inputs: r.profile.MaxInputs,
-	}
-	if most := r.profile.MaxLines; most > 0 {
-		limits.Calls = min(limits.Calls, most)
-	}
+	limits := r.at.Limits
 	if r.key.window == provider.FlexWindow {
 		limits.Calls = 1
 	}
-	if wanted := t.opts.BatchBytes; wanted > 0 {
-		limits.Bytes = min(limits.Bytes, wanted)
-	}
-	if tokens := r.key.lane().Limiter.TokenLimit(r.key.group); tokens > 0 {
+	if tokens := r.key.account.Lane(r.key.window).Limiter.TokenLimit(r.key.group); tokens > 0 {
 		limits.Bytes = min(limits.Bytes, tokens*bytesPerToken)
 	}
 	return collector.Entry[key, *call]{Key: &r.key, Slot: &r.slot, Bytes: int64(c.Size()) + 1, Inputs: int(r.inputs), Limits: limits}
@@ -90,7 +83,7 @@ func (b *batch) takeTurn() error {
 	defer cancel(nil)
 	b.queue.OnEmpty(func() { cancel(errNoCallers) })
 	_, size := b.queue.Size()
-	grant, err := b.key.lane().Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
+	grant, err := b.lane.Limiter.Acquire(ctx, b.key.group, size/bytesPerToken)
 	b.grant = grant
 	return err
 }
@@ -115,8 +108,7 @@ func (b *batch) claim() error {
 	}
 	sent := b.t.registry.ClaimQueue(b.queue, b.lines)
 	b.size = len(sent)
-	b.names = namesOf(sent)
-	b.names.traces = tracesOf(sent)
+	b.names = caller.NamesOf(sent, asked)
 	switch {
 	case err != nil:
 		return err
@@ -126,6 +118,9 @@ func (b *batch) claim() error {
 	b.url = sent[0].URL
 	return nil
 }
+
+// asked returns the model that a call asks for, and the caller.
+func asked(c *call) (model string, by *caller.Caller) { return c.Request.model, c.Request.caller }
 
 // earlierFingerprints are the fingerprints that calls had before their account had a
 // name.
@@ -169,7 +164,7 @@ func (b *batch) beginRecord() error {
 	a := b.key.account
 	err := b.record.Begin(b.t.ctx, journal.Batch{
 		Account: a.Hash, Upstream: a.Upstream(), Provider: b.key.account.Profile.Name,
-		Endpoint: b.url, Window: b.key.window, Models: b.names.models, Traces: strings.Join(b.names.traces, " "),
+		Endpoint: b.url, Window: b.key.window, Models: b.names.Models, Traces: strings.Join(b.names.Traces, " "),
 	}, func() []journal.Line {
 		lines := make([]journal.Line, b.size)
 		for i, c := range b.lines.Sent() {
@@ -252,7 +247,7 @@ func (b *batch) createError(ctx context.Context, err error) error {
 func (b *batch) params(name string) backend.Params {
 	o := &b.t.opts
 	p := backend.Params{
-		Name: name, Models: b.names.models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.suffix), Window: b.key.window, Metadata: o.Metadata,
+		Name: name, Models: b.names.Models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.at.Suffix), Window: b.key.window, Metadata: o.Metadata,
 	}
 	if o.Files == FilesExpire {
 		p.FileExpiry = b.key.account.Profile.FileExpiry(b.key.window)

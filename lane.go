@@ -1,12 +1,11 @@
 package autobatcher
 
 import (
-	"errors"
 	"net/http"
 	"time"
 
-	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/lane"
+	"github.com/autobatcher/autobatcher/internal/turnaround"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -34,14 +33,18 @@ const (
 )
 
 // chooseLane decides in which lane a call is sent.
-func (r *router) chooseLane(c *call, req *http.Request, mode lane.Mode) {
-	q := &c.Request
-	q.mode, q.window = mode, q.key.window
-	choice := lane.Choice{
-		Mode: q.mode, Profile: q.profile, Suffix: q.suffix, Model: q.model, Window: q.window,
-		Deadline: timeLeft(req, c), Wait: r.opts.BatchWindow,
+func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
+	q.mode = mode
+	if mode == lane.Batch || !q.at.Flex {
+		return
 	}
-	q.key.window = choice.ByMode(&r.turnaround)
+	choice := lane.Choice{
+		Mode: mode, Kind: turnaround.Kind{Provider: q.at.Profile.Name, Model: q.model, Window: q.window},
+		Deadline: timeLeft(req, q), Wait: r.opts.BatchWindow,
+	}
+	if choice.Flex(&r.turnaround) {
+		q.key.window = provider.FlexWindow
+	}
 }
 
 // escalates reports whether a call with the key may be sent in real time.
@@ -60,13 +63,7 @@ func (b *batch) prefersFlex() bool {
 		return false
 	}
 	q := &calls[0].Request
-	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.profile.Flex(q.suffix)
-}
-
-// fallsBack reports whether the provider had no room for the call at its flex tier, and
-// the call is to be sent in a batch.
-func (b *batch) fallsBack(err error) bool {
-	return errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch
+	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.at.Flex
 }
 
 // move sends calls in the other lane: from a batch at the flex tier, and back. A call
@@ -91,8 +88,8 @@ func (b *batch) move(calls []*call) {
 }
 
 // timeLeft is how long the caller can wait for the answer; 0 if there is no deadline.
-func timeLeft(req *http.Request, c *call) time.Duration {
-	left := c.Request.deadline
+func timeLeft(req *http.Request, q *request) time.Duration {
+	left := q.deadline
 	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
 		left = max(time.Until(at), 1)
 	}

@@ -53,8 +53,12 @@ type Options struct {
 	BatchBytes int64
 
 	// PollInterval is the time between two polls of a running batch, unless the
-	// provider asks for a longer one, or webhooks make polls rare; see
-	// [Transport.Wake]. Default: 5 s.
+	// PollInterval is the time between two polls of a running batch, unless the
+	// provider asks for a longer one. A batch that runs for long is polled less often:
+	// every 60th of its age, but at least once a minute; see [Transport.Wake] for
+	// webhooks. A batch that was sent early
+	// (see QuietAfter and NoMoreCalls) is polled sooner: first after a tenth of
+	// PollInterval, then after half of its age. Default: 5 s.
 	PollInterval time.Duration
 
 	// CompletionWindow is the deadline and price tier that the provider is asked
@@ -256,31 +260,31 @@ func setDefault[T comparable](field *T, value T) {
 }
 
 func (o *Options) validate() error {
-	switch {
-	case o.BatchSize < 1:
-		return fmt.Errorf("autobatcher: Options.BatchSize is %d; it must be at least 1, or 0 for %d", o.BatchSize, defaultBatchSize)
-	case o.BatchWindow < 0:
-		return fmt.Errorf("autobatcher: Options.BatchWindow is %v; it must not be negative; 0 means %v", o.BatchWindow, defaultBatchWindow)
-	case !slices.Contains(lane.Modes, lane.Mode(o.Mode)):
-		return fmt.Errorf("autobatcher: Options.Mode is %q; it must be batch, flex, auto or realtime", o.Mode)
-	case !slices.Contains([]FlexFallback{FallbackBatch, FallbackRealtime, FallbackFail}, o.FlexFallback):
-		return fmt.Errorf("autobatcher: Options.FlexFallback is %q; it must be batch, realtime or fail", o.FlexFallback)
-	case o.BatchBytes < 0:
-		return fmt.Errorf("autobatcher: Options.BatchBytes is %d; it must not be negative; 0 means the provider's limit", o.BatchBytes)
-	case o.PollInterval < 0:
-		return fmt.Errorf("autobatcher: Options.PollInterval is %v; it must not be negative; 0 means %v", o.PollInterval, defaultPollInterval)
-	case o.EscalateMargin < 0:
-		return fmt.Errorf("autobatcher: Options.EscalateMargin is %v; it must not be negative; 0 means %v", o.EscalateMargin, defaultEscalateMargin)
-	case !slices.Contains([]Escalation{EscalateNever, EscalateFailed, EscalateDeadline}, o.Escalate):
-		return fmt.Errorf("autobatcher: Options.Escalate is %q; it must be never, failed or deadline", o.Escalate)
-	case !slices.Contains([]FilePolicy{FilesKeep, FilesExpire, FilesDelete}, o.Files):
-		return fmt.Errorf("autobatcher: Options.Files is %q; it must be keep, expire or delete", o.Files)
-	case !(o.Budget.USD >= 0) || math.IsInf(o.Budget.USD, 1): // also not a number
-		return fmt.Errorf("autobatcher: Options.Budget.USD is %v; it must be a number of US dollars that is not negative; 0 means no limit", o.Budget.USD)
-	case o.Provider != nil:
-		return o.validateProvider()
+	for _, f := range []struct {
+		bad  bool
+		name string
+		is   any
+		must string
+	}{
+		{o.BatchSize < 1, "BatchSize", o.BatchSize, fmt.Sprintf("be at least 1, or 0 for %d", defaultBatchSize)},
+		{o.BatchWindow < 0, "BatchWindow", o.BatchWindow, fmt.Sprintf("not be negative; 0 means %v", defaultBatchWindow)},
+		{!slices.Contains(lane.Modes, lane.Mode(o.Mode)), "Mode", o.Mode, "be batch, flex, auto or realtime"},
+		{!slices.Contains([]FlexFallback{FallbackBatch, FallbackRealtime, FallbackFail}, o.FlexFallback), "FlexFallback", o.FlexFallback, "be batch, realtime or fail"},
+		{o.BatchBytes < 0, "BatchBytes", o.BatchBytes, "not be negative; 0 means the provider's limit"},
+		{o.PollInterval < 0, "PollInterval", o.PollInterval, fmt.Sprintf("not be negative; 0 means %v", defaultPollInterval)},
+		{o.EscalateMargin < 0, "EscalateMargin", o.EscalateMargin, fmt.Sprintf("not be negative; 0 means %v", defaultEscalateMargin)},
+		{!slices.Contains([]Escalation{EscalateNever, EscalateFailed, EscalateDeadline}, o.Escalate), "Escalate", o.Escalate, "be never, failed or deadline"},
+		{!slices.Contains([]FilePolicy{FilesKeep, FilesExpire, FilesDelete}, o.Files), "Files", o.Files, "be keep, expire or delete"},
+		{!(o.Budget.USD >= 0) || math.IsInf(o.Budget.USD, 1), "Budget.USD", o.Budget.USD, "be a number of US dollars that is not negative; 0 means no limit"}, // also NaN
+	} {
+		if f.bad {
+			return fmt.Errorf("autobatcher: Options.%s is %v; it must %s", f.name, f.is, f.must)
+		}
 	}
-	return nil
+	if o.Provider == nil {
+		return nil
+	}
+	return o.validateProvider()
 }
 
 func (o *Options) validateProvider() error {

@@ -23,25 +23,21 @@ const (
 	// cancellingTimeout bounds the status "cancelling": OpenAI says up to ten
 	// minutes, and a Doubleword batch can keep the status for ever.
 	cancellingTimeout = 20 * time.Minute
-
-	// maxPollInterval bounds the interval between two polls of an old batch.
-	maxPollInterval = time.Minute
-
-	// pollShare slows down the polling of a long batch: a batch is polled every
-	// 60th of its age, but at least once in maxPollInterval.
-	pollShare = 60
 )
 
 // poll polls the batch until the batch has ended or is overdue, reads the results
 // that exist already, and cancels the batch when no caller waits any more. The
 // error says why the batch was given up.
 func (b *batch) poll() error {
-	watch := b.key.lane().Statuses.Watch(b.status.Handle)
+	watch := b.lane.Statuses.Watch(b.status.Handle)
 	defer watch.Done()
 	attempts := backend.PollPolicy.Start()
+	interval := func() time.Duration {
+		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early())
+	}
 	var wait time.Duration // 0 if the batch has run for a while, or if the create was its answer
 	if b.recovered == "" && b.status.Phase != backend.Ended {
-		wait = watch.Interval(b.pollInterval())
+		wait = watch.Interval(interval())
 	}
 	limit := b.created.Add(provider.WindowLength(b.key.window) + overdueTimeout)
 	began := time.Now()
@@ -49,8 +45,8 @@ func (b *batch) poll() error {
 		if err := b.pause(wait, watch.Woken(), b.cancelIfIdle); err != nil {
 			return err
 		}
-		status, err := watch.Look(b.t.ctx, b.backend, b.pollInterval())
-		wait = watch.Interval(b.pollInterval())
+		status, err := watch.Look(b.t.ctx, b.backend, interval())
+		wait = watch.Interval(interval())
 		if err == nil {
 			attempts.Next(nil)
 			if b.observe(status); b.finished() {
@@ -58,7 +54,7 @@ func (b *batch) poll() error {
 			}
 			b.readPartial()
 		} else if failed, again := attempts.Next(err); again {
-			wait = max(min(wait, maxPollInterval), failed)
+			wait = max(min(wait, backend.MaxPollInterval), failed)
 		} else {
 			return err
 		}
@@ -66,12 +62,6 @@ func (b *batch) poll() error {
 			return nil
 		}
 	}
-}
-
-// pollInterval is the time between two polls.
-func (b *batch) pollInterval() time.Duration {
-	slower := min(time.Since(b.created)/pollShare, maxPollInterval)
-	return max(b.t.opts.PollInterval, b.key.account.Profile.MinPoll, slower)
 }
 
 // pause waits for d or for wake, which may be nil, and calls idle when no caller has
@@ -100,7 +90,7 @@ func (b *batch) observe(status backend.Status) {
 	before := b.status
 	status.Handle = before.Handle
 	b.status = status
-	b.results.SetSources(status.Sources)
+	b.results.SetSources(status.Handle, status.Sources)
 	if status.Phase == backend.Cancelling && b.cancelled.IsZero() {
 		b.cancelled = time.Now()
 		b.lines.BeginCancel(false)

@@ -37,8 +37,8 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 	if err != nil {
 		return err
 	}
-	base := strings.TrimSuffix(u.EscapedPath(), "/")
-	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, base, t.router.profileFor(u, base))
+	at := t.router.endpoints.Of(u)
+	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, at.Upstream, at.Profile)
 	if !t.start(t.rescue) {
 		return ErrClosed
 	}
@@ -101,11 +101,11 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 		b.url = known.Endpoint
 		b.record = t.session.Resume(known.Ref, b.lines)
 		b.lines.SetRecord(b.record)
-		b.recovered, b.names.models, b.created = known.State, known.Models, cmp.Or(known.Created, known.Began)
+		b.recovered, b.names.Models, b.created = known.State, known.Models, cmp.Or(known.Created, known.Began)
 		b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: known.BatchID}
 		b.lines.SetIDLocked(known.BatchID)
 		close(b.submitted)
-		t.startOrAdopt(b)
+		t.startBatch(b, true)
 		return b.lines
 	})
 }
@@ -148,7 +148,7 @@ func (b *batch) findExisting() error {
 // update notes what the journal knows of the batch.
 func (b *batch) update(known journal.Batch) {
 	b.recovered, b.size, b.created = known.State, known.Lines, cmp.Or(known.Created, known.Began)
-	b.names.traces = strings.Fields(known.Traces)
+	b.names.Traces = strings.Fields(known.Traces)
 	b.bill.Earlier(known.Cost)
 	b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: cmp.Or(known.BatchID, b.id())}
 	b.lines.SetID(b.id())

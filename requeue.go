@@ -68,7 +68,7 @@ func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) 
 	for _, q := range queues {
 		next := b.t.newBatch(q, collecting)
 		next.history = history{attempts: b.history.attempts + 1, delay: delay, guesses: b.history.guesses}
-		b.t.startOrAdopt(next)
+		b.t.startBatch(next, true)
 	}
 }
 
@@ -91,7 +91,7 @@ func (b *batch) plan(r triage.Rejection) bool {
 			in.Tokens += int64(lines[i].Size()) / bytesPerToken
 		}
 	}
-	limiter := b.key.lane().Limiter
+	limiter := b.lane.Limiter
 	if limit, refused := triage.TokenRefusal(r); refused && b.grant != nil {
 		in.Alone = b.grant.Refused(limit)
 		in.TokenLimit = limiter.TokenLimit(b.key.group)

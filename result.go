@@ -1,11 +1,9 @@
 package autobatcher
 
 import (
-	"context"
 	"errors"
 	"net/http"
 
-	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -31,14 +29,14 @@ func (b *batch) readResults() error {
 		b.grant.Leave() // nothing of the batch is enqueued any more
 	}
 	if b.status.Word == "failed" {
-		_ = b.results.ReadAll(b.t.ctx, false, b.wantsResults, b.deliver) // Verdict says how it went
+		_ = b.results.ReadAll(b.t.ctx, false, b.lines.Count, b.deliver) // Verdict says how it went
 		if b.t.ctx.Err() == nil && b.results.Verdict() <= results.Missing && b.plan(triage.Failed(&b.status, b.results.Answered())) {
 			return errRejected
 		}
 	}
 	batch := results.Ended{
-		Backend: b.backend, Status: b.status, LateResults: b.key.account.Profile.LateResults,
-		Wants: b.wantsResults, Deliver: b.deliver,
+		Status: b.status, LateResults: b.key.account.Profile.LateResults,
+		Waiting: b.lines.Count, Deliver: b.deliver,
 	}
 	for closed := false; !closed; {
 		if err := b.results.ReadEnded(b.t.ctx, &batch); err != nil {
@@ -55,13 +53,6 @@ func (b *batch) readResults() error {
 	}
 	return nil
 }
-
-// openResults opens a source of results.
-func (b *batch) openResults(ctx context.Context, source string, from backend.Position) (*backend.Stream, error) {
-	return b.backend.Results(ctx, b.status.Handle, source, from)
-}
-
-func (b *batch) wantsResults() bool { return b.lines.Count() > 0 }
 
 // deliver gives a result to the call that waits for the result, and reports
 // whether the result is an answer. A result that no call waits for is ignored.
@@ -98,7 +89,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	own := a.Answer // a kept answer may be given to several callers in turn
 	var res *http.Response
 	if c.Request.stream && a.Status < 300 {
-		res = own.Stream(req, c.Request.suffix == "/responses", c.Request.usage)
+		res = own.Stream(req, c.Request.at.Suffix == "/responses", c.Request.usage)
 	} else {
 		res = own.Response(req)
 	}

@@ -1,8 +1,9 @@
 package autobatcher
 
 import (
-	"slices"
 	"time"
+
+	"github.com/autobatcher/autobatcher/internal/caller"
 )
 
 // Stats is what a Transport holds at one moment. It names no credential.
@@ -95,42 +96,7 @@ func (b *batch) queueStats(queued []*call) QueueStats {
 	} else { // of another process
 		q.Endpoint = b.url
 	}
-	n := namesOf(queued)
-	q.Models, q.Callers = n.models, n.callers
+	n := caller.NamesOf(queued, asked)
+	q.Models, q.Callers = n.Models, n.Callers
 	return q
-}
-
-// names are what calls have in common: the models and the callers, sorted, and the
-// traces of the first calls, each once.
-type names struct {
-	models  []string
-	callers []string // none for a batch of another process
-	traces  []string // of a batch; at most maxTraces
-}
-
-func namesOf(calls []*call) names {
-	var models, callers []string
-	for _, c := range calls {
-		models = append(models, c.Request.model)
-		if name := c.Request.caller.Name; name != "" {
-			callers = append(callers, name)
-		}
-	}
-	slices.Sort(models)
-	slices.Sort(callers)
-	return names{models: slices.Compact(models), callers: slices.Compact(callers)}
-}
-
-// maxTraces is the number of traces that a batch records: OpenTelemetry's default
-// limit on the links of a span.
-const maxTraces = 128
-
-// tracesOf returns the first maxTraces traces of calls, each once.
-func tracesOf(calls []*call) (traces []string) {
-	for _, c := range calls {
-		if trace := c.Request.caller.Trace; trace != "" && len(traces) < maxTraces && !slices.Contains(traces, trace) {
-			traces = append(traces, trace)
-		}
-	}
-	return traces
 }

@@ -90,6 +90,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
@@ -147,45 +148,30 @@ func New(o Options) (*Transport, error) {
 	t.events = eventqueue.New(o.OnEvent,
 		func(e Event, p any) { logPanic(o.Logger, p, "OnEvent", "event", e.Name) },
 		func() { o.Logger.Warn("OnEvent is too slow; events are dropped", "waiting", eventqueue.MaxPending) })
-	if err := t.openJournal(); err != nil {
-		return nil, err
+	t.session, err = journalsession.New(o.Journal, journalsession.Options{
+		Required: o.JournalRequired, KeepFor: max(o.KeepFor, 0), Logger: o.Logger, Context: t.journalCtx, Start: t.start,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("autobatcher: Options.Journal: %w", err)
 	}
-	known := accounts.New(accounts.Options{
+	known := accounts.Options{
 		Base: o.Base, Logger: o.Logger, Secret: t.session.Key(), Account: o.Account, Credential: o.Credential,
 		Legacy: o.Journal != nil, Context: t.journalCtx,
 		Retries: func(a *accounts.Account) journalsession.Retries { return retries{t, a} },
-		Added:   func() { t.start(t.rescue) },
-	})
-	t.router = &router{opts: &t.opts, accounts: known, newBackend: newBackend, meter: meter}
+	}
+	if o.Journal != nil {
+		known.Added = func() { t.start(t.rescue) }
+	}
+	t.router = &router{
+		opts: &t.opts, accounts: accounts.New(known), endpoints: newEndpoints(&t.opts), meter: meter,
+		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
+	}
 	t.escalator = newEscalator(t, o.EscalateLimit)
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })
 		t.start(t.maintain)
 	}
 	return t, nil
-}
-
-// openJournal opens a session with the journal. Without a journal that works, the
-// Transport either goes on in memory or, if the journal is required, not at all.
-func (t *Transport) openJournal() error {
-	o := journalsession.Options{
-		Required: t.opts.JournalRequired, KeepFor: max(t.opts.KeepFor, 0), Logger: t.opts.Logger,
-		Context: t.journalCtx, Start: t.start,
-	}
-	t.session = journalsession.Disabled(o)
-	if t.opts.Journal == nil {
-		return nil
-	}
-	s, err := journalsession.Open(t.opts.Journal, o)
-	switch {
-	case err == nil:
-		t.session = s
-	case t.opts.JournalRequired:
-		return fmt.Errorf("autobatcher: Options.Journal: %w", err)
-	default:
-		t.opts.Logger.Error("the journal does not work; going on without a journal: lines that a crash leaves behind will be paid for again", "error", err)
-	}
-	return nil
 }
 
 // start runs f in a new goroutine, for which Close waits. It returns false if the

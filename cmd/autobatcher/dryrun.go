@@ -123,7 +123,8 @@ func (d *dryRun) count(method, path string, body []byte) {
 	}
 	t.calls++
 	t.bytes += int64(len(body))
-	if asked, err := requestbody.Parse(body, ""); err == nil {
+	var asked requestbody.Call
+	if asked.Parse(body, "") == nil {
 		t.answers += price.MostOutput(asked.MaxOutput, asked.Answers, endpoint == "/embeddings")
 	}
 }

@@ -134,7 +134,7 @@ type Options struct {
 	// with its lock held.
 	Retries func(*Account) journalsession.Retries
 
-	// Added is called after an account was added, without the lock.
+	// Added is called after an account was added, without the lock. Nil: not called.
 	Added func()
 }
 
@@ -162,10 +162,10 @@ const (
 	accountUnused = time.Hour
 )
 
-// Of returns the account that pays for a request. base is the path of the
-// request's URL as far as the endpoint, and p the profile of the URL.
-func (s *Set) Of(req *http.Request, base string, p *provider.Profile) *Account {
-	id := accountID{upstreamOf(req.URL, base), account.Identity(req.Header, p.AccountHeaders...)}
+// Of returns the account that pays for a request. upstream is the request's URL as far
+// as the endpoint, with the query, and p the profile of the URL.
+func (s *Set) Of(req *http.Request, upstream string, p *provider.Profile) *Account {
+	id := accountID{upstream, account.Identity(req.Header, p.AccountHeaders...)}
 	nameless := id
 	var name string
 	var own http.Header // the credential, where it does not identify the account
@@ -187,7 +187,7 @@ func (s *Set) Of(req *http.Request, base string, p *provider.Profile) *Account {
 	}
 	a.called = time.Now()
 	s.mu.Unlock()
-	if added {
+	if added && s.opts.Added != nil {
 		s.opts.Added()
 	}
 	if own != nil {
@@ -326,11 +326,3 @@ var (
 	hashes    = sync.Pool{New: func() any { return sha256.New() }}
 	separator = []byte{0}
 )
-
-// upstreamOf is where u leads, as far as the path base, with its query.
-func upstreamOf(u *url.URL, base string) string {
-	if u.RawQuery == "" {
-		return u.Scheme + "://" + u.Host + base
-	}
-	return u.Scheme + "://" + u.Host + base + "?" + u.RawQuery
-}

@@ -46,7 +46,7 @@ func get(t testing.TB, s *accounts.Set, url, key string, headers ...string) *acc
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
-	return s.Of(req, req.URL.Path[:len(req.URL.Path)-len("/embeddings")], &provider.Profile{})
+	return s.Of(req, url, &provider.Profile{})
 }
 
 func TestOfSeparatesCredentialsAndURLs(t *testing.T) {

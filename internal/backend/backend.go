@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -160,6 +161,19 @@ func (p Problem) String() string {
 		text = "line " + strconv.Itoa(p.Line) + ": " + text
 	}
 	return text
+}
+
+// maxReasons is the number of problems that Reasons describes.
+const maxReasons = 5
+
+// Reasons describes the first problems, as the end of a sentence that says what they led
+// to: ": line 3: not valid; line 7: too long". Without problems it returns "".
+func Reasons(problems []Problem) string {
+	var text strings.Builder
+	for i, p := range problems[:min(len(problems), maxReasons)] {
+		text.WriteString([]string{": ", "; "}[min(i, 1)] + p.String())
+	}
+	return text.String()
 }
 
 // Existence says whether a batch exists at the provider.

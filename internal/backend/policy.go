@@ -16,6 +16,10 @@ const (
 	// asks for: the batch may be finished.
 	maxPollWait = 10 * time.Minute
 
+	// MaxPollInterval bounds the interval between two polls of an old batch, unless the
+	// usual interval is longer.
+	MaxPollInterval = time.Minute
+
 	// cancelTimeout is how long cancelling is tried.
 	cancelTimeout = 10 * time.Minute
 )
@@ -29,6 +33,27 @@ var PollPolicy = retry.Policy{
 		retry.Transient: retry.Forever, retry.RateLimited: retry.Forever,
 		retry.NotFound: goneTimeout, retry.Unauthorized: goneTimeout, retry.Permanent: goneTimeout,
 	},
+}
+
+// The interval between two polls of a batch, as a share of the age of the batch.
+const (
+	youngShare = 2  // of a young batch, which may hold a few short calls
+	oldShare   = 60 // of an old batch
+)
+
+// firstPoll is the share of the usual interval after which a batch is polled first.
+const firstPoll = 10
+
+// PollInterval returns the time between two polls of a batch of an age: usual, or least
+// if that is longer. An old batch is polled every 60th of its age, but at least once in
+// MaxPollInterval. With soon, a young batch is polled sooner: first after a tenth of
+// usual, then after half of its age. The time is never less than least.
+func PollInterval(age, usual, least time.Duration, soon bool) time.Duration {
+	old := min(age/oldShare, MaxPollInterval)
+	if soon {
+		usual = min(usual, max(usual/firstPoll, age/youngShare))
+	}
+	return max(usual, old, least)
 }
 
 // CancelPolicy says how long cancelling a batch is tried.

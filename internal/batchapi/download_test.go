@@ -328,16 +328,14 @@ func TestReaderOfBrokenDownloads(t *testing.T) {
 		return res, nil
 	}}
 	c := openai(t, w)
-	r := results.NewReader(func(ctx context.Context, source string, from backend.Position) (*backend.Stream, error) {
-		return c.Results(ctx, backend.Handle{}, source, from)
-	}, func() bool { return false }, nil)
-	r.SetSources([]string{"f"})
+	r := results.NewReader(c, func() bool { return false }, nil)
+	r.SetSources(backend.Handle{}, []string{"f"})
 	delivered := 0
 	deliver := func(result *line.Result) bool {
 		delivered++
 		return result.Answered()
 	}
-	for r.ReadAll(t.Context(), true, func() bool { return true }, deliver) != nil && len(w.requests()) < 30 {
+	for r.ReadAll(t.Context(), true, func() int { return 1 }, deliver) != nil && len(w.requests()) < 30 {
 		if r.Verdict() != results.Truncated || r.SawAll(50) {
 			t.Fatalf("verdict %v after %d lines", r.Verdict(), delivered)
 		}
@@ -362,10 +360,8 @@ func TestAServerThatSkipsLinesSendsTheWholeLineAgain(t *testing.T) {
 		return answer(200, second+"\n", header...), nil
 	}}
 	c := openai(t, w)
-	r := results.NewReader(func(ctx context.Context, source string, from backend.Position) (*backend.Stream, error) {
-		return c.Results(ctx, backend.Handle{}, source, from)
-	}, func() bool { return false }, nil)
-	r.SetSources([]string{"f"})
+	r := results.NewReader(c, func() bool { return false }, nil)
+	r.SetSources(backend.Handle{}, []string{"f"})
 	var ids []string
 	for range 3 {
 		_ = r.ReadNew(t.Context(), func(result *line.Result) bool {

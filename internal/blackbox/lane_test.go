@@ -129,10 +129,10 @@ func TestQuietAfter(t *testing.T) {
 		sent  []int           // calls in each batch
 		last  time.Duration   // when the last call is answered
 	}{
-		{"twenty calls at once", time.Second, make([]time.Duration, 20), []int{20}, 1250*time.Millisecond + 5*time.Second},
-		{"calls that keep coming", time.Second, []time.Duration{0, 700 * time.Millisecond, 1400 * time.Millisecond}, []int{3}, 2500*time.Millisecond + 5*time.Second},
+		{"twenty calls at once", time.Second, make([]time.Duration, 20), []int{20}, 1250*time.Millisecond + 500*time.Millisecond},
+		{"calls that keep coming", time.Second, []time.Duration{0, 700 * time.Millisecond, 1400 * time.Millisecond}, []int{3}, 2500*time.Millisecond + 500*time.Millisecond},
 		{"calls every two seconds", time.Second, []time.Duration{0, 2 * time.Second, 4 * time.Second, 6 * time.Second}, []int{1, 3}, 12*time.Second + 5*time.Second},
-		{"a second burst", time.Second, []time.Duration{0, 0, 11 * time.Second, 11 * time.Second}, []int{2, 2}, 12250*time.Millisecond + 5*time.Second},
+		{"a second burst", time.Second, []time.Duration{0, 0, 11 * time.Second, 11 * time.Second}, []int{2, 2}, 12250*time.Millisecond + 500*time.Millisecond},
 		{"never early", -1, []time.Duration{0}, []int{1}, 10*time.Second + 5*time.Second},
 	} {
 		openAI(batchtest.Options{}, autobatcher.Options{QuietAfter: tt.after}).run(t, tt.name, func(s *scene) {

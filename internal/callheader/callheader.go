@@ -123,15 +123,3 @@ func Strip(req *http.Request) *http.Request {
 func isOurs(name string) bool {
 	return len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
-
-// MarkRealtime says in a response that the call was sent in real time. The user's
-// RoundTripper may leave out the header and the body.
-func MarkRealtime(res *http.Response) {
-	if res.Header == nil {
-		res.Header = make(http.Header)
-	}
-	if res.Body == nil {
-		res.Body = http.NoBody
-	}
-	res.Header.Set(Mode, "realtime")
-}

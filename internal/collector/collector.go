@@ -69,6 +69,7 @@ type Queue[K comparable, C any] struct {
 	bytes  int64
 	inputs int
 	sealed bool
+	early  bool   // the queue was sealed, or will be, before its window ends for want of calls
 	empty  func() // called once when the last call has left; nil: not called
 }
 
@@ -316,6 +317,7 @@ func (q *Queue[K, C]) Wait(ctx context.Context, window, quiet time.Duration) err
 			return nil
 		case <-hurried:
 			hurried = nil
+			q.noteEarly()
 			end.Reset(min(window-time.Since(q.Opened), lastWindow))
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -344,8 +346,23 @@ func (q *Queue[K, C]) sealEarly(window time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.early[q.Key] = struct{}{}
+	q.early = true
 	time.AfterFunc(window-time.Since(q.Opened), func() { c.forgetEarly(q.Key) })
 	q.sealLocked()
+}
+
+func (q *Queue[K, C]) noteEarly() {
+	q.collector.mu.Lock()
+	defer q.collector.mu.Unlock()
+	q.early = true
+}
+
+// Early reports whether the queue did not wait its whole window, although it had room:
+// no call had come for a while, or no more calls are coming.
+func (q *Queue[K, C]) Early() bool {
+	q.collector.mu.Lock()
+	defer q.collector.mu.Unlock()
+	return q.early
 }
 
 // forgetEarly makes the next queue with the key impatient again. A key may refer to

@@ -29,7 +29,7 @@ func TestKeysOfEarlyQueuesAreForgotten(t *testing.T) {
 		key := &account{"secret"}
 		known := weak.Make(key)
 		c.Add(&call{key: key})
-		if err := queue.Wait(t.Context(), 10*time.Second, time.Second); err != nil || !queue.IsFull() {
+		if err := queue.Wait(t.Context(), 10*time.Second, time.Second); err != nil || !queue.IsFull() || !queue.Early() {
 			t.Fatalf("%v; the queue is not sealed early", err)
 		}
 		queue = nil

@@ -114,6 +114,24 @@ type Session struct {
 	logged    map[string]time.Time            // when an error was last logged, by request
 }
 
+// New opens a session with the journal. Without a journal (nil), or if the journal does
+// not work and is not required, the session is disabled. The error says that a required
+// journal does not work.
+func New(store journal.Store, o Options) (*Session, error) {
+	if store == nil {
+		return Disabled(o), nil
+	}
+	s, err := Open(store, o)
+	switch {
+	case err == nil:
+		return s, nil
+	case o.Required:
+		return nil, err
+	}
+	o.Logger.Error("the journal does not work; going on without a journal: lines that a crash leaves behind will be paid for again", "error", err)
+	return Disabled(o), nil
+}
+
 // Disabled returns a Session without a journal.
 func Disabled(o Options) *Session {
 	s := &Session{Options: o, turn: make(chan struct{}, 1)}

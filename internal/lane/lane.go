@@ -27,32 +27,25 @@ var Modes = []Mode{Batch, Flex, Auto, Realtime}
 // yet: nine of ten batches of public providers end within an hour.
 const assumedTurnaround = time.Hour
 
-// A Choice is what decides about the lane of a call.
+// A Choice is what decides about the lane of a call that the provider answers at its
+// flex tier, too.
 type Choice struct {
 	Mode     Mode
-	Profile  *provider.Profile
-	Suffix   string // "/chat/completions"
-	Model    string
-	Window   string        // completion window of a batch
-	Deadline time.Duration // until the caller needs the answer; 0: none
-	Wait     time.Duration // until a batch is sent, at most
+	Kind     turnaround.Kind // of the batches that could answer the call
+	Deadline time.Duration   // until the caller needs the answer; 0: none
+	Wait     time.Duration   // until a batch is sent, at most
 }
 
-// ByMode returns the completion window of the call: c.Window in a batch, or
-// provider.FlexWindow. book has the turnaround times that are known.
-func (c *Choice) ByMode(book *turnaround.Book) string {
-	switch {
-	case !c.Profile.Flex(c.Suffix):
-	case c.Mode == Flex, c.Mode == Auto && c.Deadline > 0 && c.Deadline < c.Wait+c.turnaround(book):
-		return provider.FlexWindow
-	}
-	return c.Window
+// Flex reports whether the call is sent at the flex tier. book has the turnaround times
+// that are known.
+func (c *Choice) Flex(book *turnaround.Book) bool {
+	return c.Mode == Flex || c.Mode == Auto && c.Deadline > 0 && c.Deadline < c.Wait+c.turnaround(book)
 }
 
 // turnaround is how long nine of ten batches take.
 func (c *Choice) turnaround(book *turnaround.Book) time.Duration {
-	if t := book.Of(turnaround.Kind{Provider: c.Profile.Name, Model: c.Model, Window: c.Window}); t.Count > 0 {
+	if t := book.Of(c.Kind); t.Count > 0 {
 		return t.P90
 	}
-	return min(provider.WindowLength(c.Window), assumedTurnaround)
+	return min(provider.WindowLength(c.Kind.Window), assumedTurnaround)
 }

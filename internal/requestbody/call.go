@@ -27,42 +27,51 @@ type Call struct {
 	badStream  string // the value of "stream", where it is neither a boolean nor null
 }
 
-// Parse reads a body without Content-Encoding. A body that no line can hold is a
-// *reply.RequestError. A deployment that is not empty replaces the model, as the
-// provider would do in real time. Parse does not change body; Call.Body may share
-// memory with body.
-func Parse(body []byte, deployment string) (Call, error) {
-	c, streams := Call{Answers: 1}, false
+// Parse reads a body without Content-Encoding into c, which must be a zero Call. A body
+// that no line can hold is a *reply.RequestError. A deployment that is not empty
+// replaces the model, as the provider would do in real time. Parse does not change
+// body; c.Body may share memory with body.
+func (c *Call) Parse(body []byte, deployment string) error {
+	c.Answers = 1
+	streams := false
 	if !utf8.Valid(body) || !line.Members(body, func(name, value []byte) { streams = c.readMember(name, value) || streams }) {
-		return Call{}, reply.InvalidBody("", whyInvalid(body))
+		return reply.InvalidBody("", whyInvalid(body))
 	}
 	if c.badStream != "" {
-		return Call{}, reply.InvalidBody("stream", "stream is "+c.badStream+"; it must be true, false or null")
+		return reply.InvalidBody("stream", "stream is "+c.badStream+"; it must be true, false or null")
 	}
 	c.Body = line.OneLine(body)
-	var err error
 	if streams {
-		if c.Body, err = line.Without(c.Body, "stream", "stream_options"); err != nil {
-			return Call{}, reply.InvalidBody("stream", "the request body has a stream that cannot be removed: "+err.Error())
+		if err := c.remove("stream", "stream_options"); err != nil {
+			return reply.InvalidBody("stream", "the request body has a stream that cannot be removed: "+err.Error())
 		}
 	}
 	if deployment != "" && deployment != c.Model {
 		if err := c.setModel(deployment); err != nil {
-			return Call{}, reply.InvalidBody("model", "the request body cannot name the deployment: "+err.Error())
+			return reply.InvalidBody("model", "the request body cannot name the deployment: "+err.Error())
 		}
 	}
 	if c.Model == "" {
-		return Call{}, reply.InvalidBody("model", "you must provide a model parameter, and it must be a string")
+		return reply.InvalidBody("model", "you must provide a model parameter, and it must be a string")
 	}
 	if len(c.Model) > maxModel {
-		return Call{}, reply.InvalidBody("model", fmt.Sprintf("the name of the model has %d bytes; it may have %d", len(c.Model), maxModel))
+		return longModel(c.Model)
 	}
-	return c, nil
+	return nil
 }
 
 // maxModel is the maximum length of the name of a model, in bytes. Names are part of
 // events, logs and the journal.
 const maxModel = 256
+
+func longModel(model string) error {
+	return reply.InvalidBody("model", fmt.Sprintf("the name of the model has %d bytes; it may have %d", len(model), maxModel))
+}
+
+func (c *Call) remove(names ...string) (err error) {
+	c.Body, err = line.Without(c.Body, names...)
+	return err
+}
 
 func (c *Call) setModel(model string) (err error) {
 	c.Model = model
@@ -80,7 +89,7 @@ func (c *Call) readMember(name, value []byte) (streams bool) {
 		c.readStream(value)
 		return true
 	case "stream_options":
-		c.Usage = gjson.GetBytes(value, "include_usage").Type == gjson.True
+		c.Usage = includesUsage(value)
 		return true
 	case "service_tier":
 		if c.Tier = text(value); c.Tier == "auto" || c.Tier == "default" {
@@ -91,9 +100,9 @@ func (c *Call) readMember(name, value []byte) (streams bool) {
 	case "input":
 		c.input = value
 	case "max_tokens", "max_completion_tokens", "max_output_tokens":
-		c.MaxOutput = max(c.MaxOutput, gjson.ParseBytes(value).Int())
+		c.MaxOutput = max(c.MaxOutput, number(value))
 	case "n":
-		c.Answers = max(gjson.ParseBytes(value).Int(), 1)
+		c.Answers = max(number(value), 1)
 	}
 	return false
 }
@@ -111,9 +120,23 @@ func text(value []byte) string {
 	case value[0] != '"':
 		return ""
 	case bytes.IndexByte(value, '\\') >= 0:
-		return gjson.ParseBytes(value).Str
+		return unescaped(value)
 	}
 	return string(value[1 : len(value)-1])
+}
+
+// The functions that follow are not inlined, so that a goroutine which waits for its
+// answer has no room for gjson's results on its stack.
+
+//go:noinline
+func unescaped(value []byte) string { return gjson.ParseBytes(value).Str }
+
+//go:noinline
+func number(value []byte) int64 { return gjson.ParseBytes(value).Int() }
+
+//go:noinline
+func includesUsage(options []byte) bool {
+	return gjson.GetBytes(options, "include_usage").Type == gjson.True
 }
 
 // Inputs is the number of embeddings that a call to the endpoint of embeddings

@@ -7,6 +7,11 @@ import (
 	"github.com/autobatcher/autobatcher/internal/requestbody"
 )
 
+func parse(body []byte, deployment string) (c requestbody.Call, err error) {
+	err = c.Parse(body, deployment)
+	return c, err
+}
+
 func TestParse(t *testing.T) {
 	for _, tt := range []struct {
 		name, body, deployment string
@@ -28,7 +33,7 @@ func TestParse(t *testing.T) {
 		{"other deployment", `{"model":"a","x":1}`, "d", requestbody.Call{Model: "d"}, `{"x":1,"model":"d"}`},
 		{"deployment alone", `{"x":1}`, "d", requestbody.Call{Model: "d"}, `{"x":1,"model":"d"}`},
 	} {
-		got, err := requestbody.Parse([]byte(tt.body), tt.deployment)
+		got, err := parse([]byte(tt.body), tt.deployment)
 		if err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 			continue
@@ -48,7 +53,7 @@ func TestParseRefuses(t *testing.T) {
 		`{"model":"m","stream":"true"}`, `{"model":"m","stream":"True"}`, `{"model":"m","stream":1}`, `{"model":"m","stream":{}}`, `{"model":"m","stream":true,"str\u0065am":"false"}`,
 		`{"model":"` + strings.Repeat("m", 257) + `"}`, `{"model":"` + strings.Repeat("é", 129) + `"}`,
 	} {
-		if c, err := requestbody.Parse([]byte(body), ""); status(err) != 400 {
+		if c, err := parse([]byte(body), ""); status(err) != 400 {
 			t.Errorf("%q: %+v, %v; want status 400", body, c, err)
 		}
 	}
@@ -74,7 +79,7 @@ func TestParseNamesTheFault(t *testing.T) {
 		{`[{"model":"m"}]`, "not a JSON object"},
 		{`{"model":"m","x":` + strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001) + `}`, "exceeded max depth"},
 	} {
-		_, err := requestbody.Parse([]byte(tt.body), "")
+		_, err := parse([]byte(tt.body), "")
 		if status(err) != 400 || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%.60q: %v; want %q", tt.body, err, tt.want)
 		}
@@ -84,10 +89,10 @@ func TestParseNamesTheFault(t *testing.T) {
 // The name of a deployment replaces the name of the model, and has the same limit.
 func TestLongModel(t *testing.T) {
 	longest := strings.Repeat("m", 256)
-	if c, err := requestbody.Parse([]byte(`{"model":"`+longest+`"}`), ""); err != nil || c.Model != longest {
+	if c, err := parse([]byte(`{"model":"`+longest+`"}`), ""); err != nil || c.Model != longest {
 		t.Errorf("%+v, %v", c, err)
 	}
-	if c, err := requestbody.Parse([]byte(`{"model":"m"}`), longest+"m"); status(err) != 400 {
+	if c, err := parse([]byte(`{"model":"m"}`), longest+"m"); status(err) != 400 {
 		t.Errorf("%+v, %v; want status 400", c, err)
 	}
 }
@@ -102,7 +107,7 @@ func TestInputs(t *testing.T) {
 		`{"model":"m","input":[[1,2],[3]]}`:             2,
 		`{"model":"m","input":["a"],"input":["b","c"]}`: 2,
 	} {
-		c, err := requestbody.Parse([]byte(body), "")
+		c, err := parse([]byte(body), "")
 		if err != nil || c.Inputs() != want {
 			t.Errorf("%s: %d inputs, %v; want %d", body, c.Inputs(), err, want)
 		}

@@ -26,10 +26,9 @@ const lateLooks = 3
 
 // An Ended is a batch that has ended at the provider.
 type Ended struct {
-	Backend     backend.Backend
 	Status      backend.Status // refreshed by ReadEnded, but for its Phase and its Word
 	LateResults bool           // results may be added after the batch was cancelled
-	Wants       func() bool    // reports that a line waits for a result
+	Waiting     func() int     // returns the number of lines that wait for a result
 	Deliver     Deliver
 }
 
@@ -41,7 +40,7 @@ func (r *Reader) ReadEnded(ctx context.Context, e *Ended) error {
 	spent := make(map[Verdict]time.Duration)
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
-		err := r.ReadAll(ctx, attempt > 1, e.Wants, e.Deliver)
+		err := r.ReadAll(ctx, attempt > 1, e.Waiting, e.Deliver)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -50,7 +49,7 @@ func (r *Reader) ReadEnded(ctx context.Context, e *Ended) error {
 		if err != nil {
 			spent[met] += time.Since(began)
 		}
-		if !e.Wants() || err == nil && r.sawEverything(e, attempt) || spent[met] > timeouts[met] {
+		if e.Waiting() == 0 || err == nil && r.sawEverything(e, attempt) || spent[met] > timeouts[met] {
 			return nil
 		}
 		r.log.Debug("results are missing; looking again", "batch", e.Status.Handle.BatchID, "error", err, "in", wait)
@@ -95,12 +94,12 @@ func (r *Reader) saidComplete() bool {
 
 // refresh asks once more about the batch: sources may be named late.
 func (r *Reader) refresh(ctx context.Context, e *Ended) {
-	found, err := e.Backend.Status(ctx, []backend.Handle{e.Status.Handle})
+	found, err := r.server.Status(ctx, []backend.Handle{e.Status.Handle})
 	if err != nil || len(found) != 1 || found[0].Err != nil {
 		return
 	}
 	before := e.Status
 	e.Status = found[0]
 	e.Status.Handle, e.Status.Phase, e.Status.Word = before.Handle, before.Phase, before.Word
-	r.SetSources(e.Status.Sources)
+	r.SetSources(e.Status.Handle, e.Status.Sources)
 }

@@ -16,8 +16,11 @@ import (
 	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
-// Open opens a source of results at a position, as Backend.Results does.
-type Open func(ctx context.Context, source string, from backend.Position) (*backend.Stream, error)
+// A Server has the results of batches; see the methods of backend.Backend.
+type Server interface {
+	Status(ctx context.Context, hs []backend.Handle) ([]backend.Status, error)
+	Results(ctx context.Context, h backend.Handle, source string, from backend.Position) (*backend.Stream, error)
+}
 
 // Deliver receives a result and may keep the Result. Deliver reports whether the
 // result holds the answer to a line of the batch.
@@ -44,7 +47,8 @@ var errEndless = errors.New("the results do not end")
 // A Reader reads the sources of one batch. It must not be used by several
 // goroutines at once.
 type Reader struct {
-	open    Open
+	server  Server
+	batch   backend.Handle
 	reread  func() bool
 	log     *slog.Logger
 	sources []*source
@@ -70,17 +74,18 @@ type source struct {
 // NewReader returns a Reader without sources. reread reports, once, that results which
 // were read already are wanted again: a call has taken over a line. A nil log
 // discards.
-func NewReader(open Open, reread func() bool, log *slog.Logger) *Reader {
+func NewReader(server Server, reread func() bool, log *slog.Logger) *Reader {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Reader{open: open, reread: reread, log: log, limit: maxLines, seed: maphash.MakeSeed(), answered: make(map[uint64]struct{})}
+	return &Reader{server: server, reread: reread, log: log, limit: maxLines, seed: maphash.MakeSeed(), answered: make(map[uint64]struct{})}
 }
 
-// SetSources sets the sources in reading order. A source that is known keeps its
+// SetSources sets the sources of a batch in reading order. A source that is known keeps its
 // position. SetSources may be called at any time. An empty list changes nothing,
 // since a provider may omit the names.
-func (r *Reader) SetSources(ids []string) {
+func (r *Reader) SetSources(batch backend.Handle, ids []string) {
+	r.batch = batch
 	if len(ids) == 0 {
 		return
 	}
@@ -130,9 +135,9 @@ func readable(deliver Deliver) Deliver {
 // broken transfer ReadAll resumes the source in any case; otherwise a connection
 // that always breaks would never reach the end. A source whose results are wanted
 // again does not count as read until ReadAll has read the source from its beginning.
-// ReadAll skips the remaining sources when want reports that no line waits for a
+// ReadAll skips the remaining sources when waiting says that no line waits for a
 // result. The error has the worst verdict.
-func (r *Reader) ReadAll(ctx context.Context, fromStart bool, want func() bool, deliver Deliver) error {
+func (r *Reader) ReadAll(ctx context.Context, fromStart bool, waiting func() int, deliver Deliver) error {
 	r.err = nil
 	r.noteReread()
 	fromStart = fromStart || r.stale()
@@ -140,7 +145,7 @@ func (r *Reader) ReadAll(ctx context.Context, fromStart bool, want func() bool, 
 		clear(r.answered) // only what this look shows counts: a replica may lag behind
 	}
 	for _, s := range r.sources {
-		if !want() {
+		if waiting() == 0 {
 			break
 		}
 		if !s.torn && (fromStart || !s.partial) || s.malformed > 0 {
@@ -210,7 +215,7 @@ func (r *Reader) Malformed() int {
 // read reads a source from the position to the end, and delivers each result, also
 // before a transfer breaks off.
 func (r *Reader) read(ctx context.Context, s *source, deliver Deliver) error {
-	stream, err := r.open(ctx, s.id, s.at)
+	stream, err := r.server.Results(ctx, r.batch, s.id, s.at)
 	if err != nil {
 		return err
 	}

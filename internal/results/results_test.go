@@ -32,7 +32,11 @@ type source struct {
 	err        error
 }
 
-func (s *shelf) open(_ context.Context, id string, from backend.Position) (*backend.Stream, error) {
+func (s *shelf) Status(context.Context, []backend.Handle) ([]backend.Status, error) {
+	return nil, errCut // nothing new is known about the batch
+}
+
+func (s *shelf) Results(_ context.Context, _ backend.Handle, id string, from backend.Position) (*backend.Stream, error) {
 	s.opened = append(s.opened, fmt.Sprintf("%s@%d", id, from.Line))
 	src := s.sources[id]
 	if src == nil {
@@ -93,13 +97,13 @@ func never() bool { return false }
 
 func newReading(sources map[string]*source) *reading {
 	r := &reading{shelf: &shelf{sources: sources}, reread: never}
-	r.Reader = results.NewReader(r.shelf.open, func() bool { return r.reread() }, nil)
+	r.Reader = results.NewReader(r.shelf, func() bool { return r.reread() }, nil)
 	var ids []string
 	for id := range sources {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
-	r.SetSources(ids)
+	r.SetSources(backend.Handle{}, ids)
 	return r
 }
 
@@ -115,7 +119,7 @@ func (r *reading) readNew(reread bool) error {
 }
 
 func (r *reading) readAll(fromStart bool) error {
-	return r.ReadAll(context.Background(), fromStart, func() bool { return true }, r.deliver)
+	return r.ReadAll(context.Background(), fromStart, func() int { return 1 }, r.deliver)
 }
 
 func (r *reading) check(t *testing.T, opened, delivered []string) {
@@ -193,7 +197,7 @@ func TestReadAll(t *testing.T) {
 	})
 	t.Run("until no line waits", func(t *testing.T) {
 		r := newReading(map[string]*source{"e": {ids: []string{"b"}}, "o": {ids: []string{"a"}}})
-		r.ReadAll(context.Background(), true, func() bool { return len(r.delivered) == 0 }, r.deliver)
+		r.ReadAll(context.Background(), true, func() int { return 1 - len(r.delivered) }, r.deliver)
 		r.check(t, []string{"e@0"}, []string{"b"})
 	})
 	t.Run("a transfer that always breaks off gets to the end", func(t *testing.T) {
@@ -272,7 +276,7 @@ func TestVerdict(t *testing.T) {
 		if got := r.Verdict(); got != tt.want || (err == nil) != (tt.want == results.Complete) || !errors.Is(r.Err(), err) {
 			t.Errorf("%s: verdict %v, %v, want %v", tt.name, got, err, tt.want)
 		}
-		r.SetSources([]string{"other"})
+		r.SetSources(backend.Handle{}, []string{"other"})
 		r.shelf.sources = map[string]*source{"other": whole}
 		if err := r.readAll(true); err != nil || r.Verdict() != results.Complete {
 			t.Errorf("%s: %v, %v afterwards", tt.name, r.Verdict(), err)
@@ -284,9 +288,9 @@ func TestSetSources(t *testing.T) {
 	src := &source{ids: []string{"a"}, partial: true}
 	r := newReading(map[string]*source{"o": src})
 	r.readNew(false)
-	r.SetSources(nil)
+	r.SetSources(backend.Handle{}, nil)
 	r.shelf.sources["e"] = &source{ids: []string{"x"}}
-	r.SetSources([]string{"o", "e"})
+	r.SetSources(backend.Handle{}, []string{"o", "e"})
 	r.readNew(false)
 	r.check(t, []string{"o@0", "o@1", "e@0"}, []string{"a", "x"})
 }
@@ -302,30 +306,22 @@ func TestAResultBeforeTheBreakIsReadAgain(t *testing.T) {
 			t.Fatal("the transfer did not break off")
 		}
 		src.cut = 0
-		waits := true // for the result of a
+		waits := 1 // for the result of a
 		reread := []bool{true, false, false}
 		attempts := 0
 		r.reread = func() bool { attempts++; return reread[attempts-1] }
 		err := r.ReadEnded(t.Context(), &results.Ended{
-			Backend: stubBackend{},
 			Status:  backend.Status{Phase: backend.Ended, Word: "completed", Counts: backend.Counts{Completed: 3, Total: 3}, Sources: []string{"f"}},
-			Wants:   func() bool { return waits },
+			Waiting: func() int { return waits },
 			Deliver: func(result *line.Result) bool {
 				if result.ID == "a" {
-					waits = false
+					waits = 0
 				}
 				return true
 			},
 		})
-		if err != nil || waits {
-			t.Errorf("error %v; the call waits: %v, after %d looks", err, waits, attempts)
+		if err != nil || waits > 0 {
+			t.Errorf("error %v; %d lines wait, after %d looks", err, waits, attempts)
 		}
 	})
-}
-
-// A stubBackend knows nothing new about a batch.
-type stubBackend struct{ backend.Backend }
-
-func (stubBackend) Status(context.Context, []backend.Handle) ([]backend.Status, error) {
-	return nil, errCut
 }

@@ -1,0 +1,142 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/provider"
+)
+
+func parse(t *testing.T, text string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestOf(t *testing.T) {
+	small := provider.Generic()
+	small.MaxLines, small.MaxBytes, small.MaxLineBytes, small.MaxInputs, small.OneEndpoint = 10, 5000, 1000, 7, true
+	for _, tt := range []struct {
+		name, url string
+		opts      Options
+		want      Endpoint // without Profile
+		profile   string
+	}{
+		{
+			name: "chat", url: "https://api.openai.com/v1/chat/completions", opts: Options{Calls: 1000}, profile: "openai",
+			want: Endpoint{
+				Suffix: "/chat/completions", Upstream: "https://api.openai.com/v1", LineURL: "/v1/chat/completions", Group: "/chat/completions",
+				Flex: true, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 200_000_000, Inputs: 50_000},
+			},
+		},
+		{
+			name: "embeddings with a query", url: "https://h.test/v1/embeddings?a=b", opts: Options{Calls: 1000, Bytes: 9}, profile: "generic",
+			want: Endpoint{
+				Suffix: "/embeddings", Upstream: "https://h.test/v1?a=b", LineURL: "/v1/embeddings", Group: "/embeddings", Embeddings: true,
+				MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 9, Inputs: 50_000},
+			},
+		},
+		{
+			name: "limits of the profile", url: "http://h.test/x/responses", opts: Options{Calls: 1000, Profile: &small}, profile: "generic",
+			want: Endpoint{
+				Suffix: "/responses", Upstream: "http://h.test/x", LineURL: "/v1/responses", Group: "/responses",
+				MaxBody: 1000, Limits: collector.Limits{Calls: 10, Bytes: 5000, Inputs: 7},
+			},
+		},
+		{
+			name: "a deployment", url: "https://r.openai.azure.com/openai/deployments/a%20b/chat/completions?api-version=2024-10-21", opts: Options{Calls: 1}, profile: "azure-legacy",
+			want: Endpoint{
+				Suffix: "/chat/completions", Upstream: "https://r.openai.azure.com/openai/deployments/a%20b?api-version=2024-10-21", LineURL: "/chat/completions",
+				Group: "/chat/completions", Deployment: "a b", MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1, Bytes: 200_000_000, Inputs: 50_000},
+			},
+		},
+		{
+			name: "no endpoint", url: "https://api.openai.com/v1/", profile: "openai",
+			want: Endpoint{Upstream: "https://api.openai.com/v1", LineURL: "/v1"},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := *New(tt.opts).Of(parse(t, tt.url))
+			if got.Profile.Name != tt.profile {
+				t.Errorf("the profile is %s, want %s", got.Profile.Name, tt.profile)
+			}
+			got.Profile, got.window = nil, ""
+			if tt.want.Suffix == "" {
+				got.MaxBody, got.Limits = 0, collector.Limits{}
+			}
+			if got != tt.want {
+				t.Errorf("got  %+v\nwant %+v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestAcceptWindow(t *testing.T) {
+	u := parse(t, "https://api.openai.com/v1/responses")
+	for _, tt := range []struct{ options, call, want string }{
+		{"", "", "24h"},
+		{"24h", "", "24h"},
+		{"1h", "24h", "24h"},
+		{"", "1h", ""},
+		{"1h", "", ""},
+	} {
+		got, err := New(Options{Window: tt.options}).Of(u).Accept(0, tt.call)
+		if got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("options %q, call %q: %q, %v; want %q", tt.options, tt.call, got, err, tt.want)
+		}
+	}
+}
+
+func TestAcceptRefuses(t *testing.T) {
+	u := parse(t, "https://api.openai.com/v1/embeddings")
+	for _, tt := range []struct {
+		name   string
+		opts   Options
+		inputs int
+		window string
+		want   string // code of the error
+	}{
+		{"accepted", Options{}, 50_000, "24h", ""},
+		{"too many inputs", Options{}, 50_001, "", "invalid_request"},
+		{"a key of 65 characters", Options{Metadata: map[string]string{strings.Repeat("k", 65): "v"}}, 1, "", "invalid_metadata"},
+		{"a window", Options{}, 1, "1h", "invalid_completion_window"},
+	} {
+		_, err := New(tt.opts).Of(u).Accept(tt.inputs, tt.window)
+		code := ""
+		if refused := (*reply.RequestError)(nil); errors.As(err, &refused) {
+			code = refused.Code
+		}
+		if code != tt.want {
+			t.Errorf("%s: %v; want code %q", tt.name, err, tt.want)
+		}
+	}
+}
+
+// Equal URLs share an Endpoint, and callers that name many URLs cost bounded memory.
+func TestBound(t *testing.T) {
+	table := New(Options{})
+	u := parse(t, "https://api.openai.com/v1/responses")
+	if table.Of(u) != table.Of(parse(t, u.String())) {
+		t.Error("an equal URL has another endpoint")
+	}
+	table.Of(parse(t, "https://h.test/v1/responses?x="+strings.Repeat("y", maxURL)))
+	if len(table.known) != 1 {
+		t.Errorf("%d endpoints are held, want 1: a long URL is not remembered", len(table.known))
+	}
+	for i := range 3 * maxEndpoints {
+		if e := table.Of(parse(t, fmt.Sprintf("https://host-%d.test/v1/responses", i))); e.Profile.Name != "generic" {
+			t.Errorf("an unknown host is %s", e.Profile.Name)
+		}
+		if len(table.known) > maxEndpoints {
+			t.Fatalf("%d endpoints are held", len(table.known))
+		}
+	}
+}
