@@ -154,7 +154,7 @@ func (t *Transport) finishEnded() {
 func (t *Transport) emitClosing() {
 	e := Event{Name: ClientClosing, Time: time.Now(), CancelOnClose: t.opts.CancelOnClose, ActiveBatchIDs: []string{}}
 	for _, b := range t.allBatches() {
-		id, calls := b.lines.Census(b.queue.Calls())
+		id, calls, _ := b.lines.Census(b.queue.Calls(), false)
 		if id != "" {
 			e.ActiveBatchIDs = append(e.ActiveBatchIDs, id)
 		} else {

@@ -47,7 +47,7 @@
 // The Transport reads these request headers, and removes the headers before a
 // request is sent:
 //
-//	Autobatcher-Mode: realtime           pass this call through, at full price
+//	Autobatcher-Mode: flex               batch, flex, auto or realtime, instead of Options.Mode
 //	Autobatcher-Completion-Window: 24h   instead of Options.CompletionWindow
 //	Autobatcher-Deadline: 30m            a 424 if the answer is not here by then
 //

@@ -38,6 +38,7 @@ type backend struct {
 	served     proxy.Options      // how requests are sent to the provider
 	lane       string             // how calls are sent, for messages
 	realtime   bool               // every call is sent in real time
+	prices     string             // file of --prices
 	batches    batchList
 	files      openFiles
 	log        *slog.Logger
@@ -56,7 +57,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	p.limitHeap()
 	secrets := redact.New()
 	log = slog.New(secrets.Handler(log.Handler()))
-	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log}
+	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log, prices: s.prices}
 	var base http.RoundTripper = b.files.newUpstreamTransport()
 	if s.sandbox {
 		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround), time.Duration(s.flexDelay)); err != nil {
@@ -76,7 +77,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if b.keyFile != nil {
 		b.keyFile.configure(&o, b.authHeader, b.secrets)
 	}
-	o.Base, o.Logger = proxy.LimitRealtime(base), log
+	o.Base, o.Logger = proxy.LimitRealtime(base, b.files.flex()), log
 	o.OnEvent = b.distribute(onEvent)
 	if err := b.openWebhooks(&s.webhookSettings); err != nil {
 		return nil, err
@@ -175,6 +176,9 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,
 	}
 	s.restrict(&o, s.host)
+	if b.realtime { // no call costs more than the operator has chosen, so that each endpoint is open
+		o.Profile.Endpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+	}
 	if s.sandbox && !s.forwardKey {
 		o.APIKey = "sandbox-key" // a real key must not be used with the sandbox
 	}

@@ -65,7 +65,7 @@ func TestDryRunCounts(t *testing.T) {
 		"gpt-4o-mini /chat/completions: 2 calls, 1 batch, 72 B, about 18 prompt tokens for about $0.0000013, in real time $0.0000027; with answers of 1,001,000 tokens, at most about $0.3003, in real time $0.6006\n",
 		"total: 5 calls, 3 batches, 3.8 MiB, about 1,000,043 prompt tokens for about $0.0100, in real time $0.0200; with answers of 1,001,000 tokens, at most about $0.3103, in real time $0.6206; the price of 2 calls is not known\n",
 		"Answers may be as long as the calls allow (max_tokens), and have 1,000 tokens at most where a call names no limit.\n",
-		"and 2 calls passed through without a batch\n",
+		"and 2 calls passed through without a batch, at a cost that is not estimated\n",
 	} {
 		if !strings.Contains(summary, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, summary)

@@ -49,8 +49,9 @@ type Options struct {
 	// requests that a browser sends for a page of another origin are refused.
 	ClientKeys []string
 
-	// OneCaller says that all ClientKeys belong to the same caller, so that a
-	// later process with new keys finds the lines of this process's calls.
+	// OneCaller says that all ClientKeys belong to the same caller, the program of
+	// autobatcher run, so that a later process with new keys finds the lines of this
+	// process's calls.
 	// Default: each client key is a caller of its own.
 	OneCaller bool
 

@@ -249,6 +249,9 @@ func (p *Proxy) checkCall(rw *responseWriter, r *http.Request) *failure {
 	case p.draining.Load():
 		return &failDraining
 	case len(p.keys) > 0 && key < 0:
+		if p.opts.OneCaller {
+			return &failOtherKey
+		}
 		return &failInvalidKey
 	case p.opts.ForwardKey && credential == "":
 		return &failMissingKey
