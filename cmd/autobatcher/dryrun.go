@@ -44,7 +44,7 @@ func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key 
 		return usagef("--prices: %w", err)
 	}
 	d := &dryRun{size: s.batchSize, mode: o.Mode, profile: up.profile, prices: prices, file: s.prices, tallies: map[share]*tally{}}
-	s.sandbox, s.journal, s.required = true, noJournal, unset
+	s.sandbox, s.journal, s.required, s.notifyURL = true, noJournal, unset, ""
 	s.batchWindow, s.pollInterval, s.turnaround = seconds(dryWindow), seconds(dryPoll), 0
 	b, err := s.newBackend(ctx, p, log, func(autobatcher.Event) {})
 	if err != nil {

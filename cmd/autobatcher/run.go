@@ -31,7 +31,7 @@ in a second, and autobatcher run exits with the program's exit code.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,
-		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.notifyFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		StopOnNthArg:       &firstArgument, // all arguments after the program belong to the program

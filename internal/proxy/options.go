@@ -15,6 +15,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/redact"
+	"github.com/autobatcher/autobatcher/internal/webhook"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -146,6 +147,13 @@ type Options struct {
 	// serve POST /autobatcher/cancel. Default: the path gets 404.
 	CancelBatch  func(ctx context.Context, batchID string) error
 	BatchCallers func(batchID string) ([]string, bool)
+
+	// Webhooks verifies the requests to POST /autobatcher/webhook, and Wake polls the
+	// batch with an id, as the method Wake of the Transport does: Wake does not block,
+	// and reports whether the batch is polled. The requests need no client key, and may
+	// name any host. Default: the path gets 404.
+	Webhooks *webhook.Verifier
+	Wake     func(batchID string) bool
 
 	// Page is served at "/" and below "/autobatcher/". Default: these paths get
 	// 404.
