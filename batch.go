@@ -348,9 +348,14 @@ func (b *batch) logEnd(o outcome, err error) {
 	}
 }
 
-// giveUp ends a call that no batch will answer: in real time, or with a.
+// giveUp ends a call that no batch will answer: at the flex tier in mode auto, in real
+// time, or with a.
 func (b *batch) giveUp(c *call, a *answer) {
 	if a.Err == nil && b.t.registry.HasWaiter(c) {
+		if c.Request.climbs() && !a.Paid {
+			b.move([]*call{c})
+			return
+		}
 		if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
 			a = &answer{Realtime: true, Instead: a, Spending: spending}
 		}

@@ -152,16 +152,16 @@ func (t *Transport) finishEnded() {
 
 // emitClosing reports that the Transport closes.
 func (t *Transport) emitClosing() {
-	e := Event{Name: ClientClosing, CancelOnClose: t.opts.CancelOnClose, ActiveBatchIDs: []string{}}
+	e := Event{Name: ClientClosing, Time: time.Now(), CancelOnClose: t.opts.CancelOnClose, ActiveBatchIDs: []string{}}
 	for _, b := range t.allBatches() {
-		id, calls := b.lines.Census(b.queue.Calls())
+		id, calls, _ := b.lines.Census(b.queue.Calls(), false)
 		if id != "" {
 			e.ActiveBatchIDs = append(e.ActiveBatchIDs, id)
 		} else {
 			e.PendingRequests += calls
 		}
 	}
-	t.emit(e)
+	t.events.Emit(e)
 }
 
 // cancelAll cancels batches at the provider, a few at a time. A batch that has

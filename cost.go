@@ -10,10 +10,10 @@ import (
 	"github.com/autobatcher/autobatcher/provider"
 )
 
-// Cost is the estimated cost of successful answers of batches, and of calls that
-// were escalated, from the token counts in the answers and from a table of public
-// prices. Each line is counted once, also if its caller has left and does not return.
-// Calls that pass through are not counted.
+// Cost is the estimated cost of successful answers of batches, of calls at the flex
+// tier, and of calls that were escalated, from the token counts in the answers and from
+// a table of public prices. Each line is counted once, also if its caller has left and
+// does not return. Calls that pass through in real time are not counted.
 type Cost struct {
 	USD     float64 // US dollars, in the tier that is billed: batch, real time or flex
 	Savings float64 // US dollars: the price in real time less USD

@@ -89,7 +89,7 @@ func (e *escalator) send(req *http.Request, c *call, reason string, began time.T
 		Announce: func() {
 			batchID, customID := e.t.registry.NameOf(c)
 			e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
-			e.t.emit(Event{Name: CallEscalated, BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
+			e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
 		},
 		End: func(o realtime.Outcome) {
 			spending.End(o.Paid)

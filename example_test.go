@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log"
+	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -193,4 +196,29 @@ func ask(client openai.Client, text string, opts ...option.RequestOption) string
 		log.Fatal(err)
 	}
 	return completion.Choices[0].Message.Content
+}
+
+// A web server of the program receives OpenAI's webhooks, verifies the signature, and has
+// the batch polled at once.
+func ExampleTransport_Wake() {
+	transport, err := autobatcher.New(autobatcher.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer transport.Close()
+	client := openai.NewClient(option.WithHTTPClient(transport.Client()), option.WithWebhookSecret(os.Getenv("OPENAI_WEBHOOK_SECRET")))
+
+	http.HandleFunc("POST /webhook", func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 64<<10))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		event, err := client.Webhooks.Unwrap(body, r.Header)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusUnauthorized)
+			return
+		}
+		transport.Wake(event.Data.ID) // other ids are harmless
+	})
 }

@@ -210,7 +210,7 @@ func (b *batch) create() error {
 	b.grant.Used()
 	params := b.params("")
 	params.Pause = func(wait time.Duration) error {
-		if err := b.pause(wait, wanted); err != nil {
+		if err := b.pause(wait, nil, wanted); err != nil {
 			return err
 		}
 		return wanted()

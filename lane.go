@@ -17,7 +17,7 @@ type Mode string
 const (
 	ModeBatch    = Mode(lane.Batch)    // in batches
 	ModeFlex     = Mode(lane.Flex)     // at once, at the provider's flex tier
-	ModeAuto     = Mode(lane.Auto)     // in a batch, unless the batch would miss the call's deadline or hold a single call: then at the flex tier
+	ModeAuto     = Mode(lane.Auto)     // in a batch, unless the batch would miss the call's deadline, would hold a single call, or did not answer: then at the flex tier
 	ModeRealtime = Mode(lane.Realtime) // at once, at full price
 )
 
@@ -59,10 +59,12 @@ func (b *batch) prefersFlex() bool {
 		return false
 	}
 	calls := b.queue.Calls()
-	if len(calls) != 1 { // the caller has left meanwhile
-		return false
-	}
-	q := &calls[0].Request
+	return len(calls) == 1 && calls[0].Request.climbs() // the caller may have left meanwhile
+}
+
+// climbs reports whether the call goes on at the flex tier if it is alone in its batch, or
+// if the batch does not answer.
+func (q *request) climbs() bool {
 	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.at.Flex
 }
 

@@ -53,8 +53,10 @@ type Options struct {
 	BatchBytes int64
 
 	// PollInterval is the time between two polls of a running batch, unless the
+	// PollInterval is the time between two polls of a running batch, unless the
 	// provider asks for a longer one. A batch that runs for long is polled less often:
-	// every 60th of its age, but at least once a minute. A batch that was sent early
+	// every 60th of its age, but at least once a minute; see [Transport.Wake] for
+	// webhooks. A batch that was sent early
 	// (see QuietAfter and NoMoreCalls) is polled sooner: first after a tenth of
 	// PollInterval, then after half of its age. Default: 5 s.
 	PollInterval time.Duration

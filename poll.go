@@ -29,23 +29,24 @@ const (
 // that exist already, and cancels the batch when no caller waits any more. The
 // error says why the batch was given up.
 func (b *batch) poll() error {
-	defer b.lane.Statuses.Watch(b.status.Handle)()
+	watch := b.lane.Statuses.Watch(b.status.Handle)
+	defer watch.Done()
 	attempts := backend.PollPolicy.Start()
 	interval := func() time.Duration {
 		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early())
 	}
-	wait := interval()
-	if b.recovered != "" || b.status.Phase == backend.Ended {
-		wait = 0 // the batch has run for a while, or the create was its answer
+	var wait time.Duration // 0 if the batch has run for a while, or if the create was its answer
+	if b.recovered == "" && b.status.Phase != backend.Ended {
+		wait = watch.Interval(interval())
 	}
 	limit := b.created.Add(provider.WindowLength(b.key.window) + overdueTimeout)
 	began := time.Now()
 	for {
-		if err := b.pause(wait, b.cancelIfIdle); err != nil {
+		if err := b.pause(wait, watch.Woken(), b.cancelIfIdle); err != nil {
 			return err
 		}
-		status, err := b.lane.Statuses.Look(b.t.ctx, b.backend, b.status.Handle, interval())
-		wait = interval()
+		status, err := watch.Look(b.t.ctx, b.backend, interval())
+		wait = watch.Interval(interval())
 		if err == nil {
 			attempts.Next(nil)
 			if b.observe(status); b.finished() {
@@ -63,14 +64,16 @@ func (b *batch) poll() error {
 	}
 }
 
-// pause waits for d, and calls idle when no caller has waited for too long. An error
-// of idle ends the pause.
-func (b *batch) pause(d time.Duration, idle func() error) error {
+// pause waits for d or for wake, which may be nil, and calls idle when no caller has
+// waited for too long. An error of idle ends the pause.
+func (b *batch) pause(d time.Duration, wake <-chan struct{}, idle func() error) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {
 		select {
 		case <-timer.C:
+			return nil
+		case <-wake:
 			return nil
 		case <-b.idle:
 			if err := idle(); err != nil {

@@ -3,6 +3,7 @@ package autobatcher
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -134,12 +135,6 @@ func (b *batch) carryOut() {
 		}
 		b.resubmit(group, b.remedy.Delay)
 	}
-	var rest []*call
-	for _, c := range calls {
-		if c != nil {
-			rest = append(rest, c)
-		}
-	}
-	b.resubmit(rest, b.remedy.Delay)
+	b.resubmit(slices.DeleteFunc(calls, func(c *call) bool { return c == nil }), b.remedy.Delay)
 	b.resubmitFailed()
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Stats is what a Transport holds at one moment. It names no credential.
@@ -63,18 +64,17 @@ func (t *Transport) Stats() Stats {
 	}
 	for _, b := range t.allBatches() {
 		queued := b.queue.Calls() // before Census: a call may become a line meanwhile, and counts once
-		id, calls := b.lines.Census(queued)
-		if id != "" {
-			s.Running += calls
-			if e := lastEvent(t, b); e.BatchID != "" {
-				s.Batches = append(s.Batches, BatchStats{e.BatchID, e.Endpoint, e.Status, e.Counts, calls, e.Time.Add(-e.Elapsed)})
-			}
-			continue
+		id, waiting, running := b.lines.Census(queued, b.key.window == provider.FlexWindow)
+		s.Queued += waiting
+		s.Running += running
+		switch e := lastEvent(t, b); {
+		case id != "" && e.BatchID != "":
+			s.Batches = append(s.Batches, BatchStats{e.BatchID, e.Endpoint, e.Status, e.Counts, running, e.Time.Add(-e.Elapsed)})
+		case waiting > 0:
+			q := b.queueStats(queued)
+			q.Calls = waiting
+			s.Queues = append(s.Queues, q)
 		}
-		q := b.queueStats(queued)
-		q.Calls = calls
-		s.Queued += q.Calls
-		s.Queues = append(s.Queues, q)
 	}
 	return s
 }

@@ -50,7 +50,7 @@
 // The Transport reads these request headers, and removes the headers before a
 // request is sent:
 //
-//	Autobatcher-Mode: realtime           pass this call through, at full price
+//	Autobatcher-Mode: flex               batch, flex, auto or realtime, instead of Options.Mode
 //	Autobatcher-Completion-Window: 24h   instead of Options.CompletionWindow
 //	Autobatcher-Deadline: 30m            a 424 if the answer is not here by then
 //
@@ -279,11 +279,14 @@ func (t *Transport) disconnect(w *waiter) {
 	}
 }
 
-// emit reports an event.
-func (t *Transport) emit(e Event) {
-	e.Time = time.Now()
-	t.events.Emit(e)
-}
+// Wake says that the provider has announced the end of a batch, or of a response that
+// runs in the background, as OpenAI and Doubleword do by webhooks. The Transport polls
+// the batch at once. Wake does not block, and reports whether the Transport polls a batch
+// with the id; other ids are harmless. While each of the last three batches of an account
+// that ended was announced, the Transport polls the account's batches only every five
+// minutes, or every Options.PollInterval if longer. At a provider with results of running
+// batches, such as Doubleword, polls stay as frequent, since polls bring answers.
+func (t *Transport) Wake(batchID string) bool { return t.router.accounts.Wake(batchID) }
 
 // logPanic logs a panic in code of the user's that was recovered.
 func logPanic(log *slog.Logger, p any, what string, args ...any) {

@@ -13,15 +13,21 @@ import (
 // instead of in a batch: in the journal and in events. It is no completion window.
 const FlexWindow = "flex"
 
+// maxWindowText is the maximum length of a completion window, in bytes. Windows come
+// from headers of calls, and are part of events, logs and the journal.
+const maxWindowText = 64
+
 // CheckWindow returns nil unless the provider is certain to refuse the
 // completion window w; the error is a sentence for the user. At providers that
 // take their windows from a configuration, such as Doubleword, and at unknown
 // hosts, only the provider knows the windows, so CheckWindow accepts every
-// string but the empty string.
+// string but the empty string and strings of more than 64 bytes.
 func (p Profile) CheckWindow(w string) error {
 	switch {
 	case w == FlexWindow:
 		return errors.New(`"flex" is no completion window; choose the mode flex instead`)
+	case len(w) > maxWindowText:
+		return fmt.Errorf("the completion window has %d bytes; it may have %d", len(w), maxWindowText)
 	case p.OmitWindow:
 		return nil
 	case w == "":

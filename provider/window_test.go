@@ -18,7 +18,7 @@ func TestCheckWindow(t *testing.T) {
 		{provider.Azure(), []string{"24h"}, []string{"48h"}},
 		// Only the server knows the windows of these two.
 		{provider.Doubleword(), []string{"1h", "24h", "soon"}, []string{""}},
-		{provider.Generic(), []string{"1h", "24h", "7d", "soon"}, []string{""}},
+		{provider.Generic(), []string{"1h", "24h", "7d", "soon", strings.Repeat("x", 64)}, []string{"", strings.Repeat("x", 65)}},
 		{
 			provider.Groq(),
 			[]string{"24h", "1d", "7d", "168h", "36h30m"},
@@ -26,8 +26,8 @@ func TestCheckWindow(t *testing.T) {
 		},
 		{provider.Moonshot(), []string{"12h", "7d"}, []string{"11h", "0d", "8d"}},
 		{provider.DashScope(), []string{"24h", "14d", "336h"}, []string{"337h"}},
-		// Without a parameter for the window, no window can be refused.
-		{provider.Zhipu(), []string{"", "1h", "soon"}, nil},
+		// Without a parameter for the window, only long windows can be refused.
+		{provider.Zhipu(), []string{"", "1h", "soon"}, []string{strings.Repeat("x", 65)}},
 	} {
 		for _, w := range tt.accepted {
 			if err := tt.profile.CheckWindow(w); err != nil {

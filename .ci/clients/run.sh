@@ -3,7 +3,9 @@
 # `autobatcher serve --sandbox`. The script builds the command, installs the clients
 # in a temporary directory, and runs the tests of all clients against two proxies: one
 # answers within the grace period, the other one commits status 200 first and sends
-# heartbeats until the answer arrives.
+# heartbeats until the answer arrives. The frameworks and openai-go make the same calls
+# at two more proxies, which send calls at the flex tier: responses run in the background
+# there, and the answers must be the same as from a batch.
 #
 # The script fails if a check fails or cannot run. AUTOBATCHER=path uses an existing
 # command instead of a new build.
@@ -53,17 +55,20 @@ python3 -m venv "$work/venv"
 wait $go || fail "the build failed"
 wait $npm || fail "npm install failed"
 
-# serve starts a proxy with a name, a grace period and a batch window. The window lets
-# concurrent calls share a batch, and makes each answer of the proxy "late" late.
+# serve starts a proxy with a name, a grace period, a batch window, and further flags. The
+# window lets concurrent calls share a batch, and makes each answer of the proxy "late" late.
 serve() {
-	env -u OPENAI_BASE_URL -u OPENAI_API_KEY "$command" serve --sandbox --port 0 --batch-window "$3" --poll-interval 0.1 \
-		--grace "$2" --heartbeat 0.2 --client-key sk-test --allow-account-routes --journal off >"$work/$1.events" 2>"$work/$1.log" &
+	: >"$work/$1.log"
+	name=$1 grace=$2 window=$3
+	shift 3
+	env -u OPENAI_BASE_URL -u OPENAI_API_KEY "$command" serve --sandbox --port 0 --batch-window "$window" --poll-interval 0.1 \
+		--grace "$grace" --heartbeat 0.2 --client-key sk-test --allow-account-routes --journal off "$@" >"$work/$name.events" 2>"$work/$name.log" &
 	proxy=$!
 	proxies="$proxies $proxy"
 	attempts=0
-	until base=$(grep -o 'OPENAI_BASE_URL=[^" ]*' "$work/$1.log"); do
+	until base=$(grep -o 'OPENAI_BASE_URL=[^" ]*' "$work/$name.log"); do
 		attempts=$((attempts + 1))
-		[ $attempts -lt 100 ] && kill -0 "$proxy" 2>/dev/null || { cat "$work/$1.log" >&2; fail "the proxy did not start"; }
+		[ $attempts -lt 100 ] && kill -0 "$proxy" 2>/dev/null || { cat "$work/$name.log" >&2; fail "the proxy did not start"; }
 		sleep 0.1
 	done
 	base=${base#OPENAI_BASE_URL=}
@@ -72,6 +77,10 @@ serve intime 10 0.2
 OPENAI_BASE_URL=$base
 serve late 0.3 0.5
 LATE_BASE_URL=$base
+serve flex 10 0.2 --provider openai --mode flex --sandbox-flex-delay 0.2
+FLEX_BASE_URL=$base
+serve flex-late 0.3 0.2 --provider openai --mode flex --sandbox-flex-delay 0.5
+FLEX_LATE_BASE_URL=$base
 export OPENAI_BASE_URL LATE_BASE_URL OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/intime.events"
 unset HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
 
@@ -86,21 +95,38 @@ twice() {
 	wait "$late" || failed="$failed $name-late"
 	cat "$work/output"
 }
+# lanes runs a command at the proxies that send batches, and at the same time at those
+# that send calls at the flex tier.
+lanes() {
+	name=$1
+	shift
+	env OPENAI_BASE_URL="$FLEX_BASE_URL" LATE_BASE_URL="$FLEX_LATE_BASE_URL" "$@" >"$work/output" 2>&1 &
+	flex=$!
+	"$@" || failed="$failed $name"
+	wait "$flex" || failed="$failed $name-flex"
+	cat "$work/output"
+}
 cd "$work"
 python="$work/venv/bin/python -m pytest -q -W ignore -p no:cacheprovider --strict-markers"
 
 step openai-python
 twice openai-python $python "$here/test_python.py"
 step Python frameworks
-$python "$here/test_frameworks.py" || failed="$failed python-frameworks"
+lanes python-frameworks $python "$here/test_frameworks.py"
 step openai-node
 twice openai-node node --test --test-reporter=dot node.test.mjs
 step JavaScript frameworks
-node --test --test-reporter=dot frameworks.test.mjs || failed="$failed node-frameworks"
+lanes node-frameworks node --test --test-reporter=dot frameworks.test.mjs
 step openai-go
-./go.test || failed="$failed go"
+lanes go ./go.test
 step curl
 sh "$here/curl.sh" || failed="$failed curl"
+
+# What was called at the flex proxies must have been sent at the flex tier.
+for name in flex flex-late; do
+	grep -q '"completion_window":"flex"' "$work/$name.events" || failed="$failed $name-tier"
+	! grep '"event":"batch_submitted"' "$work/$name.events" | grep -qv '"completion_window":"flex"' || failed="$failed $name-batches"
+done
 
 # The proxies must still run after the tests, and must exit with status 0.
 for proxy in $proxies; do

@@ -15,8 +15,10 @@ import (
 	"github.com/autobatcher/autobatcher"
 	api "github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/dashboard"
+	notifier "github.com/autobatcher/autobatcher/internal/notify"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 	"github.com/autobatcher/autobatcher/internal/redact"
+	"github.com/autobatcher/autobatcher/internal/webhook"
 )
 
 // A backend answers the requests of a listener: the proxy, the Transport that
@@ -26,14 +28,17 @@ type backend struct {
 	transport  *autobatcher.Transport
 	proxy      *proxy.Proxy
 	page       *dashboard.Dashboard
-	sandbox    *embeddedSandbox  // or nil
-	keyFile    *keyFile          // or nil
-	journal    *monitoredJournal // or nil
-	secrets    *redact.Secrets   // hidden in the log, in events and in answers
-	authHeader string            // of the provider
-	served     proxy.Options     // how requests are sent to the provider
-	lane       string            // how calls are sent, for messages
-	realtime   bool              // every call is sent in real time
+	sandbox    *embeddedSandbox   // or nil
+	keyFile    *keyFile           // or nil
+	journal    *monitoredJournal  // or nil
+	notifier   *notifier.Notifier // or nil
+	verifier   *webhook.Verifier  // of the provider's webhooks; or nil
+	secrets    *redact.Secrets    // hidden in the log, in events and in answers
+	authHeader string             // of the provider
+	served     proxy.Options      // how requests are sent to the provider
+	lane       string             // how calls are sent, for messages
+	realtime   bool               // every call is sent in real time
+	prices     string             // file of --prices
 	batches    batchList
 	files      openFiles
 	log        *slog.Logger
@@ -52,7 +57,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	p.limitHeap()
 	secrets := redact.New()
 	log = slog.New(secrets.Handler(log.Handler()))
-	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log}
+	b := &backend{secrets: secrets, files: divide(openFileLimit()), log: log, prices: s.prices}
 	var base http.RoundTripper = b.files.newUpstreamTransport()
 	if s.sandbox {
 		if up, base, err = b.startSandbox(up, time.Duration(s.turnaround), time.Duration(s.flexDelay)); err != nil {
@@ -72,13 +77,10 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if b.keyFile != nil {
 		b.keyFile.configure(&o, b.authHeader, b.secrets)
 	}
-	o.Base, o.Logger = proxy.LimitRealtime(base), log
-	o.OnEvent = func(e autobatcher.Event) {
-		e.Error = b.secrets.Text(e.Error)
-		b.batches.onEvent(e)
-		b.page.OnEvent(e)
-		b.proxy.OnEvent(e)
-		onEvent(e)
+	o.Base, o.Logger = proxy.LimitRealtime(base, b.files.flex()), log
+	o.OnEvent = b.distribute(onEvent)
+	if err := b.openWebhooks(&s.webhookSettings); err != nil {
+		return nil, err
 	}
 	if err := b.openTransport(ctx, p, s, o); err != nil {
 		return nil, err
@@ -99,6 +101,18 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 		return nil, err
 	}
 	return b, b.resume(b.served)
+}
+
+// distribute returns the handler of the Transport's events, which calls onEvent last.
+func (b *backend) distribute(onEvent func(autobatcher.Event)) func(autobatcher.Event) {
+	return func(e autobatcher.Event) {
+		e.Error = b.secrets.Text(e.Error)
+		b.batches.onEvent(e)
+		b.page.OnEvent(e)
+		b.proxy.OnEvent(e)
+		b.notify(e)
+		onEvent(e)
+	}
 }
 
 // needKey loads the key for the provider, unless the callers bring their keys or no key
@@ -144,6 +158,9 @@ func (b *backend) startSandbox(up upstream, turnaround, flexDelay time.Duration)
 // proxyOptions returns the options of the proxy in front of b.transport.
 func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Options {
 	metrics := prometheus.NewRegistry()
+	if b.notifier != nil {
+		metrics.MustRegister(b.notifier.Collectors()...)
+	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.registerOutputs(metrics)
 	if b.journal != nil {
@@ -151,7 +168,7 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 	}
 	o := proxy.Options{
 		Upstream: up.url, APIKey: s.apiKey, AuthHeader: b.authHeader, ForwardKey: s.forwardKey,
-		Profile: up.callProfile(), Secrets: b.secrets, Transport: b.transport, Stats: b.transport.Stats,
+		Profile: up.callProfile(), Secrets: b.secrets, Transport: b.transport, Stats: b.transport.Stats, Webhooks: b.verifier, Wake: b.transport.Wake,
 		MaxBody: int64(s.maxBody), MaxQueued: s.maxQueued,
 		MaxMemory: s.memoryBudget(), MaxPassedThrough: b.files.passing(), PassThroughTimeout: s.passTimeout(up.profile),
 		Grace: time.Duration(s.grace), Heartbeat: time.Duration(s.heartbeat),
@@ -159,6 +176,9 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 		OnFailure: func(f proxy.Failure) { b.page.OnFailure(dashboard.Failure(f)) }, BatchCallers: b.page.Callers,
 	}
 	s.restrict(&o, s.host)
+	if b.realtime { // no call costs more than the operator has chosen, so that each endpoint is open
+		o.Profile.Endpoints = []string{"/chat/completions", "/embeddings", "/responses"}
+	}
 	if s.sandbox && !s.forwardKey {
 		o.APIKey = "sandbox-key" // a real key must not be used with the sandbox
 	}
@@ -187,6 +207,7 @@ func (b *backend) canceller(up upstream, base http.RoundTripper, key string) fun
 func (b *backend) close() {
 	b.proxy.Drain()
 	_ = b.transport.Close() // always nil
+	b.closeNotifier()
 	b.page.Close()
 	if b.sandbox != nil {
 		b.sandbox.Close()

@@ -95,10 +95,10 @@ func (s *batchesSettings) existingJournal(ctx context.Context, p process) (journ
 // writeTable writes the batches as a table.
 func writeTable(w io.Writer, all []journal.Batch, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "BATCH\tSTATE\tAGE\tPROVIDER\tENDPOINT\tLINES\tDELIVERED\tHELD\tOPEN\tCOST\tSAVED")
+	fmt.Fprintln(table, "BATCH\tSTATE\tAGE\tPROVIDER\tENDPOINT\tWINDOW\tLINES\tDELIVERED\tHELD\tOPEN\tCOST\tSAVED")
 	for _, b := range all {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printableLine(nameOf(b)), printableLine(stateOf(b)), age(now.Sub(b.Began)),
-			printableLine(b.Provider), printableLine(b.Endpoint), b.Lines, b.Delivered, b.Held, b.Open, amount(b.Cost), amount(b.Savings))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s\n", printableLine(nameOf(b)), printableLine(stateOf(b)), age(now.Sub(b.Began)),
+			printableLine(b.Provider), printableLine(b.Endpoint), printableLine(b.Window), b.Lines, b.Delivered, b.Held, b.Open, amount(b.Cost), amount(b.Savings))
 	}
 	return table.Flush()
 }

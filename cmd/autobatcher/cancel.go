@@ -18,8 +18,10 @@ import (
 	api "github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/batchapi"
 	"github.com/autobatcher/autobatcher/internal/credential"
+	"github.com/autobatcher/autobatcher/internal/flexapi"
 	"github.com/autobatcher/autobatcher/internal/redact"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 func cancelCommand(p process, s *batchesSettings) *cli.Command {
@@ -65,7 +67,7 @@ func (s *batchesSettings) cancel(ctx context.Context, p process, ids []string) e
 		return err
 	}
 	defer store.Close() //nolint:errcheck // every write was confirmed
-	c := &canceller{store: store, owner: rand.Text(), api: up.client(s.apiKey, http.DefaultTransport), upstream: up.account(), force: s.force}
+	c := &canceller{store: store, owner: rand.Text(), api: up.client(s.apiKey, http.DefaultTransport), flex: up.flexClient(s.apiKey, http.DefaultTransport), upstream: up.account(), force: s.force}
 	all, err := store.Batches(ctx, journal.Filter{})
 	if err != nil {
 		return err
@@ -98,6 +100,12 @@ func (up upstream) client(key string, next http.RoundTripper) *batchapi.Client {
 	return batchapi.New(&base, credential.With(header, next), up.profile, nil)
 }
 
+// flexClient returns a client for calls at the provider's flex tier with this key.
+func (up upstream) flexClient(key string, next http.RoundTripper) *flexapi.Client {
+	header := credentialHeader(up.profile.AuthHeader, key)
+	return flexapi.New(up.url, credential.With(header, next), &up.profile, slog.New(slog.DiscardHandler))
+}
+
 // account returns the base URL as recorded in the journal.
 func (up upstream) account() string {
 	u := url.URL{Scheme: up.url.Scheme, Host: up.url.Host}
@@ -107,8 +115,9 @@ func (up upstream) account() string {
 // A canceller cancels batches of one account.
 type canceller struct {
 	store    journal.Store
-	owner    string // the canceller's owner id in the journal
-	api      *batchapi.Client
+	owner    string      // the canceller's owner id in the journal
+	api      api.Backend // for batches
+	flex     api.Backend // for calls at the flex tier, which the journal stores as batches
 	upstream string
 	force    bool
 }
@@ -187,7 +196,11 @@ const cancelLease = time.Minute
 func (c *canceller) cancelAll(ctx context.Context, batches []journal.Batch, report func(journal.Batch)) error {
 	var errs []error
 	for _, b := range batches {
-		if err := c.api.Cancel(ctx, api.Handle{FileID: b.InputFileID, BatchID: b.BatchID}); err != nil {
+		client := c.api
+		if b.Window == provider.FlexWindow {
+			client = c.flex
+		}
+		if err := client.Cancel(ctx, api.Handle{FileID: b.InputFileID, BatchID: b.BatchID}); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", b.BatchID, err))
 			continue
 		}

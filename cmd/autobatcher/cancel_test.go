@@ -3,6 +3,7 @@
 package main
 
 import (
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -44,4 +45,27 @@ func TestCancelByForce(t *testing.T) {
 	}
 	w.checkJournal()
 	p.end()
+}
+
+// A call at the flex tier that runs in the background is a batch in the journal, and is
+// cancelled like a batch.
+func TestCancelFlex(t *testing.T) {
+	s := step{provider: "openai", server: batchtest.Options{FlexDelay: time.Hour}, flags: []string{"--mode", "flex"}}
+	w := newWorld(t, s, filepath.Join(t.TempDir(), "journal.db"))
+	p := w.serve(freePort(t), "0")
+	go func() { // the answer is lost with the process
+		res, err := http.Post(p.url+"/responses", "application/json", strings.NewReader(`{"model":"m","input":"hi"}`))
+		if err == nil {
+			res.Body.Close()
+		}
+	}()
+	w.until(func() bool { return strings.Contains(p.log.String(), "batch submitted") && len(w.srv.Responses()) == 1 })
+	p.kill()
+	out, err := exec.Command("autobatcher", "batches", "cancel", "--base-url", w.srv.URL, "--provider", "openai", "--api-key", "key", "--journal", w.journal, "--force", w.srv.Responses()[0].ID).CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "cancelling resp_") {
+		t.Errorf("%v, %s", err, out)
+	}
+	if !w.srv.Responses()[0].CancelRequested {
+		t.Error("the provider was not asked to cancel the response")
+	}
 }

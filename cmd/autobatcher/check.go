@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -38,6 +40,9 @@ func (s *settings) upstream() (upstream, error) {
 	if s.provider != "" {
 		up.named = true
 		if up.profile, err = provider.ByName(s.provider); err != nil {
+			if near := nearest(s.provider, provider.Names()); near != "" {
+				return upstream{}, usagef("--provider: %w; did you mean %s?", err, near)
+			}
 			return upstream{}, usagef("--provider: %w", err)
 		}
 	}
@@ -82,10 +87,8 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 		JournalRequired: s.required == yes,
 		Budget:          autobatcher.Budget(s.budget),
 	}
-	if s.prices != "" {
-		if o.Prices, err = os.ReadFile(s.prices); err != nil {
-			return o, usagef("--prices: %v", err)
-		}
+	if o.Prices, err = readPrices(s.prices); err != nil {
+		return o, &failure{exitUsage, err}
 	}
 	if up.named {
 		o.Provider = &up.profile
@@ -94,6 +97,21 @@ func (s *settings) batching(up upstream) (autobatcher.Options, error) {
 		return o, err
 	}
 	return o, s.apply(&o)
+}
+
+// readPrices reads the price map of --prices. Without a path, the map is nil.
+func readPrices(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, unreadable("--prices", path, err)
+	}
+	if _, err := price.Parse(text); err != nil {
+		return nil, fmt.Errorf("--prices %s: %w; the format is that of LiteLLM's model_prices_and_context_window.json", path, err)
+	}
+	return text, nil
 }
 
 // parseMetadata parses KEY=VALUE items. If a key occurs twice, the last value
@@ -124,6 +142,9 @@ func (s *settings) loadKey(log *slog.Logger) (*keyFile, error) {
 	if s.apiKeyFile != "" {
 		file, err := openKeyFile(s.apiKeyFile, log)
 		if err != nil {
+			if e := (*fs.PathError)(nil); errors.As(err, &e) {
+				return nil, unreadable("--api-key-file", s.apiKeyFile, err)
+			}
 			return nil, fmt.Errorf("--api-key-file: %w", err)
 		}
 		s.apiKey = file.current()

@@ -19,6 +19,10 @@ const (
 	exitNotFound      = 127
 )
 
+// stillRunning is how long the child may run after a signal to stop until a message says
+// so.
+const stillRunning = 2 * time.Second
+
 // childTimeout is how long the child may take to end after the context has ended.
 const childTimeout = 5 * time.Second
 
@@ -35,6 +39,7 @@ func (p process) runChild(ctx context.Context, program, env []string, signals *s
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
+	var late <-chan time.Time // when to say that the child still runs after a signal
 	for {
 		select {
 		case s := <-signals.caught:
@@ -42,6 +47,11 @@ func (p process) runChild(ctx context.Context, program, env []string, signals *s
 				_ = cmd.Process.Signal(s) // the child may have ended
 			}
 			signals.received()
+			if late == nil && slices.Contains(stopSignals, s) {
+				late = time.After(stillRunning)
+			}
+		case <-late:
+			fmt.Fprintln(p.stderr, "autobatcher: the program has the signal, and still runs: it may wait for its calls. Send the signal again, or end the program; autobatcher ends after the program")
 		case err := <-done:
 			return childCode(cmd.ProcessState, err)
 		}
@@ -53,10 +63,18 @@ func explainStart(name string, err error) (int, error) {
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return exitNotFound, fmt.Errorf("there is no program %q in PATH; give the path of the program, such as ./%[1]s", name)
-	case errors.Is(err, fs.ErrNotExist): // also the interpreter of a script
-		return exitNotFound, fmt.Errorf("there is no program %q, or its interpreter is missing: %w", name, err)
+	case errors.Is(err, fs.ErrNotExist):
+		if _, statErr := os.Stat(name); statErr == nil {
+			return exitNotFound, fmt.Errorf("the interpreter in the first line of %q does not exist; run it with an interpreter (autobatcher run -- python3 %[1]s)", name)
+		}
+		return exitNotFound, fmt.Errorf("there is no program %q; check the path", name)
+	case errors.Is(err, syscall.ENOEXEC):
+		return exitNotExecutable, fmt.Errorf("%q has no first line with its interpreter (#!), or is a program for another machine; run it with its interpreter (autobatcher run -- python3 %[1]s)", name)
 	case errors.Is(err, fs.ErrPermission):
-		return exitNotExecutable, fmt.Errorf("%q may not be executed; run it with its interpreter (autobatcher run -- python3 %[1]s), or make it executable (chmod +x): %w", name, err)
+		if info, statErr := os.Stat(name); statErr == nil && info.IsDir() {
+			return exitNotExecutable, fmt.Errorf("%q is a folder; give the path of a program", name)
+		}
+		return exitNotExecutable, fmt.Errorf("%q may not be executed; run it with its interpreter (autobatcher run -- python3 %[1]s), or make it executable (chmod +x)", name)
 	}
 	return exitNotExecutable, err
 }

@@ -1,8 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	_ "embed"
+	"embed"
 	"fmt"
 	"io"
 	"os"
@@ -169,25 +170,30 @@ func completionCommand() *cli.Command {
 	return c
 }
 
-// bashScript replaces the script of the library, which needs the package bash-completion
-// and does not complete --flag=value.
+// scripts has the completion scripts, which replace those of the library. The library's
+// script for bash needs another package, the script for fish completes no paths, the
+// script for PowerShell runs the word to complete as a command, and no script completes
+// the path in --flag=path.
 //
-//go:embed completion.bash
-var bashScript string
+//go:embed completion.bash completion.zsh completion.fish completion.ps1
+var scripts embed.FS
 
 // configureCompletion adapts the completion command of the library.
 func (p process) configureCompletion(c *cli.Command) {
 	c.Hidden = false
 	c.Usage = completionUsage
+	c.Description = completionDescription
 	c.OnUsageError = badUsage
 	for _, sub := range c.Commands {
 		sub.Usage = "print the script for " + sub.Name
 		sub.OnUsageError = badUsage
-		if sub.Name == "bash" {
-			sub.Action = func(context.Context, *cli.Command) error {
-				_, err := io.WriteString(p.stdout, bashScript)
-				return err
+		extension := cmp.Or(map[string]string{"pwsh": "ps1"}[sub.Name], sub.Name)
+		sub.Action = func(context.Context, *cli.Command) error {
+			script, err := scripts.ReadFile("completion." + extension)
+			if err == nil {
+				_, err = p.stdout.Write(script)
 			}
+			return err
 		}
 	}
 	c.Action = func(_ context.Context, c *cli.Command) error {
@@ -198,4 +204,16 @@ func (p process) configureCompletion(c *cli.Command) {
 	}
 }
 
-const completionUsage = "print a completion script for bash, zsh, fish or pwsh"
+const (
+	completionUsage = "print a completion script for bash, zsh, fish or pwsh"
+
+	completionDescription = `A shell that has run the script completes commands, flags, the values of flags
+and, after run --, programs. Everything else is completed as a path.
+
+   bash, in ~/.bashrc:        source <(autobatcher completion bash)
+   zsh, in ~/.zshrc:          source <(autobatcher completion zsh)
+   fish:                      autobatcher completion fish > ~/.config/fish/completions/autobatcher.fish
+   PowerShell, in $PROFILE:   autobatcher completion pwsh | Out-String | Invoke-Expression
+
+In zsh, the line comes after compinit.`
+)

@@ -45,8 +45,8 @@ func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key 
 	if err != nil {
 		return usagef("--prices: %w", err)
 	}
-	d := &dryRun{size: s.batchSize, mode: o.Mode, profile: up.profile, prices: prices, tallies: map[share]*tally{}}
-	s.sandbox, s.journal, s.required = true, noJournal, unset
+	d := &dryRun{size: s.batchSize, mode: o.Mode, profile: up.profile, prices: prices, file: s.prices, tallies: map[share]*tally{}}
+	s.sandbox, s.journal, s.required, s.notifyURL = true, noJournal, unset, ""
 	s.batchWindow, s.pollInterval, s.turnaround = seconds(dryWindow), seconds(dryPoll), 0
 	b, err := s.newBackend(ctx, p, log, func(autobatcher.Event) {})
 	if err != nil {
@@ -75,6 +75,7 @@ type dryRun struct {
 	mode    autobatcher.Mode
 	profile provider.Profile
 	prices  *price.Meter
+	file    string // of --prices
 
 	mu      sync.Mutex
 	tallies map[share]*tally
@@ -181,10 +182,10 @@ func (d *dryRun) summary() string {
 	}
 	fmt.Fprintf(&b, "  total: %s%s\n", d.describe(total, count(d.allBatches(), "batch", "batches")), cost)
 	if d.passing > 0 {
-		fmt.Fprintf(&b, "  and %s passed through without a batch\n", count(int64(d.passing), "call", "calls"))
+		fmt.Fprintf(&b, "  and %s passed through without a batch, at a cost that is not estimated\n", count(int64(d.passing), "call", "calls"))
 	}
 	b.WriteString("The number of batches is the minimum, for calls that are all made concurrently. The number of tokens assumes four bytes of the request per token. " +
-		"Costs are estimates with prices of " + price.BuiltIn().Date + ".")
+		"Costs are estimates with prices of " + namePrices(price.BuiltIn().Date, d.file) + ".")
 	if total.answers > 0 {
 		fmt.Fprintf(&b, " Answers may be as long as the calls allow (max_tokens), and have %s tokens at most where a call names no limit.", comma(price.AssumedOutput))
 	}

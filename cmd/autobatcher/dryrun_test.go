@@ -75,7 +75,7 @@ func TestDryRunCounts(t *testing.T) {
 		"davinci-002 /completions: 1 call, 1 batch, 50 B, about 13 prompt tokens for about $0.000013, in real time $0.000026; with answers of 1,000 tokens, at most about $0.0010, in real time $0.0020\n",
 		"total: 7 calls, 5 batches, 3.8 MiB, about 1,000,059 prompt tokens for about $0.0100, in real time $0.0200; with answers of 1,002,000 tokens, at most about $0.3113, in real time $0.6226; the price of 2 calls is not known\n",
 		"Answers may be as long as the calls allow (max_tokens), and have 1,000 tokens at most where a call names no limit.\n",
-		"and 5 calls passed through without a batch\n",
+		"and 5 calls passed through without a batch, at a cost that is not estimated\n",
 	} {
 		if !strings.Contains(summary, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, summary)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,7 +46,7 @@ func (s *settings) probe(ctx context.Context) error {
 	// Without an HTTP proxy: the answer must come from this machine.
 	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
 	if err != nil {
-		return err
+		return fmt.Errorf("no answer from %s; is autobatcher serve running, with this --host and --port? %w", url, errors.Unwrap(err))
 	}
 	defer res.Body.Close() //nolint:errcheck // read only
 	if body, _ := io.ReadAll(io.LimitReader(res.Body, 200)); res.StatusCode != http.StatusOK {

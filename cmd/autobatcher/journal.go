@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -133,6 +134,9 @@ func (p process) openStore(ctx context.Context, place string) (journal.Store, er
 	path, err := p.journalPath(place)
 	if err != nil {
 		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return nil, unreadable("--journal", path, err)
 	}
 	store, err := sqlite.Open(ctx, path)
 	if err != nil {

@@ -128,6 +128,20 @@ func (f *keyFile) hideLocked() {
 // readKey reads a key from a file. The version is not nil if the file could be
 // opened. The error never contains the file's contents.
 func readKey(path string) (key string, version os.FileInfo, err error) {
+	content, version, err := readKeyFile(path)
+	if err != nil {
+		return "", version, err
+	}
+	key, err = parseKey(content)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return key, version, err
+}
+
+// readKeyFile reads the first maxKeyFile bytes of a file, and one more. The version is
+// not nil if the file could be opened.
+func readKeyFile(path string) (content string, version os.FileInfo, err error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return "", nil, err
@@ -136,15 +150,8 @@ func readKey(path string) (key string, version os.FileInfo, err error) {
 	if version, err = file.Stat(); err != nil {
 		return "", nil, err
 	}
-	content, err := io.ReadAll(io.LimitReader(file, maxKeyFile+1))
-	if err != nil {
-		return "", version, err
-	}
-	key, err = parseKey(string(content))
-	if err != nil {
-		err = fmt.Errorf("%s: %w", path, err)
-	}
-	return key, version, err
+	b, err := io.ReadAll(io.LimitReader(file, maxKeyFile+1))
+	return string(b), version, err
 }
 
 // parseKey returns the key in the contents of a key file, without the white space

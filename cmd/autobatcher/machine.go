@@ -97,8 +97,16 @@ func divide(limit uint64) openFiles {
 	return openFiles{limit: n, connections: n - reserve, upstream: max(reserve-48, reserve/4, 1)}
 }
 
-// passing returns how many requests may pass through at the same time. The other
-// connections to the provider are for the batches.
+// flex returns how many calls may be sent at the flex tier at the same time.
+func (f openFiles) flex() int {
+	if f.upstream == 0 {
+		return 0
+	}
+	return max(f.upstream/4, 1)
+}
+
+// passing returns how many requests may pass through at the same time. The
+// connections to the provider that remain, besides those of flex, are for the batches.
 func (f openFiles) passing() int {
 	if f.upstream == 0 {
 		return 0

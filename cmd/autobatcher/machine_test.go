@@ -53,12 +53,12 @@ func TestContainerMemory(t *testing.T) {
 func TestDivideOpenFiles(t *testing.T) {
 	for _, limit := range []uint64{1, 2, 16, 64, 100, 256, 1024, 4096, 1 << 20, math.MaxInt32} {
 		f := divide(limit)
-		if f.connections < 1 && limit > 1 || f.upstream < 1 || f.passing() < 1 || limit >= 64 && f.connections+f.upstream >= int(limit) {
+		if f.connections < 1 && limit > 1 || f.upstream < 1 || f.passing() < 1 || f.flex() < 1 || limit >= 64 && f.passing()+f.flex() >= f.upstream || limit >= 64 && f.connections+f.upstream >= int(limit) {
 			t.Errorf("%d open files: %+v", limit, f)
 		}
 	}
 	for _, limit := range []uint64{0, math.MaxInt64, math.MaxUint64} {
-		if f := divide(limit); f != (openFiles{}) || f.passing() != 0 {
+		if f := divide(limit); f != (openFiles{}) || f.passing() != 0 || f.flex() != 0 {
 			t.Errorf("%d open files: %+v, want no limit", limit, f)
 		}
 	}

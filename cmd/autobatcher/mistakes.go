@@ -28,7 +28,7 @@ func explainUsage(c *cli.Command, message string) string {
 		return fmt.Sprintf("--%s needs a value", m[1])
 	}
 	if m := wrongValue.FindStringSubmatch(message); m != nil {
-		return fmt.Sprintf("--%s is %s; %s", m[2], m[1], explainValue(m[3]))
+		return fmt.Sprintf("--%s is %s; %s", m[2], m[1], explainValue(m[1], m[3]))
 	}
 	return message
 }
@@ -36,13 +36,14 @@ func explainUsage(c *cli.Command, message string) string {
 // explainVariable returns an error of the flag parser about a variable as a sentence.
 func explainVariable(message string) string {
 	if m := wrongEnv.FindStringSubmatch(message); m != nil {
-		return fmt.Sprintf("the variable %s, for --%s, is %s; %s", m[2], m[3], m[1], explainValue(m[4]))
+		return fmt.Sprintf("the variable %s, for --%s, is %s; %s", m[2], m[3], m[1], explainValue(m[1], m[4]))
 	}
 	return message
 }
 
 // explainValue says which values a flag accepts, by the error of the flag's parser.
-func explainValue(reason string) string {
+// value is the value in quotes, which the sentence has already.
+func explainValue(value, reason string) string {
 	switch {
 	case strings.HasSuffix(reason, "value out of range"):
 		return "the number is too large"
@@ -52,6 +53,9 @@ func explainValue(reason string) string {
 		return "it must be a number"
 	case reason == "parse error": // of a flag without a value
 		return "it must be true or false"
+	}
+	if rest, ok := strings.CutPrefix(reason, value+" is "); ok {
+		return "it is " + rest
 	}
 	return reason
 }
@@ -130,12 +134,28 @@ func (p process) warnAboutVariables(log *slog.Logger) {
 		if !strings.HasPrefix(name, "AUTOBATCHER_") || value == "" || slices.Contains(known, name) || ofService.MatchString(name) {
 			continue
 		}
-		if near := nearest(name, known); near != "" {
+		if near := nearestVariable(name, known); near != "" {
 			log.Warn("an unknown variable is ignored; did you mean "+near+"?", "variable", name)
 		} else {
 			log.Warn("an unknown variable is ignored; autobatcher serve --help lists the variables", "variable", name)
 		}
 	}
+}
+
+// nearestVariable is nearest for names of variables, whose common prefix does not make
+// them similar.
+func nearestVariable(name string, known []string) string {
+	const prefix = "AUTOBATCHER_"
+	var words []string
+	for _, k := range known {
+		if word, ours := strings.CutPrefix(k, prefix); ours {
+			words = append(words, word)
+		}
+	}
+	if near := nearest(strings.TrimPrefix(name, prefix), words); near != "" {
+		return prefix + near
+	}
+	return ""
 }
 
 // ofService matches the variables that Kubernetes sets in every pod for a Service

@@ -94,6 +94,7 @@ func sqlMain() {
 //	child exit CODE       exits with the code
 //	child pause           waits until a further signal is a second signal
 //	child die             is killed by SIGKILL
+//	child linger          ignores signals for two and a half seconds after the first
 //	child count           counts signals until half a second after SIGTERM
 //	child nap             waits for a tenth of a second
 //	child args …          prints the arguments
@@ -125,6 +126,12 @@ func childMain() {
 		time.Sleep(repeatTime + 100*time.Millisecond)
 	case "count":
 		countSignals()
+	case "linger":
+		c := make(chan os.Signal, 10)
+		signal.Notify(c, syscall.SIGTERM)
+		fmt.Println("lingering at OPENAI_BASE_URL=" + os.Getenv("OPENAI_BASE_URL"))
+		<-c
+		time.Sleep(stillRunning + repeatTime/2)
 	case "nap":
 		time.Sleep(repeatTime / 10)
 	case "die":

@@ -20,12 +20,16 @@ type status struct {
 	Waiting, InFlight              int
 	Answered, Failed               int64    // a failed call was answered with an error
 	Batches, Flex                  int64    // Flex: calls sent at the flex tier
+	Resumed                        int64    // batches of an earlier process
+	Passed                         int64    // of Answered: in real time, without an estimate of the cost
 	Realtime                       bool     // every call is sent in real time
 	Running                        []string // ids of batches
 	PromptTokens, CompletionTokens int64
 	Done                           int64 // lines of running batches that are finished at the provider
 	Cost                           autobatcher.Cost
-	Sandbox                        bool // the answers cost nothing
+	Prices                         string // file of --prices
+	Refused                        int64  // calls that the budget refused
+	Sandbox                        bool   // the answers cost nothing
 	Elapsed                        time.Duration
 	Left                           time.Duration // an estimate for the running batches; 0: not known
 }
@@ -55,22 +59,32 @@ func (s status) text() string {
 	}
 	if s.Cost.Priced > 0 {
 		text += fmt.Sprintf("; about %s, saved %s", dollars(s.Cost.USD), dollars(s.Cost.Savings))
+		if s.Sandbox {
+			text += " (made up)"
+		}
 	}
 	return text
 }
 
 // sent describes in what the calls were sent.
 func (s status) sent() string {
-	flex := count(s.Flex, "call", "calls") + " at the flex tier"
-	switch {
-	case s.Realtime && s.Batches+s.Flex == 0:
+	if s.Batches+s.Resumed+s.Flex == 0 && (s.Realtime || s.Passed > 0) {
 		return "real time"
-	case s.Flex == 0:
-		return count(s.Batches, "batch", "batches")
-	case s.Batches == 0:
-		return flex
 	}
-	return count(s.Batches, "batch", "batches") + " and " + flex
+	var lanes []string
+	if s.Batches > 0 || s.Flex+s.Resumed == 0 {
+		lanes = append(lanes, count(s.Batches, "batch", "batches"))
+	}
+	if s.Resumed > 0 {
+		lanes = append(lanes, count(s.Resumed, "batch", "batches")+" of an earlier run")
+	}
+	if s.Flex > 0 {
+		lanes = append(lanes, count(s.Flex, "call", "calls")+" at the flex tier")
+	}
+	if s.Passed > 0 {
+		lanes = append(lanes, count(s.Passed, "call", "calls")+" in real time")
+	}
+	return strings.Join(lanes, " and ")
 }
 
 // maxShown is the number of ids of running batches in a line of output.
@@ -104,24 +118,41 @@ func (s status) summary() string {
 	return text + s.costs()
 }
 
-// costs describes the cost of the answers as a further line of output, or returns
-// "" without an answer.
+// costs describes the cost of the answers, and what the budget refused, as further lines
+// of output, or returns "" without an answer.
 func (s status) costs() string {
 	c, format := s.Cost, "\nautobatcher: the answers cost about %s, and saved about %s (estimates with prices of %s"
 	if s.Sandbox {
 		format = "\nautobatcher: at the provider, the answers would cost about %s, and save about %s (estimates with prices of %s"
 	}
+	var text string
 	switch {
 	case c.Priced == 0 && c.Unpriced == 0:
-		return ""
 	case c.Priced == 0:
-		return "\nautobatcher: the cost is not known: the built-in prices do not have the models (--prices reads further prices)"
+		text = "\nautobatcher: the cost is not known: the built-in prices do not have the models, or not at this tier (--prices reads further prices)"
+	default:
+		text = fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), namePrices(c.PricesDate, s.Prices))
+		if c.Unpriced > 0 {
+			text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
+		}
+		text += ")"
 	}
-	text := fmt.Sprintf(format, dollars(c.USD), dollars(c.Savings), c.PricesDate)
-	if c.Unpriced > 0 {
-		text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
+	if s.Refused > 0 {
+		text += "\nautobatcher: the budget refused " + count(s.Refused, "call", "calls") + " with 402, whose message says why"
 	}
-	return text + ")"
+	if s.Passed > 0 {
+		text += "\nautobatcher: the cost of " + count(s.Passed, "answer", "answers") + " in real time is not estimated: real time is the full price, and saves nothing"
+	}
+	return text
+}
+
+// namePrices names the built-in prices by their date, and the file with prices of the
+// user, if there is one.
+func namePrices(date, file string) string {
+	if file == "" {
+		return date
+	}
+	return printableLine(file) + " and of " + date
 }
 
 // dollars formats an amount: with four decimal places, and a small amount with two

@@ -31,7 +31,7 @@ in a second, and autobatcher run exits with the program's exit code.
 
    autobatcher run -- python evaluate.py --model gpt-4o-mini
    autobatcher run --dry-run -- python evaluate.py`,
-		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.notifyFlags(p), s.callerFlags(p), s.limitFlags(p), s.runFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		HideHelpCommand:    true,
 		StopOnNthArg:       &firstArgument, // all arguments after the program belong to the program
@@ -147,10 +147,10 @@ func (b *backend) status(elapsed time.Duration) status {
 	flex, _ := b.batches.flexCount()
 	return status{
 		Waiting: stats.Queued, InFlight: stats.Running,
-		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(), Flex: flex, Realtime: b.realtime,
+		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(), Resumed: b.batches.resumedCount(), Flex: flex, Passed: usage.Realtime, Realtime: b.realtime,
 		PromptTokens: usage.PromptTokens, CompletionTokens: usage.CompletionTokens,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
-		Cost: stats.Cost, Sandbox: b.sandbox != nil,
+		Cost: stats.Cost, Prices: b.prices, Refused: stats.Budget.Refused, Sandbox: b.sandbox != nil,
 		Elapsed: elapsed,
 	}
 }

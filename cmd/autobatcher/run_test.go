@@ -80,6 +80,14 @@ func TestSummary(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	s.Cost, s.Sandbox = autobatcher.Cost{USD: 0.5, Savings: -1, Priced: 9, PricesDate: "2026-11-26"}, true
+	s.Prices = "own.json"
+	if got := s.costs(); !strings.Contains(got, "(estimates with prices of own.json and of 2026-11-26)") {
+		t.Error(got)
+	}
+	s.Prices = ""
+	if got := s.line(); !strings.Contains(got, "; about $0.5000, saved -$1.0000 (made up); ") {
+		t.Error(got)
+	}
 	if got := s.costs(); got != "\nautobatcher: at the provider, the answers would cost about $0.5000, and save about -$1.0000 (estimates with prices of 2026-11-26)" {
 		t.Error(got)
 	}
@@ -87,7 +95,20 @@ func TestSummary(t *testing.T) {
 	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
 		t.Error(got)
 	}
-	s.Cost = autobatcher.Cost{}
+	s.Refused = 3
+	if got := s.summary(); !strings.HasSuffix(got, "\nautobatcher: the budget refused 3 calls with 402, whose message says why") {
+		t.Error(got)
+	}
+	s.Refused, s.Resumed = 0, 2
+	if got := s.sent(); got != "1 batch and 2 batches of an earlier run" {
+		t.Error(got)
+	}
+	s.Resumed, s.Passed = 0, 2
+	if got := s.summary(); !strings.Contains(got, " in 1 batch and 2 calls in real time; ") ||
+		!strings.HasSuffix(got, "\nautobatcher: the cost of 2 answers in real time is not estimated: real time is the full price, and saves nothing") {
+		t.Error(got)
+	}
+	s.Passed, s.Cost = 0, autobatcher.Cost{}
 	s.Done, s.Running, s.Left = 7, []string{"a", "b", "c"}, 90*time.Second
 	want = "autobatcher: 1 waiting, 0 in flight (7 finished at the provider), 1,234 answered, 2 failed; 1 batch (a, b and 1 more); 1m1s, about 1m30s left"
 	if got := s.line(); got != want {

@@ -18,6 +18,7 @@ import (
 type batchList struct {
 	mu        sync.Mutex
 	submitted int64
+	resumed   int64 // batches of an earlier process
 	flex      flexCalls
 	order     []string // ids, in the order of their first events
 	last      map[string]autobatcher.Event
@@ -58,8 +59,11 @@ func (l *batchList) onEvent(e autobatcher.Event) {
 		l.flex.onEvent(e)
 		return
 	}
-	if e.Name == autobatcher.BatchSubmitted {
+	switch e.Name {
+	case autobatcher.BatchSubmitted:
 		l.submitted++
+	case autobatcher.BatchResumed:
+		l.resumed++
 	}
 	if e.BatchID == "" || e.Name == autobatcher.CallEscalated || e.Name == autobatcher.BatchCost {
 		return // says nothing about the state of the batch
@@ -150,6 +154,14 @@ func (l *batchList) count() int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.submitted
+}
+
+// resumedCount returns how many batches of an earlier process this process watches or
+// has watched, without calls at the flex tier.
+func (l *batchList) resumedCount() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.resumed
 }
 
 // running returns the ids of the batches that have neither ended nor been cancelled.

@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v3"
+
+	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
 func serveCommand(p process) *cli.Command {
@@ -20,6 +22,7 @@ func serveCommand(p process) *cli.Command {
    GET /health                                          ok
    GET /metrics                                         metrics for Prometheus
    GET /                                                live status page
+   POST /autobatcher/webhook                            webhooks of the provider
    all other requests                                   passed through
 
 With --client-key, only requests that neither show nor change anything of other
@@ -30,7 +33,7 @@ serve writes the events of batches to stdout, as one JSON object per line, and
 the log to stderr. SIGINT or SIGTERM shut serve down: running batches are
 cancelled, unless --keep-active-batches-on-close is set. A second signal, at
 least a second after the first, ends serve at once.`,
-		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
+		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.webhookFlags(p), s.notifyFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
 		OnUsageError:       badUsage,
@@ -66,6 +69,9 @@ func (s *settings) serve(ctx context.Context, p process) error {
 			log.Warn("sandbox: " + fromSandbox)
 		}
 		b.logJournal(p, s.journal)
+		if b.served.Webhooks != nil {
+			log.Info("webhooks of the provider are received", "path", proxy.WebhookPath)
+		}
 	}
 	return service{newServer(b.proxy, b.log), b.files.limitConnections(listener, log, b.proxy.ConnectionRefused), log, announce, b.close, b.runningBatches}.untilStopped(ctx, p)
 }

@@ -31,6 +31,7 @@ type settings struct {
 	laneSettings
 	retrySettings
 	journalSettings
+	webhookSettings
 
 	// Callers; host, port and accessSettings are flags of serve only.
 	host string
@@ -83,6 +84,7 @@ const (
 	aboutLogs      = "Logs"
 	aboutUpstream  = "Upstream"
 	aboutSandbox   = "Sandbox"
+	aboutWebhooks  = "Webhooks"
 )
 
 func (s *settings) upstreamFlags(p process) []cli.Flag {

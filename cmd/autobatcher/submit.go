@@ -84,7 +84,7 @@ func (s *submitSettings) submit(ctx context.Context, p process, args []string) e
 	}
 	file, err := os.Open(args[0])
 	if err != nil {
-		return err
+		return unreadable("", args[0], err)
 	}
 	defer file.Close() //nolint:errcheck // read only
 	out, err := s.outputOf(args[0])
@@ -101,10 +101,12 @@ func (s *submitSettings) submit(ctx context.Context, p process, args []string) e
 	}
 	part, err := submit.OpenPart(out+".part", in)
 	switch {
+	case errors.Is(err, submit.ErrInUse):
+		return fmt.Errorf("%w; wait until that process ends, or give another output with -o", err)
 	case errors.Is(err, submit.ErrOtherInput), errors.Is(err, submit.ErrNotPart):
 		return fmt.Errorf("%w; remove it to begin anew, or give another output with -o", err)
 	case err != nil:
-		return err
+		return unwritable(s.outputFlag(), out, err)
 	}
 	if err := s.runJob(ctx, p, log, &submit.Job{
 		Input: in, Part: part, Batched: up.profile.Batches, MaxCalls: maxCalls(s.memoryBudget()), MaxBytes: s.memoryBudget() / 2,
@@ -138,9 +140,18 @@ func (s *submitSettings) outputOf(input string) (string, error) {
 	case err == nil:
 		return "", usagef("%s exists; give another output with -o, or remove it", out)
 	case !errors.Is(err, fs.ErrNotExist):
-		return "", err
+		return "", unwritable(s.outputFlag(), out, err)
 	}
 	return out, nil
+}
+
+// outputFlag is the flag of a message about the output, or "" if the name of the
+// output follows from that of the input.
+func (s *submitSettings) outputFlag() string {
+	if s.output == "" {
+		return ""
+	}
+	return "-o"
 }
 
 // maxNamed is the number of bad lines that are named.
@@ -150,7 +161,7 @@ const maxNamed = 20
 func (s *submitSettings) check(p process, file *os.File, up upstream) (*submit.Input, error) {
 	in, err := submit.Check(file, up.profile.Batches)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file.Name(), err)
+		return nil, unreadable("", file.Name(), err)
 	}
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("%s must be a file, since submit reads it twice: %w", file.Name(), err)
@@ -245,8 +256,8 @@ func (queuedObserver) Hold() func() { return nil }
 
 // jobSummary returns the last line of output of a job.
 func (s status) jobSummary() string {
-	return fmt.Sprintf("autobatcher: %s of %s have results (%s failed); %s; %s prompt and %s completion tokens; %s",
-		comma(s.Answered+s.Failed), count(s.calls(), "request", "requests"), comma(s.Failed), count(s.Batches, "batch", "batches"),
+	return fmt.Sprintf("autobatcher: %s of %s (%s failed); %s; %s prompt and %s completion tokens; %s",
+		comma(s.Answered+s.Failed), count(s.calls(), "request has a result", "requests have results"), comma(s.Failed), s.sent(),
 		comma(s.PromptTokens), comma(s.CompletionTokens), s.Elapsed.Round(100*time.Millisecond)) + s.costs()
 }
 
@@ -258,9 +269,9 @@ func (b *backend) jobStatus(job *submit.Job, elapsed time.Duration) status {
 	running := stats.Running
 	return status{
 		Waiting: max(job.Input.Requests+len(job.Input.Bad)-done-running, 0), InFlight: running,
-		Answered: int64(ok), Failed: int64(done - ok), Batches: b.batches.count(),
+		Answered: int64(ok), Failed: int64(done - ok), Batches: b.batches.count(), Resumed: b.batches.resumedCount(),
 		PromptTokens: prompt, CompletionTokens: completion,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
-		Cost: stats.Cost, Sandbox: b.sandbox != nil, Elapsed: elapsed,
+		Cost: stats.Cost, Prices: b.prices, Sandbox: b.sandbox != nil, Elapsed: elapsed,
 	}
 }

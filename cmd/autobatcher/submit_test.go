@@ -24,11 +24,11 @@ func TestSubmitIsKilled(t *testing.T) {
 	defer srv.Close()
 	dir := t.TempDir()
 	input, out := filepath.Join(dir, "in.jsonl"), filepath.Join(dir, "out.jsonl")
-	var text strings.Builder
+	var lines strings.Builder
 	for i := range requests {
-		fmt.Fprintf(&text, `{"custom_id":"%d","url":"/v1/chat/completions","body":{"model":"m","messages":[{"role":"user","content":"%d"}]}}`+"\n", i, i)
+		fmt.Fprintf(&lines, `{"custom_id":"%d","url":"/v1/chat/completions","body":{"model":"m","messages":[{"role":"user","content":"%d"}]}}`+"\n", i, i)
 	}
-	if err := os.WriteFile(input, []byte(text.String()), 0o600); err != nil {
+	if err := os.WriteFile(input, []byte(lines.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	command := func() *exec.Cmd {
@@ -51,8 +51,12 @@ func TestSubmitIsKilled(t *testing.T) {
 		_ = first.Process.Kill()
 		_ = first.Wait() // "signal: killed"
 	}
-	if text, err := command().CombinedOutput(); err != nil {
+	text, err := command().CombinedOutput()
+	if err != nil {
 		t.Fatalf("%v: %s", err, text)
+	}
+	if !strings.Contains(string(text), "60 of 60 requests have results (0 failed); 3 batches of an earlier run; ") {
+		t.Errorf("%s", text)
 	}
 	if n := len(srv.Executed()); n != requests {
 		t.Errorf("%d lines were paid for, want %d", n, requests)

@@ -78,9 +78,13 @@ func (a *Account) Upstream() string {
 	return base
 }
 
-func newLane(creationsPerHour int, newBackend func() backend.Backend) Lane {
-	return Lane{Limiter: ratelimit.New(creationsPerHour), Statuses: backend.NewStatusCache(), Backend: newBackend}
+func newLane(creationsPerHour int, slowest time.Duration, newBackend func() backend.Backend) Lane {
+	return Lane{Limiter: ratelimit.New(creationsPerHour), Statuses: backend.NewStatusCache(slowest), Backend: newBackend}
 }
+
+// slowestPoll is the interval in which batches are polled while webhooks announce the
+// ends of batches.
+const slowestPoll = 5 * time.Minute
 
 // callURL is the URL of the account's calls, as far as the endpoint.
 func (a *Account) callURL() *url.URL {
@@ -226,8 +230,12 @@ func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.
 		a.credentials.Add(own)
 	}
 	via := credential.With(a.tenant, a.credentials.Transport(recovering{s.opts.Base, s.opts.Logger}))
-	a.files = newLane(p.CreationsPerHour, func() backend.Backend { return batchapi.New(a.batchURL(), via, *p, s.opts.Logger) })
-	a.flex = newLane(0, func() backend.Backend { return flexapi.New(a.callURL(), via, p, s.opts.Logger) })
+	slowest := slowestPoll
+	if p.PartialResults { // polls bring answers
+		slowest = 0
+	}
+	a.files = newLane(p.CreationsPerHour, slowest, func() backend.Backend { return batchapi.New(a.batchURL(), via, *p, s.opts.Logger) })
+	a.flex = newLane(0, slowestPoll, func() backend.Backend { return flexapi.New(a.callURL(), via, p, s.opts.Logger) })
 	a.Retries = s.opts.Retries(a)
 	s.known[id], s.hashes[a.Hash] = a, a
 	return a
@@ -247,6 +255,18 @@ func (s *Set) forgetLocked(unused time.Duration) {
 			s.forgetHashesLocked(a)
 		}
 	}
+}
+
+// Wake has the batch, or the background response, with the id polled at once, in the
+// account that watches the batch. Wake reports whether there is such an account.
+func (s *Set) Wake(batchID string) (watched bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range s.known {
+		files, flex := a.files.Statuses.Wake(batchID), a.flex.Statuses.Wake(batchID)
+		watched = watched || files || flex
+	}
+	return watched
 }
 
 // ByHash returns the account that the journal calls hash, or nil.

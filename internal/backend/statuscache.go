@@ -2,6 +2,8 @@ package backend
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -30,62 +32,45 @@ type StatusCache struct {
 	at     time.Time         // when seen was read
 	failed time.Time         // when the last request for all batches failed
 
+	slowest time.Duration // the interval of polls while webhooks arrive; 0: webhooks slow no polls
+
 	mu      sync.Mutex
-	watched map[string]watched // by batch id
+	watches map[*Watch]struct{}
+	ended   []*Watch // the last trustAfter watches whose batches have ended, the newest last
+	early   []string // ids of unknown batches that Wake was called with, the newest last
 }
 
-// A watched batch was passed to Watch.
-type watched struct {
-	handle Handle
-	count  int
-}
-
-// NewStatusCache returns an empty StatusCache.
-func NewStatusCache() *StatusCache {
-	c := &StatusCache{turn: make(chan struct{}, 1), watched: make(map[string]watched)}
+// NewStatusCache returns an empty StatusCache. While webhooks arrive, batches are polled
+// only every slowest; with 0 as often as without webhooks.
+func NewStatusCache(slowest time.Duration) *StatusCache {
+	c := &StatusCache{turn: make(chan struct{}, 1), slowest: slowest, watches: make(map[*Watch]struct{})}
 	c.turn <- struct{}{}
 	return c
 }
 
-// Watch includes a batch in the requests for all batches, until the caller calls
-// the returned function. The function may be called once.
-func (c *StatusCache) Watch(h Handle) (done func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := c.watched[h.BatchID]
-	c.watched[h.BatchID] = watched{handle: h, count: w.count + 1}
-	return func() { c.unwatch(h.BatchID) }
-}
-
-func (c *StatusCache) unwatch(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := c.watched[id]
-	if w.count--; w.count > 0 {
-		c.watched[id] = w
-		return
-	}
-	delete(c.watched, id)
-}
-
-// handles returns the batches that are watched.
+// handles returns the batches that are watched, each once.
 func (c *StatusCache) handles() []Handle {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	hs := make([]Handle, 0, len(c.watched))
-	for _, w := range c.watched {
-		hs = append(hs, w.handle)
+	hs := make(map[string]Handle, len(c.watches))
+	for w := range c.watches {
+		hs[w.handle.BatchID] = w.handle
 	}
-	return hs
+	return slices.Collect(maps.Values(hs))
 }
 
-// Look returns the state of a batch, at most maxAge old. Look asks for a batch
+// look returns the state of a batch, at most maxAge old. look asks for a batch
 // alone if the provider's list does not show the batch. The error is that of
 // Backend.Status.
-func (c *StatusCache) Look(ctx context.Context, b Backend, h Handle, maxAge time.Duration) (Status, error) {
+func (c *StatusCache) look(ctx context.Context, b Backend, h Handle, maxAge time.Duration) (Status, error) {
 	if s, ok := c.shared(ctx, b, h, maxAge); ok {
 		return s, nil
 	}
+	return lookAlone(ctx, b, h)
+}
+
+// lookAlone asks for the state of one batch.
+func lookAlone(ctx context.Context, b Backend, h Handle) (Status, error) {
 	states, err := b.Status(ctx, []Handle{h})
 	if err != nil {
 		return Status{}, err

@@ -50,10 +50,20 @@ func (b *board) Status(ctx context.Context, hs []backend.Handle) ([]backend.Stat
 
 func handle(i int) backend.Handle { return backend.Handle{BatchID: fmt.Sprintf("b%d", i)} }
 
-func look(t *testing.T, c *backend.StatusCache, b backend.Backend, n int) {
+// watch watches n batches until the end of the test.
+func watch(t *testing.T, c *backend.StatusCache, n int) []*backend.Watch {
+	ws := make([]*backend.Watch, n)
+	for i := range ws {
+		ws[i] = c.Watch(handle(i))
+		t.Cleanup(ws[i].Done)
+	}
+	return ws
+}
+
+func look(t *testing.T, ws []*backend.Watch, b backend.Backend) {
 	t.Helper()
-	for i := range n {
-		s, err := c.Look(t.Context(), b, handle(i), time.Minute)
+	for i, w := range ws {
+		s, err := w.Look(t.Context(), b, time.Minute)
 		if err != nil || s.Handle != handle(i) || s.Word != "in_progress" {
 			t.Fatalf("%d: %+v, %v", i, s, err)
 		}
@@ -73,12 +83,9 @@ func TestStatusCache(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				c := backend.NewStatusCache()
-				for i := range tt.watched {
-					defer c.Watch(handle(i))()
-				}
+				ws := watch(t, backend.NewStatusCache(0), tt.watched)
 				for round := 1; round <= 2; round++ {
-					look(t, c, tt.board, tt.watched)
+					look(t, ws, tt.board)
 					if tt.board.all != round*tt.all || tt.board.single != round*tt.single {
 						t.Errorf("round %d: asked %d times for all and %d times alone", round, tt.board.all, tt.board.single)
 					}
@@ -88,33 +95,29 @@ func TestStatusCache(t *testing.T) {
 		})
 	}
 	t.Run("fewer again", func(t *testing.T) {
-		b, c := &board{}, backend.NewStatusCache()
+		b, c := &board{}, backend.NewStatusCache(0)
+		ws := watch(t, c, 5)
+		watch(t, c, 5) // twice the same batch counts once
 		for i := range 20 {
-			done := c.Watch(handle(i))
-			c.Watch(handle(i))() // twice the same batch counts once
-			if i >= 5 {
-				done()
-			}
+			c.Watch(handle(i)).Done()
 		}
-		look(t, c, b, 5)
+		look(t, ws, b)
 		if b.all != 0 || b.single != 5 {
 			t.Errorf("asked %d times for all and %d times alone", b.all, b.single)
 		}
 	})
 	t.Run("a list that fails is left alone for ten minutes", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			b, c := &board{fail: func(context.Context) error { return errors.New("no list") }}, backend.NewStatusCache()
-			for i := range 10 {
-				defer c.Watch(handle(i))()
-			}
-			look(t, c, b, 10)
+			b, c := &board{fail: func(context.Context) error { return errors.New("no list") }}, backend.NewStatusCache(0)
+			ws := watch(t, c, 10)
+			look(t, ws, b)
 			time.Sleep(9 * time.Minute)
-			look(t, c, b, 10)
+			look(t, ws, b)
 			if b.all != 1 || b.single != 20 {
 				t.Errorf("asked %d times for all and %d times alone", b.all, b.single)
 			}
 			time.Sleep(time.Minute)
-			look(t, c, b, 1)
+			look(t, ws[:1], b)
 			if b.all != 2 {
 				t.Errorf("asked %d times for all", b.all)
 			}
@@ -127,13 +130,10 @@ func TestStatusCache(t *testing.T) {
 func TestStatusCacheUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &board{fail: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
-		c := backend.NewStatusCache()
-		for i := range 10 {
-			defer c.Watch(handle(i))()
-		}
+		ws := watch(t, backend.NewStatusCache(0), 10)
 		first := make(chan error, 1)
 		go func() {
-			_, err := c.Look(t.Context(), b, handle(0), time.Minute)
+			_, err := ws[0].Look(t.Context(), b, time.Minute)
 			first <- err
 		}()
 		synctest.Wait()
@@ -141,7 +141,7 @@ func TestStatusCacheUnderWay(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, enough)
 		defer cancel()
 		began := time.Now()
-		if _, err := c.Look(ctx, b, handle(1), time.Minute); time.Since(began) != time.Second {
+		if _, err := ws[1].Look(ctx, b, time.Minute); time.Since(began) != time.Second {
 			t.Errorf("the second look ended after %v with %v", time.Since(began), err)
 		}
 		if err := <-first; err != nil || time.Since(began) != time.Minute {

@@ -1,6 +1,7 @@
 package blackbox_test
 
 import (
+	"encoding/json"
 	"io"
 	"math"
 	"net/http"
@@ -71,6 +72,9 @@ func TestFlex(t *testing.T) {
 		{name: "a gateway's answer is not tried again", options: flex, path: chat, before: func(s *scene) {
 			s.srv.Control(batchtest.OpRealtime, batchtest.HTML(504))
 		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "a gateway's page is no answer", options: flex, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.HTML(200))
+		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{}},
 		{name: "auto, alone", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, status: 200, within: 11 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "auto, alone, without a flex tier", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 		{name: "auto, in a hurry", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
@@ -99,6 +103,69 @@ func TestFlex(t *testing.T) {
 			}
 		})
 	}
+}
+
+// In mode auto, calls that their batch did not answer are sent at the flex tier, where
+// that pays for nothing twice, and then in real time.
+func TestAutoClimbs(t *testing.T) {
+	auto := autobatcher.Options{Mode: autobatcher.ModeAuto, Resubmits: -1}
+	realtime := auto
+	realtime.FlexFallback, realtime.Escalate = autobatcher.FallbackRealtime, autobatcher.EscalateFailed
+	unread := func(s *scene) { s.srv.Keep(batchtest.OpContent, batchtest.Status(500, nil, "{}")) }
+	full := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	for _, tt := range []struct {
+		name    string
+		server  batchtest.Options
+		options autobatcher.Options
+		before  func(*scene)
+		path    string
+		status  int
+		mode    string // header of the answer
+		paid    map[batchtest.Tier]int
+	}{
+		{"the batch fails", hopeless, auto, nil, "/chat/completions", 200, "flex", map[batchtest.Tier]int{"flex": 2}},
+		{"the flex tier has no room", hopeless, realtime, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"an endpoint without a flex tier", hopeless, auto, nil, "/embeddings", 424, "", map[batchtest.Tier]int{}},
+		{"mode batch", hopeless, autobatcher.Options{Resubmits: -1}, nil, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
+		{"the answers are paid for and cannot be read", batchtest.Options{}, auto, unread, "/chat/completions", 424, "", map[batchtest.Tier]int{"batch": 2}},
+	} {
+		openAI(tt.server, tt.options).run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			var calls []*pending
+			for _, text := range []string{"a", "b"} {
+				body := map[string]string{"/chat/completions": chatBody(text), "/embeddings": embeddingBody(text)}[tt.path]
+				calls = append(calls, s.send(tt.path, body))
+			}
+			for _, c := range calls {
+				if r := c.within(48 * time.Hour); r.err != nil || r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode {
+					s.Errorf("%d %q, %v, want %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.err, tt.status, tt.mode, r.body)
+				}
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A response that failed in the background has the error of a call in the foreground,
+// with all members of OpenAI's errors.
+func TestErrorOfAResponseInTheBackground(t *testing.T) {
+	server := batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{ResponseStatus: "failed"} }}
+	openAI(server, autobatcher.Options{Mode: autobatcher.ModeFlex}).run(t, "failed", func(s *scene) {
+		r := s.send("/responses", responseBody("a")).within(time.Hour)
+		var got struct {
+			Error map[string]any `json:"error"`
+		}
+		if err := json.Unmarshal([]byte(r.body), &got); err != nil {
+			s.Fatal(err)
+		}
+		if e := got.Error; len(e) != 4 || e["code"] != "server_error" || e["type"] != "server_error" || e["param"] != nil || e["message"] == "" {
+			s.Errorf("%d %s", r.status, r.body)
+		}
+	})
 }
 
 // The caller's own choice of a tier that costs another price is respected.

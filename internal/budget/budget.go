@@ -8,6 +8,7 @@ package budget
 
 import (
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -77,8 +78,12 @@ func (e *Exhausted) Error() string {
 	if e.Daily {
 		period = " a day"
 	}
-	return fmt.Sprintf("the budget is $%.2f%s; $%.4f are spent, $%.4f are reserved for calls without an answer, and this call may cost $%.4f",
-		e.LimitUSD, period, e.SpentUSD, e.ReservedUSD, e.Wanted)
+	limit := strconv.FormatFloat(e.LimitUSD, 'f', -1, 64)
+	if cents := fmt.Sprintf("%.2f", e.LimitUSD); len(limit) < len(cents) {
+		limit = cents
+	}
+	return fmt.Sprintf("the budget is $%s%s; $%.4f are spent, $%.4f are reserved for calls without an answer, and this call may cost $%.4f",
+		limit, period, e.SpentUSD, e.ReservedUSD, e.Wanted)
 }
 
 // fitsLocked returns an *Exhausted unless usd fits beside what is spent and

@@ -101,3 +101,12 @@ func TestConcurrentUse(t *testing.T) {
 		t.Errorf("%d calls were granted: %+v", granted, s)
 	}
 }
+
+// The message names the limit exactly: a budget may be less than a cent.
+func TestExhaustedNamesTheLimit(t *testing.T) {
+	for limit, want := range map[float64]string{20: "is $20.00;", 0.5: "is $0.50;", 0.0001: "is $0.0001;", 1.2345: "is $1.2345;"} {
+		if got := (&Exhausted{State: State{LimitUSD: limit}}).Error(); !strings.Contains(got, want) {
+			t.Errorf("%v: %s", limit, got)
+		}
+	}
+}

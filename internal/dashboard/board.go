@@ -54,6 +54,7 @@ type snapshot struct {
 	Budget   *budget  `json:"budget,omitempty"`
 	Models   []total  `json:"models"`
 	Keys     []total  `json:"keys"`
+	Times    []times  `json:"times"`
 	Queues   []queue  `json:"queues"`
 	Hidden   int      `json:"hidden"` // number of queues that are not listed
 	Flex     flex     `json:"flex"`
@@ -233,6 +234,7 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 		OK: stats.Answered - stats.Errors, Errors: stats.Errors, NoAnswer: stats.Failed, Left: stats.Left, Answered: stats.Answered,
 		Reasons: slices.Clone(b.reasons), Cost: newCost(stats.Cost),
 		Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
+		Times:    newTimes(stats.Times),
 		Queues:   make([]queue, 0, min(len(stats.Queues), maxQueues)),
 		Flex:     b.flex,
 		Finished: b.total,

@@ -417,6 +417,10 @@ func (w *testDashboard) fillAnHour() {
 			{Payer: "3f2a91c0", Caller: "key 1", Model: "gpt-5-mini", Cost: autobatcher.Cost{USD: 2.96, Savings: 2.96, InputTokens: 9_412_006, CachedTokens: 512_000, OutputTokens: 1_804_211, Priced: answered - 940}},
 			{Payer: "3f2a91c0", Caller: "key 2", Model: "gpt-5-nano", Cost: autobatcher.Cost{USD: 0.22, Savings: 0.2, InputTokens: 2_115_400, OutputTokens: 401_200, Priced: 940}},
 		},
+		Times: []autobatcher.TurnaroundStats{
+			{Provider: "openai", Model: "gpt-5-mini", Window: "24h", Count: 12, Median: 9*time.Minute + 12*time.Second, P90: 21 * time.Minute},
+			{Provider: "openai", Model: "gpt-5-nano", Window: "flex", Count: 50, Median: 41 * time.Second, P90: 3*time.Minute + 5*time.Second},
+		},
 		Queues: []autobatcher.QueueStats{
 			{Payer: "3f2a91c0", Upstream: "https://api.openai.com/v1", Endpoint: "/v1/chat/completions", Models: []string{"gpt-5-mini", "gpt-5-nano"}, Calls: 45, Bytes: 187_400, Opened: now.Add(-7 * time.Second)},
 			{Payer: "b81e4d27", Upstream: "https://api.doubleword.ai/v1", Endpoint: "/v1/embeddings", Models: []string{"Qwen/Qwen3-Embedding-8B"}, Calls: 12, Bytes: 23_100, Opened: now.Add(-2 * time.Second)},

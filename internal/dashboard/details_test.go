@@ -193,6 +193,21 @@ func TestTotals(t *testing.T) {
 	}
 }
 
+func TestTimes(t *testing.T) {
+	var known []autobatcher.TurnaroundStats
+	for i := range 2 * maxTimes {
+		known = append(known, autobatcher.TurnaroundStats{Provider: "openai", Model: fmt.Sprint("m", i), Window: "24h", Count: i % 50, Median: time.Minute, P90: time.Hour})
+	}
+	b := newBoard()
+	got := b.snapshot(noon, autobatcher.Stats{Times: known}).Times
+	if want := (times{"m49", "openai", "24h", 49, 60_000, 3_600_000}); len(got) != maxTimes || got[0] != want {
+		t.Errorf("%d times, the first %+v; want %d, the first %+v", len(got), got[0], maxTimes, want)
+	}
+	if got := b.snapshot(noon, autobatcher.Stats{}).Times; got == nil {
+		t.Error("no times are null in JSON, which the page does not expect")
+	}
+}
+
 // TestFramesHaveOnlyChanges checks that a frame has only the batches that changed, and
 // names the batches that are gone.
 func TestFramesHaveOnlyChanges(t *testing.T) {

@@ -181,7 +181,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 	if failed := res.failure(op); refused(failed) {
 		return nil, failed
 	}
-	if res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() { // the answer of a gateway
+	if res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
 		return nil, backend.NoAnswer(op, fmt.Errorf("%d %s: %.80q", res.status, http.StatusText(res.status), res.body))
 	}
 	return res, nil
@@ -291,8 +291,8 @@ func resultOf(h backend.Handle, body []byte) line.Result {
 	} else {
 		r.Status = statusOf(code)
 	}
-	if failure.IsObject() {
-		r.Body = []byte(`{"error":` + failure.Raw + `}`)
+	if failure.IsObject() { // with a code and a message only: package reply makes the error that SDKs expect
+		r.Body, r.Code, r.Message = nil, code, failure.Get("message").String()
 	}
 	return r
 }

@@ -179,6 +179,16 @@ func TestParse(t *testing.T) {
 			line.Result{ID: "a", Body: []byte(`{}`), Code: "x", Message: "y"},
 		},
 		{
+			"an informational status, which is no answer",
+			`{"custom_id":"a","response":{"status_code":101,"body":{}},"error":{"code":"x","message":"y"}}`,
+			line.Result{ID: "a", Body: []byte(`{}`), Code: "x", Message: "y"},
+		},
+		{
+			"a status that does not exist",
+			`{"custom_id":"a","response":{"status_code":600,"body":{}},"error":{"code":"x","message":"y"}}`,
+			line.Result{ID: "a", Body: []byte(`{}`), Code: "x", Message: "y"},
+		},
+		{
 			"an error code that looks like a status is none",
 			`{"custom_id":"a","response":null,"error":{"code":429,"message":"y"}}`,
 			line.Result{ID: "a", Code: "429", Message: "y"},

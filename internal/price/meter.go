@@ -184,17 +184,18 @@ func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total boo
 // m.mu held.
 func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
 	price, model, known := m.answered(c, body)
-	tier := Batch
+	u, tier, named := usage.Of(body), Batch, true
 	if c.Flex {
-		var named bool
 		tier, named = tierOf(usage.Tier(body))
-		known = known && named
 	}
 	t := Total{Unpriced: 1}
-	if u := usage.Of(body); known {
+	t.count(u)
+	if known && named {
 		t = m.totalOf(price, u, tier, c.Profile)
-	} else {
-		t.count(u)
+	}
+	spent := t.USD
+	if known && t.Priced == 0 { // at a tier without a known price: at most the price in real time
+		spent, _, _ = price.cost(u, Realtime, c.Profile)
 	}
 	hash := maphash.String(seed, id)
 	counted, billed := b.booked[hash]
@@ -206,7 +207,7 @@ func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash ui
 		counted = count(hash)
 		m.mu.Unlock()
 		if counted {
-			m.add(c, cmp.Or(model, c.Model), &t)
+			m.add(c, cmp.Or(model, c.Model), &t, spent)
 		}
 	}
 	if b.booked == nil {
@@ -232,7 +233,7 @@ func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	} else {
 		t.count(s.Tokens)
 	}
-	m.add(c, cmp.Or(model, c.Model), &t)
+	m.add(c, cmp.Or(model, c.Model), &t, t.USD)
 	return t.Priced > 0
 }
 
@@ -267,9 +268,9 @@ func (t *Total) count(u usage.Tokens) {
 	t.InputTokens, t.CachedTokens, t.OutputTokens = u.Input, u.Cached, u.Output
 }
 
-// add adds the cost of one answer, and spends the budget.
-func (m *Meter) add(c Call, model string, t *Total) {
-	m.budget.Spend(t.USD)
+// add adds the cost of one answer, and takes spent from the budget.
+func (m *Meter) add(c Call, model string, t *Total, spent float64) {
+	m.budget.Spend(spent)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.total.Add(t)

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -121,21 +122,37 @@ func (p *Price) Row(k Key) string {
 }
 
 // With returns the table with the prices of a map in LiteLLM's format. The prices
-// of the map take precedence. A name without a provider that has a profile is
-// valid for every provider.
+// of the map take precedence. An entry without a provider is valid for every provider
+// for which the map has no other entry of the model. An entry of a provider without a
+// profile is valid where nothing else is known: of several, the first provider's.
 func (t *Table) With(litellm []byte) (*Table, error) {
 	more, err := Parse(litellm)
 	if err != nil {
 		return nil, err
 	}
 	own := &Table{Date: t.Date, entries: maps.Clone(t.entries)}
-	for k, p := range more {
+	backwards := func(a, b Key) int { return strings.Compare(b.Provider, a.Provider) } // the last entry counts
+	for _, k := range slices.SortedFunc(maps.Keys(more), backwards) {
+		p := more[k]
+		if k.Provider == "" {
+			own.forget(k.Model, more)
+		}
 		if !HasProfile(k.Provider) {
 			k = Key{"", k.Model}
 		}
 		own.entries[k] = p
 	}
 	return own, nil
+}
+
+// forget removes the entries of a model, except those of keep.
+func (t *Table) forget(model string, keep map[Key]Price) {
+	for _, provider := range providers {
+		k := Key{provider, model}
+		if _, kept := keep[k]; !kept {
+			delete(t.entries, k)
+		}
+	}
 }
 
 // Parse reads a map in LiteLLM's format. Models that are not priced by the token

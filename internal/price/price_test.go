@@ -58,6 +58,40 @@ func TestBook(t *testing.T) {
 	}
 }
 
+// An answer at the flex tier has the price of the tier that the answer names. At a tier
+// without a known price the cost is not known, and the budget spends the price in real time.
+func TestBookFlex(t *testing.T) {
+	const own = `{"ours": {"input_cost_per_token": 8, "output_cost_per_token": 80, "input_cost_per_token_batches": 5, "output_cost_per_token_batches": 50,
+		"input_cost_per_token_flex": 3, "output_cost_per_token_flex": 30, "input_cost_per_token_priority": 20, "output_cost_per_token_priority": 200},
+		"no flex": {"input_cost_per_token": 8, "output_cost_per_token": 80}}`
+	for name, test := range map[string]struct {
+		model, tier  string
+		header       string
+		spent, saved float64
+	}{
+		"flex":                          {"ours", `"flex"`, "36", 36, 60},
+		"the default tier":              {"ours", `"default"`, "96", 96, 0},
+		"no tier":                       {"ours", `null`, "96", 96, 0},
+		"a dearer tier":                 {"ours", `"priority"`, "240", 240, -144},
+		"a tier that is not known":      {"ours", `"scale"`, "", 96, 0},
+		"a model without a price there": {"no flex", `"flex"`, "", 96, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, err := NewMeter([]byte(own), budget.New(1000, false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var b Bill
+			p := provider.OpenAI()
+			body := fmt.Sprintf(`{"service_tier":%s,"usage":{"prompt_tokens":2,"completion_tokens":1}}`, test.tier)
+			got := m.Book(&b, "1", Call{Profile: &p, Model: test.model, Flex: true}, []byte(body))
+			if spent := m.Budget().State().SpentUSD; got != test.header || spent != test.spent || b.Savings != test.saved || (b.Unpriced == 1) != (got == "") {
+				t.Errorf("cost %q, spent %v, bill %+v", got, spent, b.Total)
+			}
+		})
+	}
+}
+
 // The tokens of answers count, also where no price is known.
 func TestTokensWithoutAPrice(t *testing.T) {
 	m, err := NewMeter(nil, nil)
@@ -299,6 +333,38 @@ func TestBuiltInTable(t *testing.T) {
 		k := Key{f[0], f[1]}
 		if p := table.entries[k]; p.Row(k) != row || p[Realtime].Input < 0 {
 			t.Errorf("row %q was read as %q", row, p.Row(k))
+		}
+	}
+}
+
+// The prices of a map take precedence over the built-in prices.
+func TestWith(t *testing.T) {
+	prices := func(input string) string {
+		return `"input_cost_per_token": ` + input + `, "output_cost_per_token": 1}`
+	}
+	for range 10 { // the order of a Go map differs
+		table, err := BuiltIn().With([]byte(`{"gpt-4o-mini": {` + prices("2") + `, "azure/gpt-4o-mini": {"litellm_provider": "azure", ` + prices("3") + `,
+			"o3": {"litellm_provider": "openai", ` + prices("4") + `, "x/gpt-4.1": {"litellm_provider": "x", ` + prices("5") + `,
+			"x/m": {"litellm_provider": "x", ` + prices("6") + `, "y/m": {"litellm_provider": "y", ` + prices("7") + `, "z/n": {"litellm_provider": "z", ` + prices("8") + `, "n": {` + prices("9") + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			profile, model string
+			input          float64
+		}{
+			{"openai", "gpt-4o-mini", 2}, // without a provider: of every provider
+			{"azure", "gpt-4o-mini", 3},  // except those of the map
+			{"generic", "gpt-4o-mini", 2},
+			{"openai", "o3", 4},
+			{"openai", "gpt-4.1", 2e-6}, // another provider's entry does not count
+			{"generic", "gpt-4.1", 5},
+			{"generic", "m", 6}, // of two providers the first
+			{"generic", "n", 9}, // without a provider before a provider
+		} {
+			if p, _, _ := table.find(test.profile, test.model); p[Realtime].Input != test.input {
+				t.Errorf("%s %s: %v, want %v", test.profile, test.model, p[Realtime].Input, test.input)
+			}
 		}
 	}
 }

@@ -13,7 +13,7 @@ type costCollector struct{ stats func() autobatcher.Stats }
 
 var (
 	costDesc = prometheus.NewDesc("autobatcher_cost_usd_total",
-		"Estimated cost of answers of batches and of escalated calls, in US dollars.", []string{"model", "key"}, nil)
+		"Estimated cost of answers of batches, at the flex tier, and of escalated calls, in US dollars. Other calls in real time are not counted.", []string{"model", "key"}, nil)
 	savingsDesc = prometheus.NewDesc("autobatcher_savings_usd",
 		"Estimated savings against the price in real time, in US dollars.", []string{"model", "key"}, nil)
 	unpricedDesc = prometheus.NewDesc("autobatcher_unpriced_answers_total",

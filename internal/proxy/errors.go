@@ -32,6 +32,10 @@ var (
 		status: http.StatusUnauthorized, code: "invalid_api_key",
 		message: "this proxy requires one of its client keys: send Authorization: Bearer <key> or api-key: <key>",
 	}
+	failOtherKey = failure{
+		status: http.StatusUnauthorized, code: "invalid_api_key",
+		message: "this proxy serves one program: send the key of the variable OPENAI_API_KEY, which autobatcher run has set, as Authorization: Bearer <key>, and no key of your own",
+	}
 	failMissingKey = failure{
 		status: http.StatusUnauthorized, code: "invalid_api_key",
 		message: "this proxy forwards the caller's own key, but the request has no key: send Authorization: Bearer <key>",

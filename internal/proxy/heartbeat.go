@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/sse"
 )
 
@@ -152,7 +153,7 @@ func (c *heldCall) commitLocked() {
 	h["X-Accel-Buffering"] = []string{"no"} // nginx buffers heartbeats otherwise
 	batchID, customID := c.call.Name()
 	h["Autobatcher-Custom-Id"] = []string{customID}
-	if batchID != "" {
+	if batchID = reply.HeaderValue(batchID); batchID != "" {
 		h["Autobatcher-Batch-Id"] = []string{batchID}
 	}
 	if c.format >= formatChunk {

@@ -13,6 +13,7 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/usage"
 )
@@ -58,6 +59,11 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	defer c.place.release()
 	defer c.body.held.release()
 	defer c.body.Close()
+	if !c.body.held.add(largeHeader(r.Header)) {
+		p.countBodyRefusal(errNoMemory)
+		rw.writeFailure(failNoMemory)
+		return
+	}
 	defer c.stopHeartbeats()
 	known := *c.caller
 	known.Realtime = c.passThrough
@@ -72,7 +78,8 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 		return
 	}
 	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
-		p.watchResponse(res) // of a call that was answered in real time
+		p.watchResponse(res)                               // of a call that was answered in real time
+		c.realtime = res.Header.Get(callheader.Mode) == "" // else the call was escalated, and has a cost
 	}
 	defer res.Body.Close()
 	c.result = c.p.cleanBody(res)
@@ -169,7 +176,7 @@ func (c *heldCall) respondCommitted(res *http.Response) {
 
 // lateHeaders are sent as trailers behind an answer whose headers were sent before
 // the batch had ended.
-var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Cost"}
+var lateHeaders = []string{"X-Request-Id", "Autobatcher-Batch-Id", "Autobatcher-Custom-Id", "Autobatcher-Mode", "Autobatcher-Cost"}
 
 // An undeliveredMarker is a response body that can be marked as not delivered.
 type undeliveredMarker interface{ MarkUndelivered() }

@@ -14,10 +14,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/proxy"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -135,6 +138,89 @@ func TestMaxQueuedWhileCallsAreParsed(t *testing.T) {
 	}
 }
 
+// TestMaxQueuedAndCallsInRealtime checks that calls which are sent at once take no place
+// in the queue of calls that wait to be sent.
+func TestMaxQueuedAndCallsInRealtime(t *testing.T) {
+	openai := provider.OpenAI()
+	for name, test := range map[string]struct {
+		mode       autobatcher.Mode
+		path, body string
+	}{
+		"every call in real time": {autobatcher.ModeRealtime, "/v1/responses", `{"model":"m","input":"%d"}`},
+		"background":              {autobatcher.ModeBatch, "/v1/responses", `{"model":"m","input":"%d","background":true}`},
+		"at the flex tier":        {autobatcher.ModeFlex, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"%d"}]}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				upstream := batchtest.New(batchtest.Options{Behavior: batchtest.OpenAI()})
+				slow := transport(func(r *http.Request) (*http.Response, error) {
+					res, err := upstream.Transport().RoundTrip(r)
+					time.Sleep(10 * time.Minute)
+					return res, err
+				})
+				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow, 0), Provider: &openai, Mode: test.mode})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer tr.Close()
+				client := serve(t, newProxy(t, proxy.Options{MaxQueued: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr, Stats: tr.Stats}))
+				var calls sync.WaitGroup
+				for i := range 3 {
+					calls.Go(func() {
+						res := post(t, client, test.path, fmt.Sprintf(test.body, i))
+						if body := readAll(t, res); res.StatusCode != 200 {
+							t.Errorf("%s %s", res.Status, body)
+						}
+					})
+					time.Sleep(time.Minute)
+					if s := tr.Stats(); s.Queued != 0 || len(s.Queues) != 0 {
+						t.Errorf("%d calls wait to be sent, in %d queues", s.Queued, len(s.Queues))
+					}
+				}
+				calls.Wait()
+			})
+		})
+	}
+}
+
+// TestFullQueueAndABodyInRealtime checks that a call which is sent in real time while its
+// body arrives is not refused when others fill the queue meanwhile.
+func TestFullQueueAndABodyInRealtime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		upstream := batchtest.New(slowServer)
+		tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(upstream.Transport(), 0), Mode: autobatcher.ModeRealtime, QuietAfter: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		client := serve(t, newProxy(t, proxy.Options{MaxQueued: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr, Stats: tr.Stats}))
+		body, w := io.Pipe()
+		defer w.Close()
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			res, err := client.Post("http://proxy/v1/embeddings", "application/json", body)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if text := readAll(t, res); res.StatusCode != 200 {
+				t.Errorf("%s %s", res.Status, text)
+			}
+		})
+		io.WriteString(w, `{"model":"m",`)
+		calls.Go(func() {
+			readAll(t, post(t, client, "/v1/embeddings", `{"model":"m","input":"waits"}`, "Autobatcher-Mode", "batch"))
+		})
+		synctest.Wait()
+		if tr.Stats().Queued != 1 {
+			t.Error("the queue is not full")
+		}
+		io.WriteString(w, `"input":"a"}`)
+		w.Close()
+		calls.Wait()
+	})
+}
+
 // TestTinyAnnouncedTimeout checks that a client cannot cause heartbeats more often
 // than once a second.
 func TestTinyAnnouncedTimeout(t *testing.T) {
@@ -186,10 +272,11 @@ func TestMaxSentInRealtime(t *testing.T) {
 		profile    *provider.Profile
 		path, body string
 		want       int64 // sum of the statuses of two calls
+		unpriced   int64 // answers in real time of both rounds whose cost is not estimated
 	}{
-		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503},
-		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503},
-		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200},
+		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503, 2},
+		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503, 2},
+		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -204,12 +291,13 @@ func TestMaxSentInRealtime(t *testing.T) {
 					}
 					return upstream.Transport().RoundTrip(r)
 				})
-				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: test.profile, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Second})
+				tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow, 0), Provider: test.profile, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Second})
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer tr.Close()
-				client := serve(t, newProxy(t, proxy.Options{MaxPassedThrough: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr}))
+				p := newProxy(t, proxy.Options{MaxPassedThrough: 1, Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr})
+				client := serve(t, p)
 				for round := range 2 { // the place of an answered call is free
 					var calls sync.WaitGroup
 					var statuses atomic.Int64
@@ -233,9 +321,67 @@ func TestMaxSentInRealtime(t *testing.T) {
 					}
 					synctest.Wait()
 				}
+				if got := p.Usage().Realtime; got != test.unpriced {
+					t.Errorf("%d answers have no estimate of their cost, want %d", got, test.unpriced)
+				}
 			})
 		})
 	}
+}
+
+// TestMaxAtFlexTier checks that calls at the flex tier, which hold a connection each, leave
+// connections for batches: a call beyond the limit waits, and goes to a
+// batch after two minutes, as without room at the provider.
+func TestMaxAtFlexTier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		openai := provider.OpenAI()
+		upstream := batchtest.New(batchtest.Options{Behavior: batchtest.OpenAI(), FlexDelay: 10 * time.Minute})
+		var flex, most atomic.Int64
+		base := transport(func(r *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(r.URL.Path, "/chat/completions") {
+				most.Store(max(most.Load(), flex.Add(1)))
+				defer flex.Add(-1)
+			}
+			return upstream.Transport().RoundTrip(r)
+		})
+		tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(base, 2), Provider: &openai, Mode: autobatcher.ModeFlex})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		client := serve(t, newProxy(t, proxy.Options{Grace: -1, Upstream: parse(t, upstream.URL), Transport: tr}))
+		var calls sync.WaitGroup
+		call := func(name string, within time.Duration) {
+			calls.Go(func() {
+				began := time.Now()
+				res := post(t, client, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"`+name+`"}]}`)
+				if body := readAll(t, res); res.StatusCode != 200 || time.Since(began) > within {
+					t.Errorf("%s: %s after %v: %s", name, res.Status, time.Since(began), body)
+				}
+			})
+			synctest.Wait()
+		}
+		for _, name := range []string{"a", "b"} {
+			call(name, 10*time.Minute+time.Second)
+		}
+		time.Sleep(9*time.Minute + 30*time.Second)
+		call("in a while", 11*time.Minute) // there is room after 30 s
+		calls.Wait()
+		if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 3}, upstream.PaidTiers()); diff != "" {
+			t.Errorf("paid (-want +got):\n%s", diff)
+		}
+		for _, name := range []string{"c", "d"} {
+			call(name, 10*time.Minute+time.Second)
+		}
+		call("too many", 5*time.Minute)
+		calls.Wait()
+		if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 5, "batch": 1}, upstream.PaidTiers()); diff != "" {
+			t.Errorf("paid (-want +got):\n%s", diff)
+		}
+		if most.Load() != 2 {
+			t.Errorf("%d calls were sent at the same time", most.Load())
+		}
+	})
 }
 
 // TestRoomAfterTheCall checks that a call takes no room when the Transport asks for room
@@ -262,7 +408,7 @@ func TestRoomAfterTheCall(t *testing.T) {
 // TestBodilessStatus checks that a result line with a status that allows no body does
 // not break the connection.
 func TestBodilessStatus(t *testing.T) {
-	for _, status := range []int{http.StatusNoContent, http.StatusNotModified} {
+	for _, status := range []int{http.StatusNoContent, http.StatusResetContent, http.StatusNotModified} {
 		synctest.Test(t, func(t *testing.T) {
 			client, _, _ := newBatchingProxy(t, batchtest.Options{Answer: func(batchtest.Line) batchtest.Outcome {
 				return batchtest.Outcome{Status: status, Body: []byte(`{"id":"x"}`)}
@@ -270,6 +416,28 @@ func TestBodilessStatus(t *testing.T) {
 			res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`)
 			if body := readAll(t, res); res.StatusCode != 200 || body != `{"id":"x"}` {
 				t.Errorf("%d: %s %s", status, res.Status, body)
+			}
+		})
+	}
+}
+
+// TestUnsafeIDs checks that an id of the provider which no header can hold does not break
+// the connection of a late answer. reply checks the answers in time.
+func TestUnsafeIDs(t *testing.T) {
+	for _, id := range []string{"a\x01b", strings.Repeat("x", 100_000)} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newProxy(t, proxy.Options{Transport: transport(func(r *http.Request) (*http.Response, error) {
+				if _, err := io.ReadAll(r.Body); err != nil {
+					return nil, err
+				}
+				caller.ObserverOf(r.Context()).Waiting(caller.Call{Name: func() (batchID, customID string) { return id, "custom-1" }})
+				time.Sleep(time.Hour)
+				a := reply.Answer{Status: 200, Body: []byte("{}"), RequestID: id, BatchID: id, CustomID: "custom-1"}
+				return a.Response(r), nil
+			})})
+			res := post(t, serve(t, p), "/v1/embeddings", "{}")
+			if body := readAll(t, res); strings.TrimSpace(body) != "{}" || res.Header.Get("Autobatcher-Custom-Id") != "custom-1" || res.Header.Get("Autobatcher-Batch-Id") != "" {
+				t.Errorf("%s %q %v", res.Status, body, res.Header)
 			}
 		})
 	}
@@ -369,7 +537,7 @@ func TestUpstreamThatDoesNotAnswer(t *testing.T) {
 					if test.body == "" {
 						slow = respondAfter(delay, 200, "application/json", `{}`)
 					}
-					tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow), Provider: &groq})
+					tr, err := autobatcher.New(autobatcher.Options{Base: proxy.LimitRealtime(slow, 0), Provider: &groq})
 					if err != nil {
 						t.Fatal(err)
 					}

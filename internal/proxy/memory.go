@@ -68,6 +68,21 @@ func (h *heldBytes) add(n int64) bool {
 	return true
 }
 
+// usualHeader is the size of a header that no client exceeds by chance, in bytes. The
+// memory of such a header is small compared with that of the call itself.
+const usualHeader = 8 << 10
+
+// largeHeader returns how many bytes a header has beyond usualHeader. A call keeps its
+// header until its end.
+func largeHeader(h http.Header) (bytes int64) {
+	for name, values := range h {
+		for _, value := range values {
+			bytes += int64(len(name) + len(value))
+		}
+	}
+	return max(bytes-usualHeader, 0)
+}
+
 // Hold implements caller.Observer for the request: the Transport holds the bytes.
 func (h *heldBytes) Hold() (release func()) {
 	if h == nil {

@@ -166,6 +166,113 @@ func TestCompressedBodies(t *testing.T) {
 	}
 }
 
+// TestMemoryOfHeaders checks that large headers count while their calls wait.
+func TestMemoryOfHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _, _ := newBatchingProxy(t, slowServer, proxy.Options{MaxMemory: 200_000, Grace: -1})
+		var calls sync.WaitGroup
+		call := func(header, status int) {
+			calls.Go(func() {
+				res := post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`, "X-Padding", strings.Repeat("x", header))
+				if body := readAll(t, res); res.StatusCode != status || status == 503 && !strings.Contains(body, "out_of_memory") {
+					t.Errorf("a header of %d bytes: %s %s", header, res.Status, body)
+				}
+			})
+			synctest.Wait()
+		}
+		call(100_000, 200)
+		call(100_000, 200)
+		call(100_000, 503)
+		call(1_000, 200)
+		calls.Wait()
+		wantMetric(t, client, "autobatcher_request_memory_bytes 0")
+		wantMetric(t, client, `autobatcher_refused_total{reason="memory"} 1`)
+	})
+}
+
+// TestMemoryOfDecoders checks that the window of a zstd body, which takes megabytes for a
+// few bytes of a client, counts until the body has arrived, and is freed then: a call waits
+// for hours.
+func TestMemoryOfDecoders(t *testing.T) {
+	const window = 8 << 20
+	var b bytes.Buffer
+	w, err := zstd.NewWriter(&b, zstd.WithWindowSize(window))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text string) string {
+		t.Helper()
+		b.Reset()
+		if _, err := io.WriteString(w, text); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	first := write(`{"model":"m",`)
+	rest := write(`"input":"hello"}`)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	rest += b.String()[len(rest):]
+	send := func(client *http.Client, body io.Reader) (*http.Response, error) {
+		r, err := http.NewRequest(http.MethodPost, "http://proxy/v1/embeddings", body)
+		if err != nil {
+			return nil, err
+		}
+		r.Header.Set("Content-Encoding", "zstd")
+		return client.Do(r)
+	}
+	const calls = 6
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		client, _, _ := newBatchingProxy(t, slowServer, proxy.Options{MaxMemory: calls*(10<<20) + 1<<20, Grace: -1})
+		before := heap()
+		var answered sync.WaitGroup
+		var bodies []*io.PipeWriter
+		for range calls {
+			body, w := io.Pipe()
+			bodies = append(bodies, w)
+			answered.Go(func() {
+				res, err := send(client, body)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if text := readAll(t, res); res.StatusCode != 200 {
+					t.Errorf("%s %s", res.Status, text)
+				}
+			})
+			io.WriteString(w, first)
+			synctest.Wait()
+		}
+		res, err := send(client, strings.NewReader(first+rest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code, _ := apiError(t, res); res.StatusCode != 503 || code != "out_of_memory" {
+			t.Errorf("another call while the bodies arrive: %s %s", res.Status, code)
+		}
+		for _, w := range bodies {
+			io.WriteString(w, rest)
+			w.Close()
+		}
+		synctest.Wait()
+		wantMetric(t, client, fmt.Sprintf("autobatcher_request_memory_bytes %d", calls*len(`{"model":"m","input":"hello"}`)))
+		if taken := heap() - before; taken > window {
+			t.Errorf("%d calls that wait hold %d MB", calls, taken>>20)
+		}
+		answered.Wait()
+	})
+}
+
 // TestCompressedCallsShareBudget checks that the decoded bytes of held calls count.
 func TestCompressedCallsShareBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -25,6 +25,7 @@ type metrics struct {
 	tokens  *prometheus.CounterVec
 
 	answered, failed          atomic.Int64
+	realtime                  atomic.Int64 // of answered
 	prompt, completion, total atomic.Int64
 	bytesIn, bytesOut         atomic.Int64
 }
@@ -98,6 +99,9 @@ func (m *metrics) countRequest(rw *responseWriter) {
 	m.seconds.WithLabelValues(rw.endpoint).Observe(time.Since(rw.started).Seconds())
 	if outcome == "2xx" || outcome == "3xx" {
 		m.answered.Add(1)
+		if rw.realtime {
+			m.realtime.Add(1)
+		}
 	} else {
 		m.failed.Add(1)
 	}
@@ -132,6 +136,7 @@ func (m *metrics) usage() Usage {
 		CompletionTokens: m.completion.Load(),
 		TotalTokens:      m.total.Load(),
 		Answered:         m.answered.Load(),
+		Realtime:         m.realtime.Load(),
 		Failed:           m.failed.Load(),
 		BytesIn:          m.bytesIn.Load(),
 		BytesOut:         m.bytesOut.Load(),

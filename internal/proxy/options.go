@@ -15,6 +15,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/internal/redact"
+	"github.com/autobatcher/autobatcher/internal/webhook"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -48,8 +49,9 @@ type Options struct {
 	// requests that a browser sends for a page of another origin are refused.
 	ClientKeys []string
 
-	// OneCaller says that all ClientKeys belong to the same caller, so that a
-	// later process with new keys finds the lines of this process's calls.
+	// OneCaller says that all ClientKeys belong to the same caller, the program of
+	// autobatcher run, so that a later process with new keys finds the lines of this
+	// process's calls.
 	// Default: each client key is a caller of its own.
 	OneCaller bool
 
@@ -148,6 +150,13 @@ type Options struct {
 	// serve POST /autobatcher/cancel. Default: the path gets 404.
 	CancelBatch  func(ctx context.Context, batchID string) error
 	BatchCallers func(batchID string) ([]string, bool)
+
+	// Webhooks verifies the requests to POST /autobatcher/webhook, and Wake polls the
+	// batch with an id, as the method Wake of the Transport does: Wake does not block,
+	// and reports whether the batch is polled. The requests need no client key, and may
+	// name any host. Default: the path gets 404.
+	Webhooks *webhook.Verifier
+	Wake     func(batchID string) bool
 
 	// Page is served at "/" and below "/autobatcher/". Default: these paths get
 	// 404.

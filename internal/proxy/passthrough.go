@@ -174,7 +174,7 @@ func (p *Proxy) newReverseProxy() *httputil.ReverseProxy {
 // passThrough forwards a request to the upstream and the response to the client.
 func (p *Proxy) passThrough(rw *responseWriter, r *http.Request) {
 	if rw.endpoint != endpointOther {
-		rw.usage = &usage.Scanner{}
+		rw.usage, rw.realtime = &usage.Scanner{}, true
 	}
 	if !p.beginPassing() {
 		rw.writeFailure(failTooManyPassed)

@@ -60,7 +60,7 @@ func TestRealtime(t *testing.T) {
 			t.Errorf("%s after %v: %s", res.Status, time.Since(start), body)
 		}
 		synctest.Wait()
-		if u := p.Usage(); u.Answered != 1 || u.TotalTokens == 0 {
+		if u := p.Usage(); u.Answered != 1 || u.Realtime != 1 || u.TotalTokens == 0 {
 			t.Errorf("%+v", u)
 		}
 	})

@@ -7,6 +7,7 @@
 //	GET /metrics                                         metrics for Prometheus
 //	GET /, /autobatcher/…                                live status page
 //	POST /autobatcher/cancel                             cancels a batch, for the page
+//	POST /autobatcher/webhook                            webhooks of the provider
 //	all other requests                                   passed through to the upstream
 //
 // A call with the header Autobatcher-Mode: realtime is passed through, too.
@@ -15,7 +16,8 @@
 // The files follow a request: proxy.go selects the handler, access.go checks where
 // the request comes from, auth.go checks keys, route.go checks the path, hold.go,
 // heartbeat.go and latestream.go answer held calls, failure.go reports errors, passthrough.go forwards the other
-// requests, and clean.go hides credentials in responses. cancel.go cancels batches for the page. responsewriter.go,
+// requests, and clean.go hides credentials in responses. cancel.go cancels batches for the page,
+// and webhook.go receives the provider's webhooks. responsewriter.go,
 // requestbody.go, stall.go and upgrade.go limit how long a peer may stall; memory.go,
 // queuelimit.go and connlimit.go limit what clients can use.
 //
@@ -81,6 +83,7 @@ type Proxy struct {
 	memory         memoryBudget
 	queue          queueLimit
 	refusals       *prometheus.CounterVec
+	webhooks       *webhooks
 	instanceID     string       // makes chunk ids unique across processes
 	chunkIDs       atomic.Int64 // number of chunk ids made so far
 }
@@ -122,6 +125,9 @@ func New(o Options) (*Proxy, error) {
 		return nil, err
 	}
 	var err error
+	if p.webhooks, err = newWebhooks(o.Metrics); err != nil {
+		return nil, err
+	}
 	p.metrics, p.metricsHandler, err = newMetrics(o.Metrics, o.Stats, &p.held)
 	return p, err
 }
@@ -146,8 +152,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rw := &responseWriter{w: w, r: r, started: time.Now()}
 	defer p.finish(rw)
 	path := r.URL.Path
-	if path == "/health" {
+	switch path {
+	case "/health":
 		serveHealth(rw, r)
+		return
+	case WebhookPath:
+		p.serveWebhook(rw, r)
 		return
 	}
 	if !isOwnPage(path) {
@@ -244,6 +254,9 @@ func (p *Proxy) checkCall(rw *responseWriter, r *http.Request) *failure {
 	case p.draining.Load():
 		return &failDraining
 	case len(p.keys) > 0 && key < 0:
+		if p.opts.OneCaller {
+			return &failOtherKey
+		}
 		return &failInvalidKey
 	case p.opts.ForwardKey && credential == "":
 		return &failMissingKey

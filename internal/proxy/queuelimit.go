@@ -48,14 +48,15 @@ type placeState int
 const (
 	placeFree placeState = iota
 	placeReserved
-	placeEnded
+	placeEnded // the Transport counts the call, or the call waits for nothing
 )
 
 // reserve reserves the place of a call whose body has arrived, or returns false if
-// the queue is full.
+// the queue is full. A call that is sent in real time, before its body has arrived or
+// after, needs no place.
 func (p *queuePlace) reserve() bool {
 	l := p.limit
-	if l.full() {
+	if l.full() && !p.ended() {
 		return false
 	}
 	l.mu.Lock()
@@ -77,6 +78,12 @@ func (p *queuePlace) queued() { p.end(1) }
 
 // release frees the place of a call that was not queued.
 func (p *queuePlace) release() { p.end(0) }
+
+func (p *queuePlace) ended() bool {
+	p.limit.mu.Lock()
+	defer p.limit.mu.Unlock()
+	return p.state == placeEnded
+}
 
 func (p *queuePlace) end(added int) {
 	l := p.limit

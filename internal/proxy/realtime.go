@@ -7,10 +7,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // LimitRealtime returns base for Options.Base of the Transport, with limits for what is
@@ -19,9 +23,22 @@ import (
 // does not batch). Such held calls count as requests that pass through: with
 // Options.MaxPassedThrough such requests, a further call gets 503, and a call that waits
 // for its batch is not escalated. A request whose response does not begin within answerTimeout gets 504.
-func LimitRealtime(base http.RoundTripper) http.RoundTripper { return realtimeLimit{base} }
+//
+// Calls at the flex tier hold a connection to the provider until the answer. At most
+// maxFlex such calls are sent at the same time. A further call waits for flexWait, and
+// then gets 429, as from a provider without room at the flex tier. 0 means no limit.
+func LimitRealtime(base http.RoundTripper, maxFlex int) http.RoundTripper {
+	l := realtimeLimit{RoundTripper: base}
+	if maxFlex > 0 {
+		l.flex = make(chan struct{}, maxFlex)
+	}
+	return l
+}
 
-type realtimeLimit struct{ http.RoundTripper }
+type realtimeLimit struct {
+	http.RoundTripper
+	flex chan struct{} // has a token for each call at the flex tier; nil: no limit
+}
 
 // RoundTrip implements http.RoundTripper.
 func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -33,11 +50,68 @@ func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			return failTooManyPassed.response(r), nil
 		}
+		c.place.release() // the call does not wait to be sent
 		return l.awaitAnswer(r)
 	case *heldBytes: // passes through
 		return l.awaitAnswer(r)
 	}
+	if l.flex != nil && isFlex(r) {
+		return l.sendFlex(r)
+	}
 	return l.RoundTripper.RoundTrip(r) // a request of the Transport's own
+}
+
+// flexEndpoints are the calls that providers answer at a flex tier.
+var flexEndpoints = provider.OpenAI().FlexEndpoints
+
+// isFlex reports whether a request of the Transport's own is a call: those that make
+// and follow batches go to other paths.
+func isFlex(r *http.Request) bool {
+	return r.Method == http.MethodPost && slices.ContainsFunc(flexEndpoints, func(suffix string) bool { return strings.HasSuffix(r.URL.Path, suffix) })
+}
+
+// flexWait is how long a call at the flex tier waits for a connection before the call
+// counts as refused. The timeouts of the Transport's requests are longer.
+const flexWait = 30 * time.Second
+
+var failNoFlexRoom = failure{
+	status: http.StatusTooManyRequests, code: "too_many_calls_at_flex_tier",
+	message: "calls at the flex tier use all connections to the provider that they may use; raise the limit on open files, or send calls in batches",
+}
+
+// sendFlex sends a call at the flex tier when there is room for the call.
+func (l realtimeLimit) sendFlex(r *http.Request) (*http.Response, error) {
+	timer := time.NewTimer(flexWait)
+	defer timer.Stop()
+	select {
+	case l.flex <- struct{}{}:
+	case <-r.Context().Done():
+		_ = r.Body.Close() // of bytes in memory
+		return nil, r.Context().Err()
+	case <-timer.C:
+		_ = r.Body.Close()
+		return failNoFlexRoom.response(r), nil
+	}
+	leave := sync.OnceFunc(func() { <-l.flex })
+	res, err := l.RoundTripper.RoundTrip(r)
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	res.Body = &closedBody{res.Body, leave}
+	return res, nil
+}
+
+// A closedBody is a response body with a function that runs at Close.
+type closedBody struct {
+	io.ReadCloser
+	closed func()
+}
+
+// Close implements io.Closer.
+func (b *closedBody) Close() error {
+	defer b.closed()
+	return b.ReadCloser.Close()
 }
 
 // answerTimeout is how long the upstream may take from the last byte of a request to the

@@ -23,15 +23,17 @@ type requestBody struct {
 	limit   int64         // of decoded bytes
 	rc      *http.ResponseController
 	onEOF   func() error // called by Read when the whole body was read
-	held    *heldBytes   // the decoded bytes
+	held    *heldBytes   // the decoded bytes, and meanwhile the memory of the decoder
 
 	mu          sync.Mutex // the Transport may read and close the body on other goroutines
 	size        int64      // raw bytes read so far
 	decodedSize int64      // decoded bytes read so far
+	decoder     int64      // bytes of memory of the decoder, until the end of the body
 	err         error      // the first error, if reading failed
 	stallTimer  *time.Timer
 	lastSize    int64 // size at the last run of checkStall
 	finished    bool  // the body was read to the end or closed
+	closed      bool
 }
 
 // newRequestBody returns the body of rw.r. If the Content-Encoding is known,
@@ -55,7 +57,7 @@ func newRequestBody(rw *responseWriter, memory *memoryBudget, limit int64, onEOF
 
 // decode removes an encoding. The Transport refuses an unknown encoding.
 func (b *requestBody) decode(r *http.Request, encoding string) {
-	decoded, known := requestbody.Decoder(b.decoded, encoding)
+	decoded, known := requestbody.Decoder(b.decoded, encoding, b.takeMemory)
 	if !known {
 		return
 	}
@@ -63,6 +65,28 @@ func (b *requestBody) decode(r *http.Request, encoding string) {
 	delete(r.Header, "Content-Encoding")
 	delete(r.Header, "Content-Length")
 	r.ContentLength = -1
+}
+
+// takeMemory counts the memory of the decoder, before the decoder takes the memory.
+func (b *requestBody) takeMemory(bytes int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch limit := b.held.budget.limit; {
+	case b.closed:
+		return b.failLocked(http.ErrBodyReadAfterClose)
+	case limit > 0 && bytes > limit: // a retry would not fit either
+		return b.failLocked(&http.MaxBytesError{Limit: b.limit})
+	case !b.held.add(bytes):
+		return b.failLocked(errNoMemory)
+	}
+	b.decoder += bytes
+	return nil
+}
+
+// freeDecoderLocked ends the counting of the decoder's memory.
+func (b *requestBody) freeDecoderLocked() {
+	b.held.add(-b.decoder)
+	b.decoder = 0
 }
 
 // checkStall runs every stallTimeout, and makes Read fail if no byte arrived
@@ -104,7 +128,7 @@ func (b *rawBody) Read(p []byte) (int, error) {
 // Read implements io.Reader.
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.decoded.Read(p)
-	if err := b.count(n); err != nil {
+	if err := b.count(n, err != nil); err != nil {
 		return 0, err
 	}
 	switch {
@@ -118,10 +142,13 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// count counts decoded bytes.
-func (b *requestBody) count(n int) error {
+// count counts decoded bytes. ended says that the decoder has read its last byte.
+func (b *requestBody) count(n int, ended bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if ended {
+		b.freeDecoderLocked()
+	}
 	switch {
 	case b.decodedSize+int64(n) > b.limit:
 		return b.failLocked(&http.MaxBytesError{Limit: b.limit})
@@ -156,7 +183,8 @@ func (b *requestBody) Close() error {
 		_ = b.rc.SetReadDeadline(time.Now().Add(time.Second))
 		defer func() { _ = b.rc.SetReadDeadline(time.Time{}) }()
 	}
-	b.finished = true
+	b.finished, b.closed = true, true
+	b.freeDecoderLocked()
 	b.mu.Unlock()
 	return b.raw.Close()
 }

@@ -65,9 +65,9 @@ var escapes = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 const endpointOther = "other"
 
 // batchedEndpoint returns the entry of p.routes that a request is for, or "" for other
-// requests. The Transport chooses by the end of the path, so the rest of
-// the path must be right: a wrong path would be passed through at full price, or
-// each path would be a batch of its own.
+// requests. The Transport chooses by the end of the path, so the rest of the path must be
+// right: a wrong path would be passed through at full price, or each path would be a batch
+// of its own.
 func (p *Proxy) batchedEndpoint(r *http.Request) string {
 	if r.Method != http.MethodPost {
 		return ""
@@ -102,8 +102,9 @@ func (p *Proxy) apiPath(u *url.URL) string {
 	return path
 }
 
-// similarEndpoint returns the entry of p.routes that the client probably wanted, or "" if the request resembles no entry. Servers differ in what they accept,
-// also PUT in place of POST.
+// similarEndpoint returns the entry of p.routes that the client probably wanted, or "" if
+// the request resembles no entry. Servers differ in what they accept, also PUT in place of
+// POST.
 func (p *Proxy) similarEndpoint(r *http.Request) string {
 	if !slices.Contains([]string{http.MethodPost, http.MethodPut, http.MethodPatch}, r.Method) {
 		return ""

@@ -145,6 +145,8 @@ func TestClosedHeaders(t *testing.T) {
 		for _, header := range [][]string{
 			{"Autobatcher-Mode", "realtime"},
 			{"Autobatcher-Mode", "batch"},
+			{"Autobatcher-Mode", "flex"},
+			{"Autobatcher-Mode", "auto"},
 			{"autobatcher-deadline", "1ms"},
 			{"Autobatcher-Completion-Window", "1h"},
 			{"Autobatcher-Unknown", "x"},
@@ -159,6 +161,12 @@ func TestClosedHeaders(t *testing.T) {
 		res := post(t, client, "/v1/responses", `{"model":"m","input":"a","background":true}`, "Api-Key", "one")
 		if code, _ := apiError(t, res); res.StatusCode != 400 || code != "background_closed" {
 			t.Errorf("background: %s %s", res.Status, code)
+		}
+		for _, tier := range []string{`"service_tier":"flex"`, `"service_tier":"priority"`, `"service_ti\u0065r":"priority"`} {
+			res := post(t, client, "/v1/responses", `{"model":"m","input":"a",`+tier+`}`, "Api-Key", "one")
+			if code, _ := apiError(t, res); res.StatusCode != 400 || code != "service_tier_closed" {
+				t.Errorf("%s: %s %s", tier, res.Status, code)
+			}
 		}
 		res = post(t, client, "/v1/embeddings", `{"model":"m","input":"a"}`, "Api-Key", "one")
 		if readAll(t, res); res.StatusCode != 200 || len(upstream.Executed()) != 1 {

@@ -10,6 +10,7 @@ type Usage struct {
 
 	Waiting  int   // calls held now
 	Answered int64 // calls that ended with a status below 400
+	Realtime int64 // of Answered: calls that passed through in real time, whose cost is not estimated
 	Failed   int64 // calls that ended with an error status, were aborted late, or lost their client
 
 	BytesIn  int64 // request body bytes of held calls; calls that pass through are not counted

@@ -140,22 +140,24 @@ func (s *Lines[R]) Count() int {
 	return len(s.open)
 }
 
-// Census returns the id of the batch, and how many callers wait for its lines.
-// Before the batch has an id, all lines count, and those of the calls of its queue
-// that are not lines yet.
-func (s *Lines[R]) Census(queue []*Call[R]) (id string, calls int) {
+// Census returns the id of the batch, how many callers wait for its lines, and how many
+// calls were not sent yet: those of its queue that are not lines yet, and, before the
+// batch has an id, all lines. atOnce says that the lines are sent when they are made.
+func (s *Lines[R]) Census(queue []*Call[R], atOnce bool) (id string, queued, running int) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
 	if s.id != "" {
-		return s.id, s.waiting
+		return s.id, 0, s.waiting
 	}
-	calls = len(s.open)
 	for _, c := range queue {
 		if c.state == stateQueued {
-			calls++
+			queued++
 		}
 	}
-	return "", calls
+	if atOnce {
+		return "", queued, s.waiting
+	}
+	return "", queued + len(s.open), 0
 }
 
 // Ended says that the provider has ended the batch: only results are to be read.

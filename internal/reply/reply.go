@@ -93,14 +93,16 @@ func FromResult(r *line.Result) Answer {
 		message := cmp.Or(strings.TrimSpace(string(r.Body)), r.Message, http.StatusText(r.Status))
 		a.Body, a.Text = errorBody(r.Status, r.Code, "", message), false
 	}
-	if r.Status == http.StatusNoContent || r.Status == http.StatusNotModified {
+	switch r.Status {
+	case http.StatusNoContent, http.StatusResetContent, http.StatusNotModified:
 		a.replaceBodiless()
 	}
 	return a
 }
 
 // replaceBodiless replaces a status that HTTP allows no body for. A server could not
-// send the body with that status, and the connection of the client would break.
+// send the body with that status, and the connection of the client would break; a
+// client in JavaScript ignores the body of a 205.
 func (a *Answer) replaceBodiless() {
 	if len(a.Body) > 0 && !HasError(a.Body) {
 		a.Status = http.StatusOK
@@ -163,13 +165,26 @@ type response struct {
 
 const maxHeaders = 8
 
-// set sets a header unless the value is empty.
+// set sets a header unless the value is empty or unsafe.
 func (r *response) set(name, value string) {
-	if value != "" {
+	if value = HeaderValue(value); value != "" {
 		r.values[r.count] = value
 		r.count++
 		r.Header[name] = r.values[r.count-1 : r.count : r.count]
 	}
+}
+
+// maxHeaderValue is the length of the longest text of a provider in a header, in bytes.
+const maxHeaderValue = 256
+
+// HeaderValue returns a text of the provider for a header, or "" if the text is no
+// printable ASCII or is too long: clients break the connection of a response whose
+// header has a control character, or is longer than their buffer.
+func HeaderValue(text string) string {
+	if len(text) > maxHeaderValue || strings.ContainsFunc(text, func(c rune) bool { return c < ' ' || c > '~' }) {
+		return ""
+	}
+	return text
 }
 
 func (a *Answer) contentType() string {

@@ -78,6 +78,24 @@ func TestResponse(t *testing.T) {
 			map[string]string{"Content-Type": "application/json", "X-Should-Retry": ""},
 		},
 		{
+			"a success whose body JavaScript ignores",
+			reply.FromResult(&line.Result{Status: 205, Body: []byte(`{"id":"x"}`)}),
+			"200 OK", `{"id":"x"}`,
+			nil,
+		},
+		{
+			"ids that break the connection in a header",
+			reply.Answer{Status: 200, Body: []byte("{}"), RequestID: "a\x01b", BatchID: "a\r\nX-Evil: 1", CustomID: strings.Repeat("x", 257)},
+			"200 OK", "{}",
+			map[string]string{"X-Request-Id": "", "Autobatcher-Batch-Id": "", "Autobatcher-Custom-Id": ""},
+		},
+		{
+			"an id of the longest length",
+			reply.Answer{Status: 200, Body: []byte("{}"), RequestID: strings.Repeat("~", 256), BatchID: "é"},
+			"200 OK", "{}",
+			map[string]string{"X-Request-Id": strings.Repeat("~", 256), "Autobatcher-Batch-Id": ""},
+		},
+		{
 			"an error whose status allows no body",
 			reply.FromResult(&line.Result{Status: 304, Body: []byte(`{"error":{"message":"no"}}`)}),
 			"424 Failed Dependency", `{"error":{"message":"no"}}`,

@@ -132,8 +132,11 @@ func tooLarge(limit int64) error {
 
 // Decoder returns a reader of r without the Content-Encoding, or r itself if there is
 // no encoding. known is false if Decoder does not know the encoding. The decoded
-// bytes are not limited. Nothing is read from r before the first Read.
-func Decoder(r io.Reader, encoding string) (decoded io.Reader, known bool) {
+// bytes are not limited. Nothing is read from r before the first Read. take is called
+// before the reader takes memory in the size that the body announces, and may refuse
+// that by an error, which Read returns; nil allows all. The reader keeps no memory after
+// the end or an error.
+func Decoder(r io.Reader, encoding string, take func(bytes int64) error) (decoded io.Reader, known bool) {
 	switch strings.ToLower(strings.TrimSpace(encoding)) {
 	case "", "identity":
 		return r, true
@@ -142,10 +145,7 @@ func Decoder(r io.Reader, encoding string) (decoded io.Reader, known bool) {
 	case "deflate":
 		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) { return zlib.NewReader(r) }}, true
 	case "zstd":
-		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) {
-			// Without concurrency the decoder has no goroutines, and need not be closed.
-			return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
-		}}, true
+		return &decoder{src: r, open: func(r io.Reader) (io.Reader, error) { return openZstd(r, take) }}, true
 	}
 	return nil, false
 }
@@ -154,24 +154,58 @@ func Decoder(r io.Reader, encoding string) (decoded io.Reader, known bool) {
 // allows for HTTP.
 const maxWindow = 8 << 20
 
+// zstdExtra is the most memory that a zstd decoder takes beside its window, in bytes, if
+// the window has as many bytes or more. With a smaller window it is as large as the window.
+const zstdExtra = 2 << 20
+
+// openZstd returns a decoder for r. The decoder takes the memory for its window when the
+// first bytes arrive: a client could make a server take megabytes for a few bytes. All
+// frames must have windows that are no larger than that of the first frame.
+func openZstd(r io.Reader, take func(bytes int64) error) (io.Reader, error) {
+	head := make([]byte, zstd.HeaderMaxSize)
+	n, err := io.ReadFull(r, head)
+	if head = head[:n]; err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, err
+	}
+	var first zstd.Header
+	window := uint64(maxWindow)
+	if first.Decode(head) == nil && !first.Skippable {
+		window = first.WindowSize
+		if first.SingleSegment {
+			window = first.FrameContentSize
+		}
+		window = min(max(window, zstd.MinWindowSize), maxWindow)
+	}
+	if take != nil {
+		if err := take(int64(window + min(window, zstdExtra))); err != nil {
+			return nil, err
+		}
+	}
+	// Without concurrency the decoder has no goroutines, and need not be closed.
+	return zstd.NewReader(io.MultiReader(bytes.NewReader(head), r), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window))
+}
+
 // A decoder is a reader that reads the header of the encoding at the first Read.
 type decoder struct {
 	src  io.Reader
 	open func(io.Reader) (io.Reader, error)
 	r    io.Reader
+	err  error // the end, or why there is nothing more to read
 }
 
 func (d *decoder) Read(p []byte) (n int, err error) {
-	if d.r == nil {
-		if d.r, err = d.open(d.src); err != nil {
-			d.r = nil
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF // the end of an empty body is not the end of an encoded body
-			}
-			return 0, err
+	if d.r == nil && d.err == nil {
+		if d.r, d.err = d.open(d.src); errors.Is(d.err, io.EOF) {
+			d.err = io.ErrUnexpectedEOF // the end of an empty body is not the end of an encoded body
 		}
 	}
-	return d.r.Read(p)
+	if d.err == nil {
+		n, d.err = d.r.Read(p)
+	}
+	if d.err != nil {
+		d.src, d.r = nil, nil // a call waits for hours, and must not hold the memory of its decoder
+	}
+	return n, d.err
 }
 
 // Decode removes the Content-Encoding from raw, since a line of a batch has no
@@ -179,7 +213,7 @@ func (d *decoder) Read(p []byte) (n int, err error) {
 // limit bytes are a *reply.RequestError. Without an encoding Decode returns raw itself.
 func Decode(raw []byte, encoding string, limit int64) ([]byte, error) {
 	src := bytes.NewReader(raw)
-	r, known := Decoder(src, encoding)
+	r, known := Decoder(src, encoding, nil)
 	switch {
 	case !known:
 		return nil, &reply.RequestError{Status: http.StatusUnsupportedMediaType, Code: "unsupported_content_encoding", Message: fmt.Sprintf(

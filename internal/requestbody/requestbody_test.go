@@ -92,6 +92,12 @@ func TestDecode(t *testing.T) {
 		{"zstd", zstded("{}"), "zstd", 200},
 		{"not zstd", `{"model":1}`, "zstd", 400},
 		{"zstd, too large", zstded(strings.Repeat(" ", 1001)), "zstd", 413},
+		{"zstd, with the largest window", zstdedIn("{", "}", 8<<20), "zstd", 200},
+		{"zstd, with a window that needs much memory", zstdedIn("{", "}", 16<<20), "zstd", 400},
+		{"zstd, in two frames", zstdedIn("{", "", 8<<20) + zstded("}"), "zstd", 200},
+		{"zstd, with a later frame that needs more memory", zstded("{") + zstdedIn("}", "", 8<<20), "zstd", 400},
+		{"zstd, behind a frame to skip", "\x50\x2a\x4d\x18\x01\x00\x00\x00x" + zstded("{}"), "zstd", 200},
+		{"zstd, announcing an exabyte", "\x28\xb5\x2f\xfd\xe0\x00\x00\x00\x00\x00\x00\x00\x10\x09\x00\x00{", "zstd", 400},
 		{"not gzip", "{}", "gzip", 400},
 		{"cut", gzipped("{}")[:14], "gzip", 400},
 		{"unknown", "{}", "br", 415},
@@ -119,6 +125,17 @@ func zstded(text string) string {
 	var b bytes.Buffer
 	w, _ := zstd.NewWriter(&b)
 	_, _ = io.WriteString(w, text)
+	_ = w.Close()
+	return b.String()
+}
+
+// zstdedIn is a text in two blocks, whose decoder must hold a window of that many bytes.
+func zstdedIn(first, second string, window int) string {
+	var b bytes.Buffer
+	w, _ := zstd.NewWriter(&b, zstd.WithWindowSize(window))
+	_, _ = io.WriteString(w, first)
+	_ = w.Flush()
+	_, _ = io.WriteString(w, second)
 	_ = w.Close()
 	return b.String()
 }

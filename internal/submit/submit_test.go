@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
@@ -275,6 +276,20 @@ func TestResume(t *testing.T) {
 	}
 	if got, want := p.finish(part), []string{"a 200", "b 200", "c 200"}; !slices.Equal(got, want) {
 		t.Errorf("results %q", got)
+	}
+}
+
+// The lock of a process that is killed ends a moment after the kill.
+func TestOpenPartWaits(t *testing.T) {
+	p := newPlace(t, request("a"))
+	part := p.open()
+	time.AfterFunc(200*time.Millisecond, func() { _ = part.Close() })
+	again, err := submit.OpenPart(p.path, p.in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

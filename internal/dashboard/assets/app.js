@@ -77,6 +77,15 @@ function showTotals() {
   setText($("totals-note"), "since the start of this process; costs are estimates");
 }
 
+// showTimes shows how long batches and calls at the flex tier took.
+function showTimes() {
+  const cell = (text) => element("td", { class: "number" }, text);
+  setRows($("times").tBodies[0], state.times, (t) =>
+    element("tr", {}, element("th", { scope: "row" }, element("span", { class: "strong" }, t.model || "no model"), element("span", { class: "sub" }, t.provider)),
+      element("td", {}, t.window), cell(number.format(t.count)), cell(duration(t.median)), cell(duration(t.p90))));
+  $("times-card").hidden = !state.times.length;
+}
+
 // updateAges updates the texts that change with the time.
 function updateAges() {
   const now = serverNow();
@@ -115,6 +124,7 @@ function show() {
   setText($("queues-note"), state.hidden ? `and ${number.format(state.hidden)} more` : "");
   list.update(all, state, serverNow());
   showTotals();
+  showTimes();
   if (wanted !== null) view.update(named(wanted), serverNow());
 
   const title = sandbox ? "autobatcher (sandbox)" : "autobatcher";

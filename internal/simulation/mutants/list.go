@@ -31,7 +31,7 @@ var mutants = []mutant{
 		name: "Close forgets batches whose callers have left",
 		file: "close.go",
 		old:  "		if b.id() == \"\" {\n			b.end(outcomeClosed, nil)\n",
-		new:  "		if _, calls := b.lines.Census(nil); calls == 0 {\n			b.end(outcomeClosed, nil)\n",
+		new:  "		if _, waiting, calls := b.lines.Census(nil, false); waiting+calls == 0 {\n			b.end(outcomeClosed, nil)\n",
 		test: &test{"./internal/blackbox", "TestCloseCancelsBatchesWithoutCallers"},
 	},
 	{
