@@ -74,6 +74,7 @@ func TestFlex(t *testing.T) {
 		{name: "auto, alone", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, status: 200, within: 11 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "auto, alone, without a flex tier", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 		{name: "auto, in a hurry", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "auto, alone, refused until the call falls back to real time", options: autobatcher.Options{Mode: autobatcher.ModeAuto, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"default": 1}},
 		{name: "auto, alone, refused", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 	} {
 		u := openAI(tt.server, tt.options)
