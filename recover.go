@@ -68,7 +68,6 @@ func (t *Transport) maintain() {
 		t.session.Flush(t.ctx)
 		t.session.HoldExpired(t.ctx)
 		t.rescue()
-		t.router.accounts.Forget()
 		for _, b := range t.allBatches() {
 			calls := b.queue.Calls()
 			queued := func() []journal.Hash { return t.registry.Queued(calls) }
