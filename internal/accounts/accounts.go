@@ -101,8 +101,7 @@ func (a *Account) batchURL() *url.URL {
 		}
 	}
 	u.RawQuery = query.Encode()
-	u.Path, u.RawPath = a.Profile.BatchPath(u.Path), ""
-	return u
+	return backend.WithPath(u, a.Profile.BatchPath(u.EscapedPath()))
 }
 
 // Options configure a Set. All functions must be safe for concurrent use.
