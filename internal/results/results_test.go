@@ -325,3 +325,29 @@ func TestAResultBeforeTheBreakIsReadAgain(t *testing.T) {
 		}
 	})
 }
+
+// Files without results are a broken download where the provider counts completed lines
+// and a line waits; otherwise they hold nothing that a caller misses.
+func TestEmptyFiles(t *testing.T) {
+	for _, tt := range []struct {
+		name               string
+		waiting, completed int
+		want               results.Verdict
+	}{
+		{"a line waits", 1, 2, results.Truncated},
+		{"no line waits", 0, 2, results.Complete},
+		{"no line was completed", 1, 0, results.Complete},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReading(map[string]*source{"f": {}})
+			err := r.ReadEnded(t.Context(), &results.Ended{
+				Status:  backend.Status{Phase: backend.Ended, Word: "completed", Counts: backend.Counts{Completed: tt.completed, Total: 2}, Sources: []string{"f"}},
+				Waiting: func() int { return tt.waiting },
+				Deliver: func(*line.Result) bool { return true },
+			})
+			if err != nil || r.Verdict() != tt.want {
+				t.Errorf("%s: verdict %v, %v; want %v", tt.name, r.Verdict(), err, tt.want)
+			}
+		})
+	}
+}
