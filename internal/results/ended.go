@@ -85,13 +85,20 @@ func (r *Reader) sawEverything(e *Ended, looks int) bool {
 	return r.SawAll(promised)
 }
 
-var errEmpty = errors.New("the files hold no results, although the provider counts completed lines")
+var errEmpty = errors.New("a file holds no results, although the provider counts completed lines")
 
-// empty reports that the provider names files and counts completed lines, and that the
-// files hold no results. Such a file is a broken download: a proxy or the provider's
+// empty reports that the provider counts completed lines, and that the output file, or
+// each source, holds nothing. Such a file is a broken download: a proxy or the provider's
 // storage answered with nothing.
 func (r *Reader) empty(e *Ended) bool {
-	return len(r.sources) > 0 && e.Status.Counts.Completed > 0 && r.Answered() == 0 && r.Malformed() == 0
+	all := len(r.sources) > 0
+	for _, s := range r.sources {
+		if s.empty() && s.id == e.Status.OutputFileID {
+			return e.Status.Counts.Completed > 0
+		}
+		all = all && s.empty()
+	}
+	return all && e.Status.Counts.Completed > 0
 }
 
 // saidComplete reports whether the server says of each source that the source is
