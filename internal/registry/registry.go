@@ -622,6 +622,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	r.unqueueLocked(c)
 	if kept := r.kept[l.CustomID]; kept != nil {
 		kept.lines = s
+		s.settleLocked(kept, kept.answer)
 		r.takeKeptLocked(c, kept)
 		return
 	}
