@@ -41,7 +41,7 @@ func newEndpoints(o *Options) *endpoint.Table {
 func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	o, err := callheader.Parse(req.Header)
 	if err != nil {
-		closeBody(req)
+		requestbody.Close(req)
 		return nil, nil, err
 	}
 	o.Mode = cmp.Or(o.Mode, lane.Mode(r.opts.Mode))
@@ -53,7 +53,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	case at.Suffix == "":
 		return nil, callheader.Strip(req), nil
 	case at.Profile.Refusal != "":
-		closeBody(req)
+		requestbody.Close(req)
 		return nil, nil, &reply.RequestError{Status: http.StatusBadRequest, Code: CodeBatchUnsupported, Message: at.Profile.Refusal + " (Or send this call with the header Autobatcher-Mode: realtime.)"}
 	}
 	raw, body, err := requestbody.Snapshot(req, at.MaxBody)
@@ -80,12 +80,6 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		c.Request.raw = raw
 	}
 	return c, nil, nil
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }
 
 // readBody reads what the body asks for, makes the body of the line, and plans what
