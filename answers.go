@@ -31,7 +31,7 @@ const (
 	CodeBatchOverdue     = "batch_overdue"           // perhaps paid: the batch ran a day past its completion window
 	CodeCreateUnknown    = "batch_create_unknown"    // perhaps paid: it is not known whether the batch was created
 	CodeDeadlineExceeded = "batch_deadline_exceeded" // the call's deadline came first; the same call again takes over the line
-	CodeRedirected       = "redirected"              // the provider redirects uploads or creates
+	CodeRedirected       = "redirected"              // the provider redirects uploads, creates, or calls at the flex tier
 	CodeInternalError    = "internal_error"          // a defect of autobatcher
 
 	// Other statuses.

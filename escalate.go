@@ -43,12 +43,13 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 // allow reports whether a call may be sent in real time for that reason, and takes the
 // call from the budgets. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
-	usd, request := e.t.registry.InRealtime(c)
-	if !e.t.opts.escalates(&request.key) || e.t.ctx.Err() != nil {
+	var asked price.Call
+	usd := e.t.registry.InRealtime(c, func(r *request) { asked = priced(r) })
+	if !e.t.opts.escalates(asked.Flex) || e.t.ctx.Err() != nil {
 		return nil, false
 	}
 	by := c.Request.caller
-	spending, err := e.t.router.meter.Begin(priced(&request), usd)
+	spending, err := e.t.router.meter.Begin(asked, usd)
 	if err == nil {
 		if wait, ok := e.budget.Take(by.Budget); !ok {
 			err = fmt.Errorf("the hour's budget is used up; again in %v", wait)

@@ -47,9 +47,10 @@ func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
 	}
 }
 
-// escalates reports whether a call with the key may be sent in real time.
-func (o *Options) escalates(k *key) bool {
-	return o.Escalate != EscalateNever || k.window == provider.FlexWindow && o.FlexFallback == FallbackRealtime
+// escalates reports whether a call may be sent in real time. flex says that the call is
+// sent at the flex tier, or may move there.
+func (o *Options) escalates(flex bool) bool {
+	return o.Escalate != EscalateNever || flex && o.FlexFallback == FallbackRealtime
 }
 
 // prefersFlex reports whether the batch has a single call, which may be sent at the

@@ -37,8 +37,8 @@ func (t *Transport) Recover(baseURL string, header http.Header) error {
 	if err != nil {
 		return err
 	}
-	at := t.router.endpoints.Of(u)
-	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, at.Upstream, at.Profile)
+	upstream, profile := t.router.endpoints.Base(u)
+	t.router.accounts.Of(&http.Request{Method: http.MethodPost, URL: u, Header: header}, upstream, profile)
 	if !t.start(t.rescue) {
 		return ErrClosed
 	}
@@ -68,7 +68,6 @@ func (t *Transport) maintain() {
 		t.session.Flush(t.ctx)
 		t.session.HoldExpired(t.ctx)
 		t.rescue()
-		t.router.accounts.Forget()
 		for _, b := range t.allBatches() {
 			calls := b.queue.Calls()
 			queued := func() []journal.Hash { return t.registry.Queued(calls) }

@@ -40,7 +40,7 @@ func newEndpoints(o *Options) *endpoint.Table {
 func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	o, err := callheader.Parse(req.Header)
 	if err != nil {
-		closeBody(req)
+		requestbody.Close(req)
 		return nil, nil, err
 	}
 	o.Mode = cmp.Or(o.Mode, lane.Mode(r.opts.Mode))
@@ -51,7 +51,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	batched, err := at.Batches(req, r.opts.Logger)
 	switch {
 	case err != nil:
-		closeBody(req)
+		requestbody.Close(req)
 		return nil, nil, err
 	case !batched:
 		return nil, callheader.Strip(req), nil
@@ -76,16 +76,10 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	}
 	r.identify(c, req, raw)
 	r.chooseLane(&c.Request, req, o.Mode)
-	if r.opts.escalates(&c.Request.key) {
+	if r.opts.escalates(at.Flex && o.Mode != lane.Batch) {
 		c.Request.raw = raw
 	}
 	return c, nil, nil
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }
 
 // readBody reads what the body asks for, makes the body of the line, and plans what

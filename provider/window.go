@@ -115,13 +115,14 @@ func formatWindow(d time.Duration) string {
 }
 
 // WindowLength is the length of a completion window such as "24h" or "7d". A window
-// without a length counts as a day.
+// without a length, or of more than a year, counts as a day.
 func WindowLength(w string) time.Duration {
-	if d, err := time.ParseDuration(w); err == nil && d > 0 {
+	const day, maxDays = 24 * time.Hour, 365
+	if d, err := time.ParseDuration(w); err == nil && d > 0 && d <= maxDays*day {
 		return d
 	}
-	if days, err := strconv.Atoi(strings.TrimSuffix(w, "d")); err == nil && days > 0 && days < 366 {
-		return time.Duration(days) * 24 * time.Hour
+	if days, err := strconv.Atoi(strings.TrimSuffix(w, "d")); err == nil && days > 0 && days <= maxDays {
+		return time.Duration(days) * day
 	}
-	return 24 * time.Hour
+	return day
 }

@@ -138,3 +138,16 @@ func TestFilesOutliveEveryWindow(t *testing.T) {
 		}
 	}
 }
+
+func TestWindowLength(t *testing.T) {
+	const day = 24 * time.Hour
+	for window, want := range map[string]time.Duration{
+		"1h": time.Hour, "24h": day, "7d": 7 * day, "365d": 365 * day, "8760h": 365 * day,
+		"": day, "soon": day, "flex": day, "-1h": day, "0d": day,
+		"366d": day, "8761h": day, "2562047h47m": day, // a time that far ahead overflows
+	} {
+		if got := provider.WindowLength(window); got != want {
+			t.Errorf("%q: %v, want %v", window, got, want)
+		}
+	}
+}

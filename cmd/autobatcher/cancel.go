@@ -87,7 +87,7 @@ func (s *batchesSettings) cancel(ctx context.Context, p process, ids []string) e
 
 // client returns a client of the provider's Batch API with this key.
 func (up upstream) client(key string, next http.RoundTripper) *batchapi.Client {
-	base := *up.url
+	base := api.WithPath(up.url, up.profile.BatchPath(up.url.EscapedPath()))
 	query := base.Query()
 	for name := range query {
 		if !slices.Contains(up.profile.KeepQuery, name) {
@@ -95,9 +95,8 @@ func (up upstream) client(key string, next http.RoundTripper) *batchapi.Client {
 		}
 	}
 	base.RawQuery = query.Encode()
-	base.Path = up.profile.BatchPath(strings.TrimSuffix(base.Path, "/"))
 	header := credentialHeader(up.profile.AuthHeader, key)
-	return batchapi.New(&base, credential.With(header, next), up.profile, nil)
+	return batchapi.New(base, credential.With(header, next), up.profile, nil)
 }
 
 // flexClient returns a client for calls at the provider's flex tier with this key.

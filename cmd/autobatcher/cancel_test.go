@@ -3,7 +3,9 @@
 package main
 
 import (
+	"errors"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -11,6 +13,8 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/batchtest"
+	api "github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // A batch with waiting callers is cancelled only with --force. The callers get an
@@ -67,5 +71,26 @@ func TestCancelFlex(t *testing.T) {
 	}
 	if !w.srv.Responses()[0].CancelRequested {
 		t.Error("the provider was not asked to cancel the response")
+	}
+}
+
+// An address is that of the last request. It answers none.
+type address string
+
+func (a *address) RoundTrip(r *http.Request) (*http.Response, error) {
+	*a = address(r.URL.String())
+	return nil, errors.New("no answer")
+}
+
+// A path of the base URL that is escaped stays escaped.
+func TestEscapedBaseURL(t *testing.T) {
+	u, err := url.Parse("https://a.example/x%2Fy/v1/?a=b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := new(address)
+	_, _ = upstream{url: u, profile: provider.Generic()}.client("key", asked).Status(t.Context(), []api.Handle{{BatchID: "b"}})
+	if want := "https://a.example/x%2Fy/v1/batches/b"; string(*asked) != want {
+		t.Errorf("asked %s, want %s", *asked, want)
 	}
 }

@@ -105,8 +105,7 @@ func (a *Account) batchURL() *url.URL {
 		}
 	}
 	u.RawQuery = query.Encode()
-	u.Path, u.RawPath = a.Profile.BatchPath(u.Path), ""
-	return u
+	return backend.WithPath(u, a.Profile.BatchPath(u.EscapedPath()))
 }
 
 // Options configure a Set. All functions must be safe for concurrent use.
@@ -115,7 +114,7 @@ type Options struct {
 	Logger *slog.Logger
 	Secret journal.Hash // keys the hashes and the fingerprints
 
-	// Context ends the calls of Credential.
+	// Context ends the calls of Credential, and the search for unused accounts.
 	Context context.Context
 
 	// Account names the account of a request; "": the credential is the account.
@@ -138,21 +137,24 @@ type Options struct {
 	Added func()
 }
 
-// A Set owns the accounts. The Set forgets an account, and with the account its
-// credentials, an hour after the last call and the last batch. Beyond maxAccounts
-// the Set forgets all accounts without a batch and without a limit to remember. All methods may be called
-// concurrently.
+// A Set owns the accounts. The Set forgets an account without a batch, and with the
+// account its credentials, an hour after the last call (and forgetInterval later at the
+// most). Beyond maxAccounts the Set forgets all accounts without a batch and without a
+// limit to remember. All methods may be called concurrently.
 type Set struct {
 	opts Options
 
-	mu     sync.Mutex
-	known  map[accountID]*Account
-	hashes map[journal.Hash]*Account
+	mu         sync.Mutex
+	known      map[accountID]*Account
+	hashes     map[journal.Hash]*Account
+	forgetting *time.Timer // until the next search for unused accounts; nil: none is planned
 }
 
 // New returns a Set without accounts.
 func New(o Options) *Set {
-	return &Set{opts: o, known: make(map[accountID]*Account), hashes: make(map[journal.Hash]*Account)}
+	s := &Set{opts: o, known: make(map[accountID]*Account), hashes: make(map[journal.Hash]*Account)}
+	context.AfterFunc(o.Context, s.stopForgetting)
+	return s
 }
 
 type accountID struct{ base, identity string }
@@ -160,6 +162,9 @@ type accountID struct{ base, identity string }
 const (
 	maxAccounts   = 1000
 	accountUnused = time.Hour
+
+	// forgetInterval is the time between two searches for unused accounts.
+	forgetInterval = 5 * time.Minute
 )
 
 // Of returns the account that pays for a request. upstream is the request's URL as far
@@ -238,14 +243,36 @@ func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.
 	a.flex = newLane(0, slowestPoll, func() backend.Backend { return flexapi.New(a.callURL(), via, p, s.opts.Logger) })
 	a.Retries = s.opts.Retries(a)
 	s.known[id], s.hashes[a.Hash] = a, a
+	s.forgetLaterLocked()
 	return a
 }
 
-// Forget forgets the accounts that have been unused for an hour.
-func (s *Set) Forget() {
+// forget forgets the accounts that have been unused for an hour, and calls itself
+// again later while accounts are left.
+func (s *Set) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forgetLocked(accountUnused)
+	s.forgetting = nil
+	s.forgetLaterLocked()
+}
+
+// forgetLaterLocked has forget called if accounts are known, until Options.Context ends.
+// The caller holds s.mu.
+func (s *Set) forgetLaterLocked() {
+	if s.forgetting == nil && len(s.known) > 0 && s.opts.Context.Err() == nil {
+		s.forgetting = time.AfterFunc(forgetInterval, s.forget)
+	}
+}
+
+// stopForgetting lets the Set be collected after Options.Context has ended.
+func (s *Set) stopForgetting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.forgetting != nil {
+		s.forgetting.Stop()
+		s.forgetting = nil
+	}
 }
 
 func (s *Set) forgetLocked(unused time.Duration) {

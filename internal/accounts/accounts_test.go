@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -153,7 +154,7 @@ func TestForget(t *testing.T) {
 		s, _ := newSet(nil)
 		busy, idle := get(t, s, "https://a.example/v1", "busy"), get(t, s, "https://a.example/v1", "idle")
 		known := func(a *accounts.Account) bool {
-			s.Forget()
+			synctest.Wait()
 			return s.ByHash(a.Hash) == a
 		}
 		busy.BatchBegins()
@@ -161,11 +162,12 @@ func TestForget(t *testing.T) {
 		if !known(busy) || !known(idle) {
 			t.Error("an account was forgotten within an hour")
 		}
-		time.Sleep(time.Nanosecond)
+		time.Sleep(5 * time.Minute)
 		if !known(busy) || known(idle) {
 			t.Errorf("an hour later: busy known %v, want true; idle known %v, want false", known(busy), known(idle))
 		}
 		busy.BatchEnds()
+		time.Sleep(5 * time.Minute)
 		if known(busy) {
 			t.Error("an account without a batch was kept")
 		}
@@ -228,5 +230,21 @@ func TestLanes(t *testing.T) {
 	}
 	if a.Upstream() != "https://a.example/v1" {
 		t.Errorf("upstream %s", a.Upstream())
+	}
+}
+
+// A path that is escaped stays escaped, in the requests of both lanes.
+func TestEscapedPaths(t *testing.T) {
+	b := &base{accepted: "1"}
+	s, _ := newSet(func(o *accounts.Options) { o.Base = b })
+	a := get(t, s, "https://a.example/x%2Fy/v1", "1")
+	for _, lane := range []string{"24h", provider.FlexWindow} {
+		if _, err := a.Lane(lane).Backend().Status(t.Context(), []backend.Handle{{BatchID: "a b"}}); err != nil {
+			t.Error(err)
+		}
+	}
+	want := []string{"https://a.example/x%2Fy/v1/batches/a%20b", "https://a.example/x%2Fy/v1/responses/a%20b"}
+	if !slices.Equal(b.urls, want) {
+		t.Errorf("requests to %q, want %q", b.urls, want)
 	}
 }

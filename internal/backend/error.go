@@ -108,10 +108,6 @@ func (e *Error) Transient() bool {
 // request nevertheless.
 func (e *Error) Ambiguous() bool { return e.Transient() }
 
-// Redirected reports that the provider redirects the request to the address in
-// the message. The base URL is wrong then; a retry does not help.
-func (e *Error) Redirected() bool { return e.Err == nil && e.Status >= 300 && e.Status < 400 }
-
 // notReady matches the refusals of a create whose input file the provider has
 // not processed yet. Azure writes "Only files with status 'Processed' are
 // accepted", others write that the file is not ready.

@@ -51,12 +51,12 @@ var _ backend.Backend = (*Client)(nil)
 // credential of each request, unless the context comes from credential.Omit. A
 // nil log discards.
 func New(base *url.URL, via http.RoundTripper, p provider.Profile, log *slog.Logger) *Client {
-	root := *base
-	root.RawQuery, root.Path = "", strings.TrimSuffix(root.Path, "/")+"/"
+	root := backend.WithPath(base, strings.TrimSuffix(base.EscapedPath(), "/")+"/")
+	root.RawQuery = ""
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{profile: p, via: shortErrors{via}, base: &root, log: log}
+	c := &Client{profile: p, via: shortErrors{via}, base: root, log: log}
 	opts := []option.RequestOption{
 		option.WithBaseURL(root.String()),
 		option.WithHTTPClient(&http.Client{Transport: c.via, CheckRedirect: sameServer}),

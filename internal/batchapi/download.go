@@ -150,7 +150,7 @@ func (d *download) redirect(err error) *url.URL {
 	if !errors.As(err, &failed) {
 		return nil
 	}
-	to := d.location(failed)
+	to := failed.Location(d.base)
 	if to == nil || to.Scheme != "https" && to.Scheme != d.base.Scheme {
 		return nil
 	}

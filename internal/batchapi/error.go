@@ -1,12 +1,9 @@
 package batchapi
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
@@ -37,34 +34,8 @@ func (c *Client) newError(method, path string, res *http.Response) *backend.Erro
 		Op: method + " /" + path, Status: res.StatusCode, Header: res.Header, Body: body,
 		RetryAfter: backend.RetryAfter(res.Header, time.Now()),
 	}
-	if to := c.location(e); to != nil {
-		e.Body = redirected(to)
-	}
+	e.NameRedirect(c.base)
 	return e
-}
-
-// location is the address that a redirect names, or nil.
-func (c *Client) location(e *backend.Error) *url.URL {
-	if !e.Redirected() || e.Header.Get("Location") == "" {
-		return nil
-	}
-	to, err := c.base.Parse(e.Header.Get("Location"))
-	if err != nil {
-		return nil
-	}
-	return to
-}
-
-// redirected is the body of the error for a redirect. The body names the address
-// without the user and the query, since both may be secret.
-func redirected(to *url.URL) []byte {
-	public := *to
-	public.User, public.RawQuery, public.Fragment = nil, "", ""
-	message := fmt.Sprintf("the provider redirects this request to %s; the base URL must name that server", &public)
-	body, _ := json.Marshal(map[string]any{
-		"error": map[string]string{"message": message, "type": "invalid_request_error", "code": "redirected"},
-	})
-	return body
 }
 
 // sameServer follows a redirect of a GET on the same server. A redirected POST

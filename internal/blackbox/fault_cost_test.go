@@ -220,6 +220,12 @@ func TestAFinishedDownloadHoldsNothing(t *testing.T) {
 func TestCredentialsAreForgotten(t *testing.T) {
 	store := journal.NewMemory()
 	defer store.Close()
+	t.Run("with a journal", func(t *testing.T) { credentialsAreForgotten(t, store) })
+	t.Run("without a journal", func(t *testing.T) { credentialsAreForgotten(t, nil) })
+}
+
+func credentialsAreForgotten(t *testing.T, store journal.Store) {
+	t.Helper()
 	u := setup{options: autobatcher.Options{BatchSize: 1, PollInterval: time.Second, Journal: store, KeepFor: time.Minute}}
 	u.base = func(next http.RoundTripper) http.RoundTripper {
 		return roundTripper(func(r *http.Request) (*http.Response, error) { // the server keeps every header that it sees

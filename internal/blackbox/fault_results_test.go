@@ -38,6 +38,8 @@ func TestATruncatedFileIsDownloadedAgain(t *testing.T) {
 		"an HTML page of lines":    page("text/html", "<html>\n<body>\n<h1>Sign in</h1>\n</body>\n</html>\n"),
 		"an error object":          page("application/json", `{"error":{"message":"try again later","type":"server_error"}}`),
 		"a text":                   page("text/plain", "upstream connect error\n"),
+		"nothing":                  page("application/json", ""),
+		"an empty line":            page("application/json", "\n"),
 	} {
 		broken := 10 * time.Minute
 		if name == "an HTML page" {

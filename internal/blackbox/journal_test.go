@@ -504,3 +504,32 @@ func TestABatchThatTheJournalThinksIsOnlyUploaded(t *testing.T) {
 		f.wantPaid(1, 1)
 	})
 }
+
+// Recover finds the account of a base URL that ends as an endpoint does, such as that of
+// a deployment with the name "embeddings".
+func TestRecoverOfABaseURLThatEndsAsAnEndpoint(t *testing.T) {
+	inFleet(t, batchtest.Options{Turnaround: 10 * time.Minute}, func(f *fleet) {
+		base := f.srv.URL + "/embeddings"
+		f.base = func(next http.RoundTripper) http.RoundTripper {
+			return roundTripper(func(r *http.Request) (*http.Response, error) {
+				r = r.Clone(r.Context())
+				r.URL.Path = strings.Replace(r.URL.Path, "/embeddings/", "/", 1)
+				return next.RoundTrip(r)
+			})
+		}
+		there := func(r *http.Request) { r.URL.Path = strings.Replace(r.URL.Path, "/chat/", "/embeddings/chat/", 1) }
+		a := f.start(autobatcher.Options{})
+		a.ask(f.Context(), "one", there)
+		time.Sleep(time.Minute)
+		a.cut()
+		time.Sleep(time.Minute)
+		b := f.start(autobatcher.Options{})
+		if err := b.Recover(base, http.Header{"Authorization": {"Bearer k"}}); err != nil {
+			f.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if len(b.Stats().Batches) != 1 {
+			f.Error("the batch was not resumed")
+		}
+	})
+}

@@ -75,9 +75,14 @@ func TestFlex(t *testing.T) {
 		{name: "a gateway's page is no answer", options: flex, path: chat, before: func(s *scene) {
 			s.srv.Control(batchtest.OpRealtime, batchtest.HTML(200))
 		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "a redirect", options: flex, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.Redirect(308, "https://other.example/v1/chat/completions"))
+		}, status: 424, code: "redirected", within: time.Second, paid: map[batchtest.Tier]int{}},
+		{name: "auto, in a hurry, with an endless window", options: autobatcher.Options{Mode: autobatcher.ModeAuto, BatchWindow: math.MaxInt64, QuietAfter: -1}, path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "auto, alone", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, status: 200, within: 11 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "auto, alone, without a flex tier", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: vector, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 		{name: "auto, in a hurry", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, within: time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "auto, alone, refused until the call falls back to real time", options: autobatcher.Options{Mode: autobatcher.ModeAuto, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"default": 1}},
 		{name: "auto, alone, refused", options: autobatcher.Options{Mode: autobatcher.ModeAuto}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 	} {
 		u := openAI(tt.server, tt.options)

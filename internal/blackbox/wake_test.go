@@ -58,6 +58,7 @@ func TestTransportWake(t *testing.T) {
 	setup{server: server, options: slow}.run(t, "a batch", func(s *scene) {
 		woken := s.webhooks(&arrive)
 		s.chat("a").want(200, 2*time.Minute+10*time.Second).says("a")
+		synctest.Wait() // the webhook has been counted
 		if s.tr.Wake("batch_unknown") || s.tr.Wake("") || s.tr.Wake(s.batch().ID) || woken.Load() != 1 {
 			s.Errorf("Wake knows batches that are not polled, or %d webhooks did not wake exactly one batch", woken.Load())
 		}

@@ -296,9 +296,9 @@ const quietTicks = 4
 
 // Wait waits until the queue is full, until its window ends, or until no call has come
 // for the time quiet, and a quarter of quiet longer at the most. If quiet is not positive,
-// or if the queue is patient, the queue waits its whole window. The error is the cause
-// of ctx. After Hurry the window ends soon. Calls may join until the batch takes its calls, unless the queue is full, or
-// has become quiet.
+// or if the queue is patient, the queue waits its whole window. After Hurry the window
+// ends soon. Calls may join until the batch takes its calls, unless the queue is full, or
+// has become quiet. The error is the cause of ctx.
 func (q *Queue[K, C]) Wait(ctx context.Context, window, quiet time.Duration) error {
 	end := time.NewTimer(window)
 	defer end.Stop()

@@ -199,7 +199,7 @@ func testState(t *testing.T) {
 	got.State.Now = 0
 	want := snapshot{
 		Closing: true, Queued: 2, Running: 3, OK: 4, NoAnswer: 5, Left: 6, Answered: 4,
-		Models: []total{}, Keys: []total{},
+		Models: []total{}, Keys: []total{}, Times: []times{},
 		Queues: []queue{{
 			Account: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",
 			Models: []string{"m"}, Callers: []string{"key 1", "key 2"}, Calls: 2, Bytes: 10, Opened: opened.UnixMilli(),

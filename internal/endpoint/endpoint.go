@@ -20,7 +20,7 @@ import (
 type Endpoint struct {
 	Profile    *provider.Profile
 	Suffix     string // "/chat/completions"; "": calls to the URL are not batched
-	Upstream   string // the URL without Suffix, or without slashes at its end; with the query
+	Upstream   string // the URL without Suffix, or without a slash at its end; with the query
 	LineURL    string // of the lines of a batch
 	Deployment string // the model that the path names; "": the body names the model
 	Group      string // the part of a batch's key that the URL decides: the endpoint, where a batch may have only one
@@ -101,6 +101,20 @@ func (t *Table) Of(u *url.URL) *Endpoint {
 	return e
 }
 
+// Base returns the Upstream of the calls below the base URL u, such as
+// "https://api.openai.com/v1", and the Profile of the provider.
+func (t *Table) Base(u *url.URL) (string, *provider.Profile) {
+	return upstream(u, strings.TrimSuffix(u.EscapedPath(), "/")), t.profile(u)
+}
+
+func (t *Table) profile(u *url.URL) *provider.Profile {
+	if t.opts.Profile != nil {
+		return t.opts.Profile
+	}
+	found := provider.ForURL(u)
+	return &found
+}
+
 func (t *Table) remember(p place, e *Endpoint) {
 	if len(p.host)+len(p.path)+len(p.rawPath)+len(p.query) > maxURL {
 		return
@@ -114,11 +128,7 @@ func (t *Table) remember(p place, e *Endpoint) {
 }
 
 func (t *Table) find(u *url.URL) *Endpoint {
-	p := t.opts.Profile
-	if p == nil {
-		found := provider.ForURL(u)
-		p = &found
-	}
+	p := t.profile(u)
 	path := u.EscapedPath()
 	e := &Endpoint{Profile: p, Suffix: p.Suffix(path)}
 	e.Upstream = upstream(u, strings.TrimSuffix(path, cmp.Or(e.Suffix, "/")))

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/sse"
@@ -78,6 +79,26 @@ func TestOf(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", got, tt.want)
 			}
 		})
+	}
+}
+
+// The path of a base URL may end as an endpoint does: a deployment can have the name.
+func TestBase(t *testing.T) {
+	for base, want := range map[string]string{
+		"https://api.openai.com/v1":   "https://api.openai.com/v1",
+		"https://api.openai.com/v1/":  "https://api.openai.com/v1",
+		"https://h.test/a%2Fb/v1?a=b": "https://h.test/a%2Fb/v1?a=b",
+		"https://h.test/embeddings":   "https://h.test/embeddings",
+		"https://h.test":              "https://h.test",
+		"https://r.openai.azure.com/openai/deployments/embeddings?api-version=2024-10-21": "https://r.openai.azure.com/openai/deployments/embeddings?api-version=2024-10-21",
+	} {
+		table := New(Options{})
+		upstream, p := table.Base(parse(t, base))
+		u := parse(t, base)
+		call := table.Of(backend.WithPath(u, strings.TrimSuffix(u.EscapedPath(), "/")+"/chat/completions"))
+		if upstream != want || call.Upstream != want || call.Profile.Name != p.Name {
+			t.Errorf("%s: %s (%s), and %s (%s) for its calls; want %s", base, upstream, p.Name, call.Upstream, call.Profile.Name, want)
+		}
 	}
 }
 

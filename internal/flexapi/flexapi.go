@@ -163,8 +163,9 @@ func (c *Client) start(ctx context.Context, suffix string, l *line.Line) (backen
 	return parseResponse(res.body, backend.Handle{FileID: l.ID})
 }
 
-// post sends a call. A refusal for want of room is an error, and so is an answer that
-// does not say whether the provider has executed the call.
+// post sends a call. A refusal for want of room is an error, and so is a redirect, which
+// would lose the body, and an answer that does not say whether the provider has executed
+// the call.
 func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string, l *line.Line, background bool) (*response, error) {
 	body, err := line.Set(l.Body, "service_tier", c.profile.FlexTier)
 	if err == nil && background {
@@ -178,7 +179,8 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 	if err != nil {
 		return nil, err
 	}
-	if failed := res.failure(op); refused(failed) {
+	failed := res.failure(op)
+	if failed.NameRedirect(c.base); refused(failed) || failed.Redirected() {
 		return nil, failed
 	}
 	if res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
@@ -394,8 +396,7 @@ func (r *response) failure(op string) *backend.Error {
 func (c *Client) do(ctx context.Context, timeout time.Duration, method, path string, body []byte) (*response, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	u := *c.base
-	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+path, ""
+	u := backend.WithPath(c.base, strings.TrimSuffix(c.base.EscapedPath(), "/")+path)
 	op := method + " " + path
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {

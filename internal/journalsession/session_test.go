@@ -436,9 +436,36 @@ func TestWithoutAJournal(t *testing.T) {
 	if !r.Abandon(t.Context()) || !r.AllDelivered(t.Context()) {
 		t.Error("without a journal no other process is in the way")
 	}
+	if mine, err := s.Claim(t.Context(), "b"); !mine || err != nil {
+		t.Errorf("claim: %v, %v; without a journal no other process owns a batch", mine, err)
+	}
+	if mine, err := r.Claim(t.Context()); !mine || err != nil {
+		t.Errorf("claim: %v, %v", mine, err)
+	}
+	if unfinished, err := s.Unfinished(t.Context(), account); unfinished || err != nil {
+		t.Errorf("unfinished: %v, %v", unfinished, err)
+	}
+	if _, err := r.Look(t.Context()); !errors.Is(err, journal.ErrNoBatch) {
+		t.Errorf("look: %v", err)
+	}
+	if len(s.Orphans(t.Context())) > 0 || s.Reading() > 0 || r.BeginRead() {
+		t.Error("a journal that does not exist has batches")
+	}
+	if s.Resume("b", l).Ref() != "" {
+		t.Error("a journal that does not exist knows a batch")
+	}
+	s.TryTakeOver(t.Context(), account, wants(fingerprint), func([]journal.Taken) { t.Error("taken") })
+	s.FindSoon(account, fingerprint, nil)
+	s.Run(t.Context())
+	s.HoldExpired(t.Context())
+	r.ReleaseAll(t.Context())
 	r.Delivered(1)
 	r.Detached()
+	r.Running(t.Context(), "b")
+	r.Discard(t.Context())
 	r.End(t.Context(), journal.Step{BatchID: "b", Status: "completed"})
+	r.HoldLater()
+	r.Close()
 	s.Renew()
 	s.Leave()
 	if !s.Flush(t.Context()) || len(l.released) > 0 {

@@ -39,7 +39,7 @@ type Choice struct {
 // Flex reports whether the call is sent at the flex tier. book has the turnaround times
 // that are known.
 func (c *Choice) Flex(book *turnaround.Book) bool {
-	return c.Mode == Flex || c.Mode == Auto && c.Deadline > 0 && c.Deadline < c.Wait+c.turnaround(book)
+	return c.Mode == Flex || c.Mode == Auto && c.Deadline > 0 && c.Deadline-c.turnaround(book) < c.Wait
 }
 
 // turnaround is how long nine of ten batches take.

@@ -208,6 +208,7 @@ func TestFullQueueAndABodyInRealtime(t *testing.T) {
 			}
 		})
 		io.WriteString(w, `{"model":"m",`)
+		synctest.Wait() // the proxy has begun to read the body
 		calls.Go(func() {
 			readAll(t, post(t, client, "/v1/embeddings", `{"model":"m","input":"waits"}`, "Autobatcher-Mode", "batch"))
 		})

@@ -274,8 +274,9 @@ func (g *Grant) dequeueLocked() {
 
 // Refused records a refusal by the provider for too many enqueued tokens. named is
 // the limit in the provider's message; zero or less means no named limit. Refused
-// returns whether the batch was the only batch of its group: then batches of other programs fill the provider's queue,
-// or the tokens are underestimated here. The caller calls Refused before Leave.
+// returns whether the batch was the only batch of its group: then batches of other
+// programs fill the provider's queue, or the tokens are underestimated here. The caller
+// calls Refused before Leave.
 func (g *Grant) Refused(named int64) (alone bool) {
 	l := g.limiter
 	l.mu.Lock()

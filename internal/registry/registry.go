@@ -200,12 +200,14 @@ func (r *Registry[R]) HasWaiter(c *Call[R]) bool {
 	return c.waiter != nil
 }
 
-// InRealtime returns what a call may cost in real time, in US dollars, and a copy of its
-// request, which may change while the call is requeued; 0 without a reservation.
-func (r *Registry[R]) InRealtime(c *Call[R]) (usd float64, request R) {
+// InRealtime returns what a call may cost in real time, in US dollars; 0 without a
+// reservation. It calls read with the lock held, because the request may change while
+// the call is requeued.
+func (r *Registry[R]) InRealtime(c *Call[R], read func(request *R)) (usd float64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return c.Reservation.Realtime(), c.Request
+	read(&c.Request)
+	return c.Reservation.Realtime()
 }
 
 // LinesOf returns the lines of the batch that has this name in the journal. create
@@ -620,6 +622,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	r.unqueueLocked(c)
 	if kept := r.kept[l.CustomID]; kept != nil {
 		kept.lines = s
+		s.settleLocked(kept, kept.answer)
 		r.takeKeptLocked(c, kept)
 		return
 	}

@@ -629,6 +629,31 @@ func TestJournal(t *testing.T) {
 	})
 }
 
+// A failure that was kept ends a line that the journal gives back: no caller waits for
+// the line, and so the journal must not hold the line for this process.
+func TestAPlacedLineHasItsKeptFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		p := start(t, store, keepFor)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		unknown := &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
+		p.Complete(c, &answer{Realtime: true, Instead: unknown})
+		p.EndRealtime(<-w.Answer, false, true)
+		p.CallerLeft()
+		synctest.Wait() // the journal confirms the release
+		retry, again, _ := p.enter("a")
+		p.takeOver(retry)
+		if got := <-again.Answer; got != unknown {
+			t.Errorf("the retry got %+v", got)
+		}
+		synctest.Wait()
+		if list, _ := store.Batches(t.Context(), journal.Filter{}); len(list) != 1 || list[0].Held != 0 || list[0].Delivered != 1 {
+			t.Errorf("%+v; want the line delivered", list)
+		}
+	})
+}
+
 // Equal calls in two queues take over two lines: a line that is given to the call
 // of the other queue is replaced by another line.
 func TestEqualCallsInTwoQueues(t *testing.T) {

@@ -228,6 +228,13 @@ func Decode(raw []byte, encoding string, limit int64) ([]byte, error) {
 	return nil, reply.InvalidBody("", "the body is not "+encoding+" as its Content-Encoding says: "+err.Error())
 }
 
+// Close closes the body of a request, which may be nil.
+func Close(req *http.Request) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+}
+
 // Restore returns a copy of a request whose body was read, with the body again.
 // The copy shares the headers of the request.
 func Restore(req *http.Request, body []byte) *http.Request {

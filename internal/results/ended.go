@@ -2,6 +2,7 @@ package results
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
@@ -44,6 +45,9 @@ func (r *Reader) ReadEnded(ctx context.Context, e *Ended) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if err == nil && e.Waiting() > 0 && r.empty(e) {
+			err, r.err = errEmpty, errEmpty
+		}
 		met, wait := r.Verdict(), retry.Backoff(attempt)
 		spent[met] += wait
 		if err != nil {
@@ -79,6 +83,22 @@ func (r *Reader) sawEverything(e *Ended, looks int) bool {
 		return s.Word != "completed" && (s.Word == "failed" || promised == 0)
 	}
 	return r.SawAll(promised)
+}
+
+var errEmpty = errors.New("a file holds no results, although the provider counts completed lines")
+
+// empty reports that the provider counts completed lines, and that the output file, or
+// each source, holds nothing. Such a file is a broken download: a proxy or the provider's
+// storage answered with nothing.
+func (r *Reader) empty(e *Ended) bool {
+	all := len(r.sources) > 0
+	for _, s := range r.sources {
+		if s.empty() && s.id == e.Status.OutputFileID {
+			return e.Status.Counts.Completed > 0
+		}
+		all = all && s.empty()
+	}
+	return all && e.Status.Counts.Completed > 0
 }
 
 // saidComplete reports whether the server says of each source that the source is

@@ -68,6 +68,7 @@ type source struct {
 	stale     bool // results before the position are wanted again
 	partial   bool // the server shows partial results, and resumes
 	more      bool // more lines will come
+	results   int  // since the beginning
 	malformed int  // lines since the beginning
 }
 
@@ -221,7 +222,7 @@ func (r *Reader) read(ctx context.Context, s *source, deliver Deliver) error {
 	}
 	defer stream.Close()
 	if stream.From == (backend.Position{}) {
-		s.malformed = 0
+		s.results, s.malformed = 0, 0
 	}
 	for read := 0; ; read++ {
 		result, err := stream.Next()
@@ -247,6 +248,7 @@ func (r *Reader) read(ctx context.Context, s *source, deliver Deliver) error {
 
 // deliver delivers a result and counts it.
 func (r *Reader) deliver(s *source, result *line.Result, deliver Deliver) {
+	s.results++
 	if result.Malformed {
 		r.log.Warn("result line is not valid JSON", "source", s.id, "custom_id", result.ID)
 		if !result.Answered() {
@@ -267,6 +269,9 @@ func (s *source) note(stream *backend.Stream, whole bool) {
 }
 
 func (s *source) restart() { s.at, s.torn, s.stale = backend.Position{}, false, false }
+
+// empty reports that a source was read and holds nothing.
+func (s *source) empty() bool { return s.read && s.results == 0 && s.malformed == 0 }
 
 // resumable reports that the next transfer holds only unread lines.
 func (s *source) resumable() bool { return s.partial || s.torn && s.at.Ranges }

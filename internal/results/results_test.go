@@ -325,3 +325,37 @@ func TestAResultBeforeTheBreakIsReadAgain(t *testing.T) {
 		}
 	})
 }
+
+// An output file, or all files, without results are a broken download where the provider
+// counts completed lines and a line waits; otherwise they hold nothing that a caller
+// misses.
+func TestEmptyFiles(t *testing.T) {
+	nothing, one := []string(nil), []string{"a"}
+	for _, tt := range []struct {
+		name               string
+		waiting, completed int
+		output, failures   []string
+		want               results.Verdict
+	}{
+		{"a line waits", 1, 2, nothing, nothing, results.Truncated},
+		{"no line waits", 0, 2, nothing, nothing, results.Complete},
+		{"no line was completed", 1, 0, nothing, nothing, results.Complete},
+		{"only the output is empty", 1, 1, nothing, one, results.Truncated},
+		{"only the file of errors is empty", 1, 2, one, nothing, results.Complete},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newReading(map[string]*source{"o": {ids: tt.output}, "e": {ids: tt.failures}})
+			err := r.ReadEnded(t.Context(), &results.Ended{
+				Status: backend.Status{
+					Phase: backend.Ended, Word: "completed", Counts: backend.Counts{Completed: tt.completed, Total: 2},
+					OutputFileID: "o", ErrorFileID: "e", Sources: []string{"o", "e"},
+				},
+				Waiting: func() int { return tt.waiting },
+				Deliver: func(*line.Result) bool { return true },
+			})
+			if err != nil || r.Verdict() != tt.want {
+				t.Errorf("%s: verdict %v, %v; want %v", tt.name, r.Verdict(), err, tt.want)
+			}
+		})
+	}
+}

@@ -228,7 +228,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 		cause = b.CancelRequested
 	case "batch_failed":
 		cause = b.Status == "failed"
-	case "batch_line_missing":
+	case "batch_line_missing", "batch_results_unread": // unread: the provider lost each line of the file
 		cause = found && l.Finished
 	case "batch_create_unknown", "batch_lost":
 		cause = (w.unreliable() || w.trouble > 0) && id.batch == ""

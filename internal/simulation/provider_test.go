@@ -211,12 +211,12 @@ func (w *world) restrictKeys(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// refused returns the refusals of a key so far.
+// refused returns the refusals of a key that have begun.
 func (w *world) refused(key string) (found []refusal) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, r := range w.refusalsSoFar {
-		if r.key == key {
+		if r.key == key && !time.Now().Before(r.since) {
 			found = append(found, r)
 		}
 	}

@@ -74,7 +74,8 @@ func (in *Input) waitForTokens() Plan {
 var namedLimit = regexp.MustCompile(`(?i)limit:?\s*(\d[\d,]*)`)
 
 // TokenRefusal reports whether the input was refused because too many tokens
-// are enqueued, and the limit in the provider's message, 0 without a limit. A number above the largest int64 is returned as the largest int64.
+// are enqueued, and the limit in the provider's message, 0 without a limit. A number
+// above the largest int64 is returned as the largest int64.
 func TokenRefusal(r Rejection) (limit int64, refused bool) {
 	for _, p := range r.Problems {
 		if p.Code != "token_limit_exceeded" {

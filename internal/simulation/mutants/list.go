@@ -380,11 +380,11 @@ var mutants = []mutant{
 		seeds: []uint64{45, 50},
 	},
 	{
-		name:  "a resumed download begins a line too late",
-		file:  "internal/results/results.go",
-		old:   "	s.at = stream.Position()\n",
-		new:   "	s.at = stream.Position()\n	s.at.Line++\n",
-		seeds: []uint64{43},
+		name: "a resumed download begins a line too late",
+		file: "internal/results/results.go",
+		old:  "	s.at = stream.Position()\n",
+		new:  "	s.at = stream.Position()\n	s.at.Line++\n",
+		test: &test{"./internal/results", "TestReadNew"},
 	},
 	{
 		name: "a batch more is created than the hour allows",
