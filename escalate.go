@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/ratelimit"
 	"github.com/autobatcher/autobatcher/internal/realtime"
@@ -90,7 +91,7 @@ func (e *escalator) send(req *http.Request, c *call, reason string, began time.T
 		Announce: func() {
 			batchID, customID := e.t.registry.NameOf(c)
 			e.t.opts.Logger.Info("call escalated", "reason", reason, "batch", batchID, "custom_id", customID)
-			e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: []string{c.Request.model}, Error: reason})
+			e.t.events.Emit(Event{Name: CallEscalated, Time: time.Now(), BatchID: batchID, Endpoint: c.URL, CustomID: customID, Models: caller.NamesOf([]*call{c}, asked).Models, Error: reason})
 		},
 		End: func(o realtime.Outcome) {
 			spending.End(o.Paid)
