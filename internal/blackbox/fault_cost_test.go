@@ -56,9 +56,9 @@ func TestARepeatedFieldCostsLinearTime(t *testing.T) {
 		}
 		return best
 	}
-	floor := fastest(`"otherfield":true,`)
+	floor := fastest(`"otherfield":true,`) // quadratic time would be thousands of times as much
 	for _, field := range []string{`"stream":true,`, `"stream_options":{"include_usage":true},`, `"str\u0065am":false,`, `"model":"m",`} {
-		if took := fastest(field); took > 20*floor {
+		if took := fastest(field); took > 100*floor {
 			t.Errorf("%d times %s took %v, another field %v", repeated, field, took, floor)
 		}
 	}
