@@ -356,8 +356,10 @@ func (b *batch) giveUp(c *call, a *answer) {
 			b.move([]*call{c})
 			return
 		}
-		if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
-			a = &answer{Realtime: true, Instead: a, Spending: spending}
+		if !a.Paid || b.t.opts.Escalate != EscalateNever { // a fallback alone pays for no call twice
+			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
+				a = &answer{Realtime: true, Instead: a, Spending: spending}
+			}
 		}
 	}
 	b.t.registry.Complete(c, a)

@@ -44,7 +44,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
 // call from the budgets. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
 	usd, request := e.t.registry.InRealtime(c)
-	if !e.t.opts.escalates(&request.key) || e.t.ctx.Err() != nil {
+	if !e.t.opts.escalates(&request) || e.t.ctx.Err() != nil {
 		return nil, false
 	}
 	by := c.Request.caller

@@ -2,10 +2,13 @@ package autobatcher
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -47,9 +50,10 @@ func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
 	}
 }
 
-// escalates reports whether a call with the key may be sent in real time.
-func (o *Options) escalates(k *key) bool {
-	return o.Escalate != EscalateNever || k.window == provider.FlexWindow && o.FlexFallback == FallbackRealtime
+// escalates reports whether a call may be sent in real time, now or after the call has
+// moved to the flex tier.
+func (o *Options) escalates(q *request) bool {
+	return o.Escalate != EscalateNever || o.FlexFallback == FallbackRealtime && (q.key.window == provider.FlexWindow || q.climbs())
 }
 
 // prefersFlex reports whether the batch has a single call, which may be sent at the
@@ -87,6 +91,21 @@ func (b *batch) move(calls []*call) {
 		}
 		return b.t.collector.Group(closing)
 	})
+}
+
+// flexEnd says why a flex call of another process has no answer at the provider: the
+// other process cancelled the response, or held the call open and has, or had, the
+// answer. nil: the provider may have the answer.
+func flexEnd(known *journal.Batch) error {
+	switch {
+	case known.Window != provider.FlexWindow || known.BatchID == "":
+		return nil
+	case known.State == journal.Ended && known.Status == "cancelled":
+		return errAbsent
+	case !strings.HasSuffix(known.Endpoint, "/responses"):
+		return backend.ErrUnsure
+	}
+	return nil
 }
 
 // timeLeft is how long the caller can wait for the answer; 0 if there is no deadline.

@@ -13,6 +13,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // How long, and how often, the journal is asked about a batch that another
@@ -130,6 +131,8 @@ func (b *batch) findExisting() error {
 			return errAbsent
 		}
 		switch {
+		case err == nil && flexEnd(&known) != nil:
+			return flexEnd(&known)
 		case b.id() != "":
 			b.resumed()
 			return nil
@@ -159,7 +162,7 @@ func (b *batch) update(known journal.Batch) {
 // its input file.
 func (b *batch) findAtProvider() error {
 	h := b.status.Handle
-	if b.recovered != journal.Creating && h.FileID == "" {
+	if b.recovered != journal.Creating && (h.FileID == "" || b.key.window == provider.FlexWindow) {
 		return errAbsent
 	}
 	found, existence, err := b.backend.Find(b.t.ctx, h, b.created)

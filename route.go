@@ -76,7 +76,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	}
 	r.identify(c, req, raw)
 	r.chooseLane(&c.Request, req, o.Mode)
-	if r.opts.escalates(&c.Request.key) {
+	if r.opts.escalates(&c.Request) {
 		c.Request.raw = raw
 	}
 	return c, nil, nil
