@@ -279,11 +279,13 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 // watchDelete sees to it that a process deletes no response whose answer no client has.
 func (w *world) watchDelete(p *replica, req *http.Request) {
 	id := req.URL.Path[strings.LastIndex(req.URL.Path, "/")+1:]
-	if req.Method != http.MethodDelete || !strings.Contains(req.URL.Path, "/responses/") || w.escalates() || !w.journal || p.hasLapsed() { // without a journal, the process keeps the answer
+	if req.Method != http.MethodDelete || !strings.Contains(req.URL.Path, "/responses/") || w.escalates() || p.hasLapsed() {
 		return
 	}
+	known := false // else only the process that has the answer can hand it out
+	w.record.note(func() { known = w.record.ids[id] != "" })
 	b, l, found := w.find(lineID{batch: id})
-	if found && answered(l) && time.Since(b.Ended) > time.Minute && w.handedAt(lineID{batch: id}).IsZero() {
+	if known && found && answered(l) && time.Since(b.Ended) > time.Minute && w.handedAt(lineID{batch: id}).IsZero() {
 		w.failf("%s deletes %s, whose answer no client has", p.name, id)
 	}
 }
