@@ -282,10 +282,13 @@ func (w *world) watchDelete(p *replica, req *http.Request) {
 	if req.Method != http.MethodDelete || !strings.Contains(req.URL.Path, "/responses/") || w.escalates() || p.hasLapsed() {
 		return
 	}
-	known := false // else only the process that has the answer can hand it out
-	w.record.note(func() { known = w.record.ids[id] != "" })
+	open := false // in the journal; else only the process that has the answer can hand it out
+	w.record.note(func() {
+		ref := w.record.ids[id]
+		open = ref != "" && len(w.record.lines[ref]) > 0 && len(w.record.deliveredTo[lineID{ref, w.record.lines[ref][0].CustomID}]) == 0
+	})
 	b, l, found := w.find(lineID{batch: id})
-	if known && found && answered(l) && time.Since(b.Ended) > time.Minute && w.handedAt(lineID{batch: id}).IsZero() {
+	if open && found && answered(l) && time.Since(b.Ended) > time.Minute && w.handedAt(lineID{batch: id}).IsZero() {
 		w.failf("%s deletes %s, whose answer no client has", p.name, id)
 	}
 }
