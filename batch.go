@@ -96,7 +96,6 @@ const (
 var (
 	errNoCallers = errors.New("no caller waits for the batch")
 	errAlone     = errors.New("the batch has a single call, which the flex tier answers sooner")
-	errAbsent    = errors.New("the batch was never created")
 	errRejected  = errors.New("the provider rejected the input")
 	errUnread    = errors.New("the results could not be read")
 	errOverdue   = errors.New("it ran a day past its completion window")
@@ -216,7 +215,7 @@ func (b *batch) outcome(err error) outcome {
 		return outcomeNoCallers
 	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch:
 		return outcomeMoved
-	case errors.Is(err, errAbsent), errors.Is(err, journalsession.ErrTaken):
+	case errors.Is(err, backend.ErrAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver
 	case b.phase <= submitting:
 		return outcomeRefused
@@ -356,8 +355,10 @@ func (b *batch) giveUp(c *call, a *answer) {
 			b.move([]*call{c})
 			return
 		}
-		if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
-			a = &answer{Realtime: true, Instead: a, Spending: spending}
+		if !a.Paid || b.t.opts.Escalate != EscalateNever { // a fallback alone pays for no call twice
+			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
+				a = &answer{Realtime: true, Instead: a, Spending: spending}
+			}
 		}
 	}
 	b.t.registry.Complete(c, a)

@@ -10,9 +10,11 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/flexapi"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // How long, and how often, the journal is asked about a batch that another
@@ -126,9 +128,11 @@ func (b *batch) findExisting() error {
 		case b.id() != "":
 			b.recovered = journal.Running // as far as is known
 		case errors.Is(err, journal.ErrNoBatch):
-			return errAbsent
+			return backend.ErrAbsent
 		}
 		switch {
+		case err == nil && flexapi.Gone(&known) != nil:
+			return flexapi.Gone(&known)
 		case b.id() != "":
 			b.resumed()
 			return nil
@@ -158,8 +162,8 @@ func (b *batch) update(known journal.Batch) {
 // its input file.
 func (b *batch) findAtProvider() error {
 	h := b.status.Handle
-	if b.recovered != journal.Creating && h.FileID == "" {
-		return errAbsent
+	if b.recovered != journal.Creating && (h.FileID == "" || b.key.window == provider.FlexWindow) {
+		return backend.ErrAbsent
 	}
 	found, existence, err := b.backend.Find(b.t.ctx, h, b.created)
 	switch {
@@ -172,7 +176,7 @@ func (b *batch) findAtProvider() error {
 		b.resumed()
 		return nil
 	case existence == backend.Absent:
-		return errAbsent
+		return backend.ErrAbsent
 	}
 	return errors.Join(backend.ErrUnsure, err) // the batch may exist: better no answer than to pay twice
 }

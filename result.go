@@ -34,6 +34,9 @@ func (b *batch) readResults() error {
 			return errRejected
 		}
 	}
+	if b.key.window == provider.FlexWindow && b.lines.Count() == 0 {
+		b.readPartial() // the answer of a call whose caller has left
+	}
 	batch := results.Ended{
 		Status: b.status, LateResults: b.key.account.Profile.LateResults,
 		Waiting: b.lines.Count, Deliver: b.deliver,
@@ -62,6 +65,9 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	case c == nil:
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
 			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
+		}
+		if b.key.window == provider.FlexWindow && r.Answered() { // the provider may not give the answer a second time
+			b.t.registry.KeepReleased(b.lines, r.ID, &answer{Answer: reply.FromResult(r)})
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)

@@ -26,13 +26,6 @@ type router struct {
 	turnaround turnaround.Book
 }
 
-// newEndpoints returns the endpoints as the options decide them.
-func newEndpoints(o *Options) *endpoint.Table {
-	return endpoint.New(endpoint.Options{
-		Profile: o.Provider, Metadata: o.Metadata, Window: o.CompletionWindow, Calls: o.BatchSize, Bytes: o.BatchBytes,
-	})
-}
-
 // route decides how a request is answered, without the network. Exactly one
 // result is set: a call to be batched, a request to be passed through, or the
 // reason why the request can be neither. route closes the request's body unless

@@ -97,6 +97,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/eventqueue"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/price"
@@ -166,7 +167,8 @@ func New(o Options) (*Transport, error) {
 		known.Added = func() { t.start(t.rescue) }
 	}
 	t.router = &router{
-		opts: &t.opts, accounts: accounts.New(known), endpoints: newEndpoints(&t.opts), meter: meter,
+		opts: &t.opts, accounts: accounts.New(known), meter: meter,
+		endpoints:  endpoint.New(endpoint.Options{Profile: o.Provider, Metadata: o.Metadata, Window: o.CompletionWindow, Calls: o.BatchSize, Bytes: o.BatchBytes}),
 		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
 	}
 	t.escalator = newEscalator(t, o.EscalateLimit)

@@ -61,6 +61,9 @@ var (
 	// the batch could not be found. A second create would risk paying twice.
 	ErrUnsure = errors.New("it is not known whether the batch was created")
 
+	// ErrAbsent says that a batch was never created, or that nothing of it is left.
+	ErrAbsent = errors.New("the batch was never created")
+
 	// ErrInputDeleted is wrapped by the error of a create that made no batch and
 	// never will, since the input file is deleted.
 	ErrInputDeleted = errors.New("the batch was not created, and its input file was deleted")

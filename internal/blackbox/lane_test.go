@@ -1,6 +1,7 @@
 package blackbox_test
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"math"
@@ -65,6 +66,16 @@ func TestFlex(t *testing.T) {
 		{name: "refused twice", options: flex, path: chat, before: refusals, status: 200, within: 5 * time.Second, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "refused until the call falls back to a batch", options: flex, path: chat, before: outage, status: 200, within: 3 * time.Minute, paid: map[batchtest.Tier]int{"batch": 1}},
 		{name: "refused until the call falls back to real time", options: autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: outage, status: 200, within: 3 * time.Minute, paid: map[batchtest.Tier]int{"default": 1}},
+		{name: "auto, alone, refused until the call falls back to real time", options: autobatcher.Options{Mode: autobatcher.ModeAuto, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: outage, status: 200, within: 4 * time.Minute, paid: map[batchtest.Tier]int{"default": 1}},
+		{name: "a connection that breaks does not fall back to real time", options: autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackRealtime}, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.LoseAnswer())
+		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
+		{name: "a provider that stops waiting is not asked again", options: flex, path: chat, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.Status(504, nil, `{"error":{"message":"Request timed out."}}`))
+		}, status: 424, code: "batch_create_unknown", within: time.Minute, paid: map[batchtest.Tier]int{}},
+		{name: "a page in place of a response is no response", options: flex, path: response, before: func(s *scene) {
+			s.srv.Control(batchtest.OpRetrieveResponse, func(w http.ResponseWriter, r *http.Request) bool { batchtest.Proceed(w, r); return true }, batchtest.HTML(200))
+		}, status: 200, within: time.Minute, paid: map[batchtest.Tier]int{"flex": 1}},
 		{name: "refused until the call fails", options: autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackFail}, path: chat, before: outage, status: 503, code: "batch_not_submitted", within: 3 * time.Minute, paid: map[batchtest.Tier]int{}},
 		{name: "a connection that breaks is not tried again", options: flex, path: chat, before: func(s *scene) {
 			s.srv.Control(batchtest.OpRealtime, batchtest.LoseAnswer())
@@ -262,6 +273,76 @@ func TestFlexAfterACrash(t *testing.T) {
 				r := <-post(b)
 				if r.err != nil || r.status != tt.status || !strings.Contains(r.body, tt.want) {
 					t.Errorf("%d %v %s; want %d with %s", r.status, r.err, r.body, tt.status, tt.want)
+				}
+				f.wantPaid(tt.paid, 0)
+			})
+		})
+	}
+}
+
+// The caller of a flex call leaves, and makes the same call later: what was paid for
+// answers the call, and nothing is paid for twice.
+func TestAFlexCallThatComesBack(t *testing.T) {
+	const chat, response = "/chat/completions", "/responses"
+	for _, tt := range []struct {
+		name       string
+		doubleword bool
+		path       string
+		delay      time.Duration
+		full       bool // the tier has no room until the call comes back
+		poll       time.Duration
+		leaves     time.Duration
+		closes     bool // the first process, which gets the second call otherwise
+		elsewhere  bool // the second call goes to another process
+		back       time.Duration
+		status     int
+		within     time.Duration // of the second call
+		paid       int
+	}{
+		{name: "a call that was held open", path: chat, delay: 10 * time.Minute, leaves: 5 * time.Minute, back: 11 * time.Minute, status: 200, within: time.Minute, paid: 1},
+		{name: "a call that was held open by another process", path: chat, delay: 10 * time.Minute, leaves: 5 * time.Minute, elsewhere: true, back: 11 * time.Minute, status: 424, within: time.Minute, paid: 1},
+		{name: "a call that was refused until its process closed", path: chat, full: true, leaves: time.Minute, closes: true, elsewhere: true, back: 2 * time.Minute, status: 200, within: time.Minute, paid: 1},
+		{name: "a response that was deleted since no caller waited", doubleword: true, path: response, delay: 20 * time.Minute, leaves: time.Minute, back: 15 * time.Minute, status: 200, within: 21 * time.Minute, paid: 1},
+		{name: "a deleted response, at another process", doubleword: true, path: response, delay: 20 * time.Minute, leaves: time.Minute, elsewhere: true, back: 10 * time.Minute, status: 200, within: 21 * time.Minute, paid: 1},
+		{name: "a response that ended before it was to be deleted", doubleword: true, path: response, delay: time.Minute, poll: time.Hour, leaves: 30 * time.Second, back: 10 * time.Minute, status: 200, within: time.Hour, paid: 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, behavior := provider.OpenAI(), batchtest.OpenAI()
+				if tt.doubleword {
+					p, behavior = provider.Doubleword(), batchtest.Doubleword()
+				}
+				f := newFleet(t, batchtest.Options{Behavior: behavior, FlexDelay: tt.delay})
+				o := autobatcher.Options{Mode: autobatcher.ModeFlex, Provider: &p, PollInterval: tt.poll}
+				post := func(ctx context.Context, p *process) <-chan outcome {
+					body := map[string]string{chat: chatBody("one"), response: responseBody("one")}[tt.path]
+					return p.ask(ctx, "", func(r *http.Request) {
+						r.URL.Path = strings.TrimSuffix(r.URL.Path, chat) + tt.path
+						r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+					})
+				}
+				room := func() {}
+				if tt.full {
+					room = f.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+				}
+				a := f.start(o)
+				ctx, leave := context.WithCancel(t.Context())
+				first := post(ctx, a)
+				time.Sleep(tt.leaves)
+				if tt.closes {
+					a.Close()
+				}
+				leave()
+				<-first
+				time.Sleep(tt.back - tt.leaves)
+				room()
+				b := a
+				if tt.elsewhere {
+					b = f.start(o)
+				}
+				r := <-post(t.Context(), b)
+				if r.err != nil || r.status != tt.status || r.at > tt.back+tt.within {
+					t.Errorf("%d %v after %v: %s; want %d within %v", r.status, r.err, r.at, r.body, tt.status, tt.back+tt.within)
 				}
 				f.wantPaid(tt.paid, 0)
 			})

@@ -24,6 +24,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -31,6 +32,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/retry"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -58,6 +60,8 @@ type Client struct {
 	log     *slog.Logger
 
 	held *line.Result // the answer to a request that was held open; written by Create
+
+	deleting, deleted atomic.Bool // the response was, or is, deleted in place of being cancelled
 }
 
 var _ backend.Backend = (*Client)(nil)
@@ -183,7 +187,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 	if failed.NameRedirect(c.base); refused(failed) || failed.Redirected() {
 		return nil, failed
 	}
-	if res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
+	if res.status == http.StatusGatewayTimeout || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
 		return nil, backend.NoAnswer(op, fmt.Errorf("%d %s: %.80q", res.status, http.StatusText(res.status), res.body))
 	}
 	return res, nil
@@ -215,6 +219,22 @@ func parseResponse(body []byte, h backend.Handle) (backend.Status, error) {
 	}
 }
 
+// Gone says why a batch that the journal knows from another process is a flex call
+// without an answer at the provider: the other process cancelled the response
+// (backend.ErrAbsent), or held the call open and has, or had, the answer
+// (backend.ErrUnsure). Nil: the provider may have the answer, or the batch is no flex call.
+func Gone(known *journal.Batch) error {
+	switch {
+	case known.Window != provider.FlexWindow || known.BatchID == "":
+		return nil
+	case known.State == journal.Ended && known.Status == "cancelled":
+		return backend.ErrAbsent
+	case !strings.HasSuffix(known.Endpoint, "/responses"):
+		return backend.ErrUnsure
+	}
+	return nil
+}
+
 // Find cannot find a call: no provider lists the calls of an account.
 func (c *Client) Find(_ context.Context, h backend.Handle, _ time.Time) (backend.Handle, backend.Existence, error) {
 	return h, backend.Unsure, errors.New("the process that sent the call at the flex tier ended before the provider answered")
@@ -239,6 +259,9 @@ func (c *Client) status(ctx context.Context, h backend.Handle) (backend.Status, 
 	if c.held != nil {
 		return ended(h, "completed", c.held.Status < 300), nil
 	}
+	if c.deleted.Load() {
+		return ended(h, "cancelled", false), nil
+	}
 	body, err := c.get(ctx, h)
 	if err != nil {
 		return backend.Status{}, err
@@ -255,6 +278,8 @@ func (c *Client) get(ctx context.Context, h backend.Handle) ([]byte, error) {
 		return nil, err
 	case res.status >= 300:
 		return nil, res.failure("GET " + path)
+	case !line.Valid(res.body): // the page of a gateway
+		return nil, backend.NoAnswer("GET "+path, fmt.Errorf("not a response: %.80q", res.body))
 	}
 	return res.body, nil
 }
@@ -266,6 +291,10 @@ func (c *Client) Results(ctx context.Context, h backend.Handle, _ string, from b
 	}
 	if c.held != nil {
 		return &backend.Stream{Lines: &answer{result: c.held}}, nil
+	}
+	if c.deleted.Load() {
+		cancelled := resultOf(h, []byte(`{"status":"cancelled"}`))
+		return &backend.Stream{Lines: &answer{result: &cancelled}}, nil
 	}
 	body, err := c.get(ctx, h)
 	if err != nil {
@@ -330,7 +359,7 @@ func (a *answer) Position() backend.Position { return a.at }
 func (a *answer) Close() error               { return nil }
 
 // Cancel cancels a response that runs in the background. Where responses cannot be
-// cancelled, as at Doubleword, Cancel deletes the response.
+// cancelled, as at Doubleword, Cancel deletes the response, unless it has ended.
 func (c *Client) Cancel(ctx context.Context, h backend.Handle) error {
 	if c.held != nil {
 		return backend.ErrEnded
@@ -341,7 +370,7 @@ func (c *Client) Cancel(ctx context.Context, h backend.Handle) error {
 	case err != nil:
 		return err
 	case res.status == http.StatusNotFound, res.status == http.StatusMethodNotAllowed:
-		return c.delete(ctx, h)
+		return c.withdraw(ctx, h)
 	case res.status >= 300:
 		return res.failure("POST " + path)
 	}
@@ -351,18 +380,41 @@ func (c *Client) Cancel(ctx context.Context, h backend.Handle) error {
 	return nil
 }
 
+// withdraw deletes a response that has not ended. A second attempt which finds no
+// response has deleted it with the first.
+func (c *Client) withdraw(ctx context.Context, h backend.Handle) error {
+	again := c.deleting.Load()
+	s, err := c.status(ctx, h)
+	switch {
+	case err == nil && s.Phase == backend.Ended:
+		return backend.ErrEnded
+	case err == nil:
+		c.deleting.Store(true)
+		err = c.delete(ctx, h)
+	}
+	if err == nil || again && notFound(err) {
+		c.deleted.Store(true)
+		return nil
+	}
+	return err
+}
+
+// notFound reports that the provider does not know the response.
+func notFound(err error) bool {
+	var failed *backend.Error
+	return errors.As(err, &failed) && failed.Status == http.StatusNotFound
+}
+
 // Cleanup deletes a response that ran in the background. There is no input to
 // delete.
 func (c *Client) Cleanup(ctx context.Context, h backend.Handle, sources []string) error {
 	if len(sources) == 0 || c.held != nil {
 		return nil
 	}
-	err := c.delete(ctx, h)
-	var failed *backend.Error
-	if errors.As(err, &failed) && failed.Status == http.StatusNotFound {
-		return nil
+	if err := c.delete(ctx, h); !notFound(err) {
+		return err
 	}
-	return err
+	return nil
 }
 
 func (c *Client) delete(ctx context.Context, h backend.Handle) error {

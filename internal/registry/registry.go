@@ -396,6 +396,26 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) {
 	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
 }
 
+// KeepReleased keeps the answer to the first line of a batch for a retry to come. The
+// journal has released the line, so that the retry gets the answer once the journal has
+// given the line back to this process.
+func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	keepFor := r.keepFor
+	if a.Status >= http.StatusBadRequest {
+		keepFor = min(keepFor, failureKeepTime)
+	}
+	if keepFor <= 0 || r.kept[customID] != nil {
+		return
+	}
+	c := &Call[R]{state: stateDone, lines: s, answer: a}
+	c.ID = customID
+	a.BatchID, a.CustomID, a.line = s.id, customID, c
+	r.kept[customID] = c
+	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
+}
+
 // Read says that a caller has read an answer to its end.
 func (r *Registry[R]) Read(a *Answer[R]) {
 	r.mu.Lock()

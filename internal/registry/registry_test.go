@@ -595,6 +595,27 @@ func TestAPlacedLineHasItsKeptAnswer(t *testing.T) {
 	}
 }
 
+// A retry that gets the failure kept for its line is the last that has a use for the
+// line: the journal does not hold the line for ever.
+func TestAPlacedLineHasItsKeptFailure(t *testing.T) {
+	store := journal.NewMemory()
+	p := start(t, store, keepFor)
+	c, w, _ := p.enter("a")
+	s, _ := p.batch(c)
+	p.Leave(w, false)
+	s.BeginRelease()
+	p.Complete(c, &answer{Answer: reply.Answer{Status: 424, Local: true, Body: []byte("no")}, Paid: true})
+	_, retry, _ := p.enter("a")
+	held := journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)}
+	p.Place([]journal.Taken{{Lines: []journal.Line{held}}}, func(journal.Batch) *lines { return s })
+	p.wants(retry, "no")
+	p.session.Flush(t.Context())
+	known, err := store.Batches(t.Context(), journal.Filter{})
+	if err != nil || len(known) != 1 || known[0].Delivered != 1 || known[0].Held != 0 {
+		t.Errorf("%+v, %v; want one batch, whose line is delivered", known, err)
+	}
+}
+
 func TestJournal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := journal.NewMemory()
@@ -631,7 +652,7 @@ func TestJournal(t *testing.T) {
 
 // A failure that was kept ends a line that the journal gives back: no caller waits for
 // the line, and so the journal must not hold the line for this process.
-func TestAPlacedLineHasItsKeptFailure(t *testing.T) {
+func TestAPlacedLineHasItsFailureInRealtime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := journal.NewMemory()
 		p := start(t, store, keepFor)

@@ -41,6 +41,11 @@ import (
 //  9. Calls are sent in real time only where the options say so, and within the
 //     budget of each process.
 //
+//  10. A flex call counts as a line. A call ends in "it is not known" at the flex tier
+//      only as often as a response got lost, or a process died, while such a call was
+//      sent. Only a tier without room makes a call fall back. A response that no client
+//      waits for is cancelled, and no response is deleted whose answer no client has.
+//
 // These are all the exceptions. An executed line beyond the number of calls is
 // excused
 //
@@ -56,16 +61,17 @@ import (
 // or lost the journal, before the process could write the delivery down; or if a
 // process was without the journal for longer than its lease. Of a process without
 // the journal, 6 is not checked, and the lines of a take-over whose answer was lost
-// may stay held.
+// may stay held. The answer to a flex call that was held open is known only to the
+// process that sent the call (flexGone).
 
 // find looks for a line at the provider.
 func (w *world) find(id lineID) (batchtest.Batch, batchtest.BatchLine, bool) {
-	for _, b := range w.srv.Batches() {
+	for _, b := range w.batches() {
 		if b.ID != id.batch {
 			continue
 		}
 		for _, l := range b.Lines {
-			if l.CustomID == id.custom {
+			if l.CustomID == id.custom || l.CustomID == "" {
 				return b, l, true
 			}
 		}
@@ -85,6 +91,9 @@ func answered(l batchtest.BatchLine) bool {
 func (w *world) checkResponse(p *replica, e *clientCall, res *http.Response, body []byte) string {
 	id := lineID{res.Header.Get("Autobatcher-Batch-Id"), res.Header.Get("Autobatcher-Custom-Id")}
 	code := gjson.GetBytes(body, "error.code").String()
+	w.mu.Lock()
+	w.customIDs[id.custom] = e.ident
+	w.mu.Unlock()
 	switch {
 	case code == "batch_not_submitted", code == "journal_failed" && w.required, code == "batch_deadline_exceeded":
 		return ""
@@ -107,17 +116,24 @@ func (w *world) checkResponse(p *replica, e *clientCall, res *http.Response, bod
 func (w *world) checkRealtime(e *clientCall, res *http.Response, body []byte, err error) string {
 	w.tally.add(countEscalated, 1)
 	switch {
-	case w.options.Escalate == "" || w.options.Escalate == autobatcher.EscalateNever:
+	case !w.escalates() && w.options.FlexFallback != autobatcher.FallbackRealtime:
 		w.failf("%v was sent in real time, though nothing ever is", e.ident)
 	case err != nil, res.StatusCode >= 300:
 		if !w.unreliable() {
 			w.failf("%v, sent in real time: %d, %v", e.ident, res.StatusCode, err)
 		}
+	case w.lanes.faults && bytes.HasPrefix(body, []byte("<html>")): // of a gateway
 	case e.prompt.stream: // the words come one by one
 	case !bytes.Contains(body, []byte("realtime/now")), e.prompt.path != "/embeddings" && !bytes.Contains(body, []byte(e.text)):
 		w.failf("%v, sent in real time, was answered %s", e.ident, body)
 	}
 	return "an answer in real time"
+}
+
+// escalates reports whether calls may be sent in real time for another reason than a
+// flex tier without room.
+func (w *world) escalates() bool {
+	return w.options.Escalate != "" && w.options.Escalate != autobatcher.EscalateNever
 }
 
 // isRefusal reports whether an error comes from a refusal of the call's key.
@@ -136,6 +152,12 @@ func (w *world) unreliable() bool {
 	return len(w.faults()) > 0 || w.server.RequestsPerMinute > 0 || w.noDelete || w.noList || w.list.ignoresAfter
 }
 
+// losesCreates reports whether it may remain unknown whether a batch was created.
+func (w *world) losesCreates() bool {
+	return w.providerFaults || w.gatewayErrors || w.partitions || w.longRetryAfter || w.refusals || w.rotation || w.trouble > 0 ||
+		w.server.RequestsPerMinute > 0 || w.noDelete || w.noList || w.list.ignoresAfter
+}
+
 func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 	b, l, ok := w.find(id)
 	switch {
@@ -148,6 +170,9 @@ func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 		w.failf("%v was answered by the line of %q", e.ident, textOf(l.Body))
 	case !answered(l):
 		w.failf("%v was answered by a line that has no answer: %+v", e.ident, l)
+	case l.BatchID == "" && e.prompt.stream && !bytes.Contains(body, []byte(flexNameOf(l.Outcome))), l.BatchID == "" && !e.prompt.stream && !w.isFlexAnswer(id.batch, body):
+		w.failf("%v got %s, and the answer of its flex call %s is %s", e.ident, body, id.batch, l.Outcome.Body)
+	case l.BatchID == "":
 	case e.prompt.stream && !bytes.Contains(body, []byte(id.batch+"/"+id.custom)):
 		w.failf("%v: the stream says something else: %s", e.ident, body)
 	case !e.prompt.stream && !bytes.Equal(body, l.Outcome.Body):
@@ -159,9 +184,10 @@ func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 		}
 	})
 	w.checkLate(e, b)
+	place := w.place(id)
 	w.mu.Lock()
-	before := w.handed[id]
-	w.handed[id] = append(before, delivery{e, p, time.Now()})
+	before := w.handed[place]
+	w.handed[place] = append(before, delivery{e, p, time.Now()})
 	w.mu.Unlock()
 	for _, h := range before {
 		if !w.mayBeForgotten(h.by, id) && !h.by.hasLapsed() && !p.hasLapsed() {
@@ -211,7 +237,11 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	w.mu.Lock()
 	failedWhole := w.failedWhole[id.batch] // which may be called cancelled since
 	w.mu.Unlock()
-	if found && answered(l) && !failedWhole && len(b.Errors) == 0 {
+	if code == "batch_create_unknown" && w.lanes.drawn && !w.losesCreates() {
+		w.checkUnknown(p, e)
+		return
+	}
+	if found && answered(l) && !failedWhole && len(b.Errors) == 0 && !w.flexGone(p, id.batch, code) {
 		w.tally.add(countLosses, 1)
 		w.failf("%v got %d %s though its line %v was answered: %s", e.ident, status, code, id, body)
 		return
@@ -231,7 +261,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "batch_line_missing", "batch_results_unread": // unread: the provider lost each line of the file
 		cause = found && l.Finished
 	case "batch_create_unknown", "batch_lost":
-		cause = (w.unreliable() || w.trouble > 0) && id.batch == ""
+		cause = (w.unreliable() || w.trouble > 0) && id.batch == "" || w.flexGone(p, id.batch, code)
 	case "batch_overdue":
 		cause = w.never
 	case "realtime_failed":
@@ -239,10 +269,27 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
-		cause = failed || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+		cause = failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
 		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
+	}
+}
+
+// watchDelete sees to it that a process deletes no response whose answer no client has.
+func (w *world) watchDelete(p *replica, req *http.Request) {
+	id := req.URL.Path[strings.LastIndex(req.URL.Path, "/")+1:]
+	if req.Method != http.MethodDelete || !strings.Contains(req.URL.Path, "/responses/") || w.escalates() || p.hasLapsed() {
+		return
+	}
+	open := false // in the journal; else only the process that has the answer can hand it out
+	w.record.note(func() {
+		ref := w.record.ids[id]
+		open = ref != "" && len(w.record.lines[ref]) > 0 && len(w.record.deliveredTo[lineID{ref, w.record.lines[ref][0].CustomID}]) == 0
+	})
+	b, l, found := w.find(lineID{batch: id})
+	if open && found && answered(l) && time.Since(b.Ended) > time.Minute && w.handedAt(lineID{batch: id}).IsZero() {
+		w.failf("%s deletes %s, whose answer no client has", p.name, id)
 	}
 }
 
@@ -328,7 +375,7 @@ func (w *world) check() {
 // checkPaid counts the lines that were paid for.
 func (w *world) checkPaid() {
 	paid := make(map[ident]int)
-	for _, b := range w.srv.Batches() {
+	for _, b := range w.batches() {
 		w.tally.add(countBatches, 1)
 		for _, l := range b.Lines {
 			if !l.Finished {
@@ -371,7 +418,7 @@ func (w *world) checkEscalated() {
 	}
 	sent := 0
 	for _, x := range w.srv.Executed() {
-		if x.BatchID == "" {
+		if x.BatchID == "" && x.Tier != batchtest.TierFlex {
 			sent++
 		}
 	}
@@ -399,6 +446,13 @@ func (w *world) excused() map[ident]int {
 			}
 		}
 	}
+	w.mu.Lock()
+	for customID, id := range w.customIDs {
+		if print, ok := w.record.prints[customID]; ok {
+			idents[print] = id
+		}
+	}
+	w.mu.Unlock()
 	excused := make(map[ident]int)
 	for print, n := range w.record.excused {
 		excused[idents[print]] += n

@@ -18,6 +18,7 @@ import (
 type clientCall struct {
 	ident
 	prompt prompt
+	mode   autobatcher.Mode // in the request's header, if not ""
 }
 
 // runClient makes calls, one after another or several at once.
@@ -68,7 +69,7 @@ func (w *world) call(d dice, client int) {
 
 // callWith makes one call with a prompt.
 func (w *world) callWith(d dice, client int, p prompt) {
-	e := &clientCall{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p}
+	e := &clientCall{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p, mode: w.lanes.mode(d)}
 	w.tally.add(countCalls, 1)
 	w.mu.Lock()
 	w.asked[e.ident]++
@@ -144,6 +145,9 @@ func (w *world) try(p *replica, e attempt) string {
 	req.Header.Set("Content-Type", "application/json")
 	if e.deadline > 0 {
 		req.Header.Set("Autobatcher-Deadline", e.deadline.String())
+	}
+	if e.mode != "" {
+		req.Header.Set("Autobatcher-Mode", string(e.mode))
 	}
 	res, err := p.tr.RoundTrip(req)
 	if took := time.Since(began); took >= w.longest() {

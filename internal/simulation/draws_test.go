@@ -19,8 +19,12 @@ type draw struct {
 }
 
 var draws = []draw{
+	{"lanes", 0.15, drawLanes},
 	{"window", 0.15, func(p *plan, d dice) {
 		p.options.BatchWindow = d.between(time.Minute, 12*time.Minute)
+	}},
+	{"quiet", 0.15, func(p *plan, d dice) {
+		p.options.QuietAfter = d.between(time.Second, max(time.Second, p.options.BatchWindow))
 	}},
 	{"idle", 0.2, func(p *plan, d dice) {
 		p.options.AbandonAfter = d.of(30*time.Second, d.between(time.Minute, 10*time.Minute), time.Hour)
@@ -82,12 +86,12 @@ func drawBurst(p *plan, d dice) {
 
 // checkDraws returns an error if the flag -draws names an unknown draw.
 func checkDraws(list string) error {
-	if list == "all" || list == "old" {
+	if list == "all" || list == "old" || list == "batches" {
 		return nil
 	}
 	for name := range strings.SplitSeq(list, ",") {
 		if !slices.ContainsFunc(draws, func(d draw) bool { return d.name == name }) {
-			return fmt.Errorf("-draws names %q; known are all, old and %s", name, drawNames())
+			return fmt.Errorf("-draws names %q; known are all, batches, old and %s", name, drawNames())
 		}
 	}
 	return nil
@@ -103,7 +107,7 @@ func drawNames() string {
 
 // enabled reports whether the flag -draws allows the draw.
 func (d *draw) enabled(list string) bool {
-	return list == "all" || slices.Contains(strings.Split(list, ","), d.name)
+	return list == "all" || list == "batches" && d.name != "lanes" && d.name != "quiet" || slices.Contains(strings.Split(list, ","), d.name)
 }
 
 // drawMore adds to the plan what the flag -draws allows. A draw that is named in
@@ -112,7 +116,7 @@ func (p *plan) drawMore() {
 	for _, d := range draws {
 		own := newDice(p.seed, "draw", d.name)
 		happens := own.chance(d.chance)
-		if d.enabled(*drawn) && (happens || *drawn != "all") {
+		if d.enabled(*drawn) && (happens || *drawn != "all" && *drawn != "batches") {
 			p.drawn = append(p.drawn, d.name)
 			d.apply(p, own)
 		}

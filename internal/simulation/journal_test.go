@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/journal"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // A replicaStore is the journal as one process reaches the journal. A replicaStore
@@ -149,6 +150,7 @@ func (h *replicaStore) Begin(ctx context.Context, b journal.Batch, lines []journ
 	h.p.logf("begins %s with %d lines, %s first: %v", b.Ref, len(lines), lines[0].CustomID, err)
 	r.note(func() {
 		r.began(h.p, b.Ref, lines)
+		r.flex[b.Ref] = b.Window == provider.FlexWindow
 		if errors.Is(err, errJournal) {
 			r.excuse(b.Ref)
 		}
@@ -324,6 +326,8 @@ type record struct {
 	prints            map[string]journal.Hash   // by custom id
 	unrecorded        map[string]bool           // custom ids of lines the journal may not know
 	excused           map[journal.Hash]int      // lines that may be paid for once more
+	flex              map[string]bool           // refs of calls at the flex tier
+	sending           map[string]bool           // refs that were about to be created
 	troubles          atomic.Int64
 	doubtfulTakeOvers atomic.Int64 // take-overs that failed, and may have been carried out
 }
@@ -333,6 +337,7 @@ func newRecord() *record {
 		lines: make(map[string][]journal.Line), by: make(map[string]*replica), files: make(map[string]string), ids: make(map[string]string),
 		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), deliveredTo: make(map[lineID][]*replica),
 		prints: make(map[string]journal.Hash), unrecorded: make(map[string]bool), excused: make(map[journal.Hash]int),
+		flex: make(map[string]bool), sending: make(map[string]bool),
 	}
 }
 
@@ -357,6 +362,7 @@ func (r *record) advanced(ref string, s journal.Step) {
 	if s.BatchID != "" {
 		r.ids[s.BatchID] = ref
 	}
+	r.sending[ref] = r.sending[ref] || s.State == journal.Uploaded || s.State == journal.Creating
 	r.ended[ref] = r.ended[ref] || s.State == journal.Ended
 }
 

@@ -73,6 +73,7 @@ type plan struct {
 	partitions       bool
 	rotation         bool // the credentials of keys change
 	noDelete, noList bool // the keys may not delete files, or list batches
+	lanes            laneSet
 }
 
 // A prompt is a body that calls share. No other body contains the prompt's text.

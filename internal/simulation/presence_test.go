@@ -94,13 +94,15 @@ func (w *world) checkCancel(p *replica, id string) {
 		return // a process without the journal does not know who waits elsewhere
 	}
 	found := false
-	for _, b := range w.srv.Batches() {
+	for _, b := range w.batches() {
 		if b.ID == id {
 			c.batch, found = b, true
 		}
 	}
 	if found {
-		w.checkLooked(c)
+		if !w.isFlexID(id) { // the cancel of a response that has ended changes nothing, and says that it has ended; watchDelete checks the rest
+			w.checkLooked(c)
+		}
 		w.checkWaiting(c)
 	}
 }
@@ -180,7 +182,7 @@ func (w *world) notice(at, by *replica) time.Duration {
 func (w *world) linesElsewhere(id ident, c cancellation) int {
 	n := 0
 	created := make(map[string]bool) // by custom id
-	for _, b := range w.srv.Batches() {
+	for _, b := range w.batches() {
 		for _, l := range b.Lines {
 			if (ident{b.APIKey, textOf(l.Body)}) != id {
 				continue
@@ -199,7 +201,7 @@ func (w *world) linesElsewhere(id ident, c cancellation) int {
 			n++ // the batch may be about to be created
 		}
 	}
-	return n
+	return n + w.pendingFlex(id, c.decided.at)
 }
 
 // handedAt is when the answer of a line was first handed out; zero if never.
@@ -224,7 +226,7 @@ func (p *replica) mayHope(b batchtest.Batch) bool {
 
 // noteStatus notes what a process learns of batches from a response.
 func (p *replica) noteStatus(req *http.Request, body []byte) {
-	if req.Method != http.MethodGet || !strings.Contains(req.URL.Path, "/batches") {
+	if req.Method != http.MethodGet || !strings.Contains(req.URL.Path, "/batches") && !strings.Contains(req.URL.Path, "/responses") {
 		return
 	}
 	items := []gjson.Result{gjson.ParseBytes(body)}
@@ -237,7 +239,7 @@ func (p *replica) noteStatus(req *http.Request, body []byte) {
 		id := item.Get("id").String()
 		p.looked[id] = true
 		switch item.Get("status").String() {
-		case "completed", "failed", "expired", "cancelled":
+		case "completed", "incomplete", "failed", "expired", "cancelled":
 			p.sawEnd[id] = true
 		}
 	}

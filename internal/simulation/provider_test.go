@@ -188,7 +188,7 @@ const invalidKey = `{"error":{"message":"Incorrect API key provided.","type":"in
 func (w *world) refuseKeys(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(req *http.Request) (*http.Response, error) {
 		for _, r := range w.refused(bearer(req.Header)) {
-			if time.Now().Before(r.ends) {
+			if now := time.Now(); !now.Before(r.since) && now.Before(r.ends) {
 				if req.Body != nil {
 					req.Body.Close()
 				}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/backend"
 )
 
 // A replica is a process of the fleet: a Transport that reaches the provider by a
@@ -33,6 +34,7 @@ type replica struct {
 	gone context.Context // ends shortly after the process dies
 	cut  context.CancelFunc
 	dead chan struct{}
+	died time.Time // written before dead is closed
 	die  sync.Once
 
 	crashPoint crashPoint
@@ -102,6 +104,9 @@ func (p *replica) handleEvent(e autobatcher.Event) {
 		p.mu.Lock()
 		p.escalated = append(p.escalated, e.Time)
 		p.mu.Unlock()
+		if !p.w.escalates() && strings.Contains(e.Error, backend.ErrUnsure.Error()) {
+			p.w.failf("%s sends a call in real time that the flex tier may have executed: %s", p.name, e.Error)
+		}
 	}
 	if p.w.handler != "" {
 		p.misbehave()
@@ -172,6 +177,7 @@ func (p *replica) crash() {
 		p.w.logf("%s CRASHES", p.name)
 		p.w.tally.add(countCrashes, 1)
 		p.leave()
+		p.died = time.Now()
 		close(p.dead)
 		go p.afterCrash()
 	})
@@ -345,7 +351,19 @@ func (v *network) RoundTrip(req *http.Request) (*http.Response, error) {
 		v.p.logf("%s %s", req.Method, req.URL.Path)
 	}
 	v.p.w.watchCancel(v.p, req)
+	v.p.w.watchDelete(v.p, req)
 	v.p.w.noteUpload(v.p, req, text)
+	f := v.p.w.noteFlexPost(v.p, req, text)
+	res, err := v.exchange(req, text)
+	if f != nil {
+		v.p.w.noteFlexEnd(f, res, err)
+	}
+	return res, err
+}
+
+// exchange sends a request, and waits for the response.
+func (v *network) exchange(req *http.Request, text []byte) (*http.Response, error) {
+	kind := kindOf(req)
 	sent := req.Clone(context.WithoutCancel(req.Context()))
 	sent.Body = io.NopCloser(bytes.NewReader(text))
 	done := make(chan *http.Response, 1)
@@ -418,6 +436,9 @@ func (v *network) pass(sender context.Context, req *http.Request) (*http.Respons
 	if w.mayRearrange(res) && strings.HasSuffix(req.URL.Path, "/content") && torn == nil {
 		text = shuffle(text, how.shuffled)
 	}
+	if torn == nil && w.lanes.drawn {
+		w.noteAnswer(text)
+	}
 	time.Sleep(how.back)
 	replaceBody(res, text, torn)
 	return res, nil
@@ -466,7 +487,10 @@ func (w *world) runReplica(i int) {
 	for life := range lives {
 		var arm func(*crashPoint)
 		if d.chance(w.crashChance) {
-			arm = func(f *crashPoint) { f.arm(d) }
+			arm = func(f *crashPoint) {
+				f.arm(d)
+				w.lanes.arm(f, newDice(w.seed, "lanes die", i, life))
+			}
 		}
 		p := w.start(fmt.Sprintf("replica %d.%d", i, life), arm)
 		p.liveFor(d.between(time.Second, 2*w.length/time.Duration(lives)))

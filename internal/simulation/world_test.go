@@ -45,6 +45,11 @@ type world struct {
 	lastFault     time.Time              // when a fault that delays answers ended
 	visits        map[ident][]*visit
 	sent          map[string]sentLine // by custom id
+	flexPosts     []*flexPost
+	flexNames     int                  // how many names answers of flex calls have got
+	flexAnswers   map[string][]byte    // as the provider sent them, by id
+	customIDs     map[string]ident     // of the lines that answered calls
+	unknown       map[ident][]*replica // the processes that said that the outcome of a call is not known
 }
 
 // An ident is what equal calls have in common. n equal calls are n lines.
@@ -65,6 +70,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		plan: newPlan(seed), T: t, begin: time.Now(), over: make(chan struct{}),
 		asked: make(map[ident]int), handed: make(map[lineID][]delivery), planned: make(map[string]int),
 		failedWhole: make(map[string]bool), record: newRecord(), setJournalClock: func() {}, visits: make(map[ident][]*visit), revoked: make(map[string][]time.Time), sent: make(map[string]sentLine),
+		flexAnswers: make(map[string][]byte), unknown: make(map[ident][]*replica), customIDs: make(map[string]ident),
 	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
@@ -134,6 +140,8 @@ func (w *world) faults() (all []func()) {
 		{w.refusals, w.runRefusals},
 		{w.partitions, w.runPartitions},
 		{w.rotation, w.runRotation},
+		{w.lanes.faults, w.runLaneFaults},
+		{w.lanes.full, w.runFullTier},
 	} {
 		if f.drawn {
 			all = append(all, f.run)
@@ -166,8 +174,12 @@ func (w *world) answer(l batchtest.Line) batchtest.Outcome {
 	text := textOf(l.Body)
 	w.mu.Lock()
 	w.planned[text]++
-	d := newDice(w.seed, "line", text, w.planned[text])
+	n := w.planned[text]
+	d := newDice(w.seed, "line", text, n)
 	w.mu.Unlock()
+	if isFlex(l) {
+		return w.answerFlex(l, text, n, d)
+	}
 	if l.BatchID == "" {
 		return batchtest.Outcome{Body: sign(batchtest.Echo(l).Body, text, lineID{"realtime", "now"})}
 	}
@@ -209,6 +221,7 @@ func (w *world) finishAll() {
 	// idle time, and two downloads that may have stalled for five minutes each.
 	time.Sleep(15*time.Minute + w.options.AbandonAfter)
 	w.checkUnused()
+	w.checkFlexCancelled()
 	w.journalCalm.Store(true)
 	last := w.start("the last", nil)
 	w.recoverAll(last)

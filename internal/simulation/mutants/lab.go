@@ -42,7 +42,7 @@ const (
 	defaultSeeds = 60
 
 	// defaultDraws is what schedules of a mutant draw.
-	defaultDraws = "all"
+	defaultDraws = "batches"
 
 	// runTimeout ends a check that hangs. A mutant does not count as caught then.
 	runTimeout = time.Minute
