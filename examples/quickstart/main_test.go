@@ -45,9 +45,9 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 		if err := askAbout(t.Context(), apiOf(server), twelve, &stdout, &stderr); err != nil {
 			t.Fatal(err)
 		}
-		// A second in which no call comes, a batch of a minute, a poll every five seconds.
-		if took := time.Since(began); took != 61250*time.Millisecond {
-			t.Errorf("took %v, want 1m1.25s", took)
+		// A second in which no call comes, a batch of a minute, and at most five seconds until a poll.
+		if took := time.Since(began); took < 61*time.Second || took > 67*time.Second {
+			t.Errorf("took %v, want 61 s to 67 s", took)
 		}
 
 		type batch struct{ Total, Completed int }
@@ -65,10 +65,10 @@ func TestThreeBatchesLikeOpenAI(t *testing.T) {
 		if diff := cmp.Diff(wantAnswers(), sorted(answers)); diff != "" {
 			t.Errorf("answers (-want +got):\n%s", diff)
 		}
-		if line, _, _ := strings.Cut(summary, "\n"); line != "36 calls in 3 batches took 1m1.3s." {
+		if line, _, _ := strings.Cut(summary, "\n"); !strings.HasPrefix(line, "36 calls in 3 batches took 1m") {
 			t.Errorf("summary = %q", summary)
 		}
-		if last := " 61.2s  3 batches, 36 of 36 calls done\n"; !strings.HasSuffix(stderr.String(), last) {
+		if last := "s  3 batches, 36 of 36 calls done\n"; !strings.HasSuffix(stderr.String(), last) {
 			t.Errorf("progress = %q, want it to end in %q", stderr.String(), last)
 		}
 	})
@@ -108,7 +108,7 @@ func TestOneBatchLikeDoubleword(t *testing.T) {
 		if batches := server.Batches(); len(batches) != 1 || batches[0].Completed != 36 {
 			t.Errorf("batches = %+v, want one in which 36 lines completed", batches)
 		}
-		if want := "\n36 calls in 1 batch took 1m1.3s.\n"; !strings.Contains(stdout.String(), want) {
+		if want := "\n36 calls in 1 batch took 1m"; !strings.Contains(stdout.String(), want) {
 			t.Errorf("output has no %q:\n%s", want, stdout.String())
 		}
 	})
