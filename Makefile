@@ -21,9 +21,8 @@ lint: ## format, vet, golangci-lint
 
 FUZZTIME ?= 20s
 fuzz: ## every fuzz test for FUZZTIME
-	@go list ./... | while read -r pkg; do \
-	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
-	    echo "$$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; done; done
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's|/[^/]*:func | |' | sort -u | while read -r dir f; do \
+	  echo "$$dir $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir || exit 1; done
 
 bench: ## the benchmarks of docs/performance.md
 	go test -run '^$$' -bench . -benchtime 5x .
