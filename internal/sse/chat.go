@@ -20,6 +20,12 @@ var errNotChat = errors.New("sse: body is not a chat completion: it has no choic
 // AppendChat returns an error and an unmodified dst if body is not a JSON object with a list of choices, or has an error
 // instead of choices.
 func AppendChat(dst, body []byte, includeUsage bool) ([]byte, error) {
+	return appendChunks(dst, body, includeUsage, "chat.completion.chunk", errNotChat, (*chatStream).choice)
+}
+
+// appendChunks appends to dst the stream for a finished completion, in chunks of a kind. choice writes a choice.
+// malformed is the error for a body that is no completion.
+func appendChunks(dst, body []byte, includeUsage bool, kind string, malformed error, choice func(*chatStream, object)) ([]byte, error) {
 	parsed, err := parse(body)
 	if err != nil {
 		return dst, err
@@ -27,10 +33,10 @@ func AppendChat(dst, body []byte, includeUsage bool) ([]byte, error) {
 	completion := fields(parsed)
 	choices := completion.get("choices")
 	if !choices.IsArray() || len(list(choices)) == 0 && completion.raw("error") != "null" {
-		return dst, errNotChat
+		return dst, malformed
 	}
-	s := newChatStream(slices.Grow(dst, 2*len(body)), completion, "chat.completion.chunk", includeUsage)
-	s.choices(list(choices), s.choice)
+	s := newChatStream(slices.Grow(dst, 2*len(body)), completion, kind, includeUsage)
+	s.choices(list(choices), func(o object) { choice(s, o) })
 	if usage := completion.raw("usage"); includeUsage && usage != "null" {
 		s.event(`[]`, `,"usage":`, usage)
 	}

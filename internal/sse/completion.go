@@ -2,7 +2,6 @@ package sse
 
 import (
 	"errors"
-	"slices"
 	"strings"
 
 	"github.com/tidwall/gjson"
@@ -19,21 +18,7 @@ var errNotCompletion = errors.New("sse: body is not a completion: it has no choi
 // AppendCompletion returns an error and an unmodified dst if body is not a JSON object with a list of choices, or has an
 // error instead of choices.
 func AppendCompletion(dst, body []byte, includeUsage bool) ([]byte, error) {
-	parsed, err := parse(body)
-	if err != nil {
-		return dst, err
-	}
-	completion := fields(parsed)
-	choices := completion.get("choices")
-	if !choices.IsArray() || len(list(choices)) == 0 && completion.raw("error") != "null" {
-		return dst, errNotCompletion
-	}
-	s := newChatStream(slices.Grow(dst, 2*len(body)), completion, "text_completion", includeUsage)
-	s.choices(list(choices), s.textChoice)
-	if usage := completion.raw("usage"); includeUsage && usage != "null" {
-		s.event(`[]`, `,"usage":`, usage)
-	}
-	return append(s.dst, "data: [DONE]\n\n"...), nil
+	return appendChunks(dst, body, includeUsage, "text_completion", errNotCompletion, (*chatStream).textChoice)
 }
 
 // textChoice writes the text of a choice of a text completion, and the last chunk of the choice, with the finish reason
