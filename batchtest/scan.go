@@ -170,7 +170,7 @@ func withField(raw []byte, name string, value any) []byte {
 		return slices.Concat(raw[:from], text, raw[to:])
 	}
 	last := bytes.LastIndexByte(raw, '}')
-	member := slices.Concat([]byte(`"`+name+`":`), text)
+	member := slices.Concat(marshal(name), []byte(":"), text)
 	if open(raw, '{') < last {
 		member = slices.Concat([]byte(","), member)
 	}
