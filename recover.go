@@ -125,14 +125,15 @@ func (b *batch) findExisting() error {
 				changed = time.Now()
 			}
 			b.update(known)
+			if gone := flexapi.Gone(&known); gone != nil {
+				return gone
+			}
 		case b.id() != "":
 			b.recovered = journal.Running // as far as is known
 		case errors.Is(err, journal.ErrNoBatch):
 			return backend.ErrAbsent
 		}
 		switch {
-		case err == nil && flexapi.Gone(&known) != nil:
-			return flexapi.Gone(&known)
 		case b.id() != "":
 			b.resumed()
 			return nil

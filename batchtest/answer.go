@@ -23,7 +23,7 @@ const (
 // Echo is the default of Options.Answer. Echo repeats the first sentence of the
 // last user message, in the shape of a chat completion, a text completion or a
 // response. Embeddings are made out of hashes, an image is a pixel whose revised prompt
-// repeats the prompt, and a moderation flags a text with the word "violence". The usage
+// repeats the prompt, and a moderation flags a text that contains "violence". The usage
 // counts four bytes as a token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
 	var answer any

@@ -172,7 +172,7 @@ func completionCommand() *cli.Command {
 
 // scripts has the completion scripts, which replace those of the library. The library's
 // script for bash needs another package, the script for fish completes no paths, the
-// script for PowerShell runs the word to complete as a command, and no script completes
+// script for PowerShell runs the argument to complete as a command, and no script completes
 // the path in --flag=path.
 //
 //go:embed completion.bash completion.zsh completion.fish completion.ps1

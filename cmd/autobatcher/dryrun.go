@@ -93,7 +93,7 @@ func (d *dryRun) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		var body bytes.Buffer
 		path := r.URL.Path
 		if requestbody.IsForm(r.Header) {
-			path = "" // passes through, whatever the path
+			path = "" // passes through, for every path
 		}
 		if d.profile.Suffix(path) != "" { // the proxy reads the whole body before it answers
 			r.Body = teeBody{io.TeeReader(r.Body, &body), r.Body}

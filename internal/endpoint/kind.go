@@ -73,7 +73,7 @@ func (e *Endpoint) Batches(req *http.Request, log *slog.Logger) (bool, error) {
 // since such calls cost the full price; the others have the level debug.
 func (e *Endpoint) tell(log *slog.Logger) {
 	level := slog.LevelDebug
-	if atomic.SwapUint32(&e.told, 1) == 0 {
+	if atomic.SwapUint32(&e.formsLogged, 1) == 0 {
 		level = slog.LevelInfo
 	}
 	log.Log(context.Background(), level, "call passes through, at the price of real time: no batch can hold a multipart body", "endpoint", e.Suffix)

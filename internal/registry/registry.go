@@ -368,12 +368,9 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 }
 
 // keepLocked gives an answer to a queued retry, or keeps the answer for a retry to
-// come: a failure for failureKeepTime at the most. The caller holds r.mu.
+// come. The caller holds r.mu.
 func (r *Registry[R]) keepLocked(a *Answer[R]) {
-	c, keepFor := a.line, r.keepFor
-	if a.Local || a.Status >= 400 {
-		keepFor = min(keepFor, failureKeepTime)
-	}
+	c, keepFor := a.line, r.keepTime(a)
 	switch {
 	case c.unwanted, c.answer != nil, a.Err != nil, a.Realtime:
 		return
@@ -396,16 +393,22 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) {
 	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
 }
 
+// keepTime is how long an answer is kept for a retry: a failure for failureKeepTime at
+// the most.
+func (r *Registry[R]) keepTime(a *Answer[R]) time.Duration {
+	if a.Local || a.Status >= http.StatusBadRequest {
+		return min(r.keepFor, failureKeepTime)
+	}
+	return r.keepFor
+}
+
 // KeepReleased keeps the answer to the first line of a batch for a retry to come. The
 // journal has released the line, so that the retry gets the answer once the journal has
 // given the line back to this process.
 func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	keepFor := r.keepFor
-	if a.Status >= http.StatusBadRequest {
-		keepFor = min(keepFor, failureKeepTime)
-	}
+	keepFor := r.keepTime(a)
 	if keepFor <= 0 || r.kept[customID] != nil {
 		return
 	}

@@ -368,19 +368,19 @@ func (w *world) flexGone(p *replica, id, code string) bool {
 func (p *replica) diedBy(at time.Time) bool { return p.isDead() && !p.died.After(at) }
 
 // checkUnknown checks that a call of which nothing is known had a fault of its own: each
-// unknown outcome is told to one caller.
+// unknown outcome is reported to one caller.
 func (w *world) checkUnknown(p *replica, e *clientCall) {
 	w.mu.Lock()
 	w.unknown[e.ident] = append(w.unknown[e.ident], p)
-	told := 0
+	reported := 0
 	for _, by := range w.unknown[e.ident] {
-		if !by.isDead() { // else the process may not have written down that a caller was told
-			told++
+		if !by.isDead() { // else the process may not have written down that an error was reported
+			reported++
 		}
 	}
 	w.mu.Unlock()
-	if unsure := w.unsureFlex(e.ident); told > unsure {
-		w.failf("%v: %d callers were told that nothing is known, and %d flex calls have an unknown outcome", e.ident, told, unsure)
+	if unsure := w.unsureFlex(e.ident); reported > unsure {
+		w.failf("%v: %d callers got an error for an unknown outcome, and %d flex calls have an unknown outcome", e.ident, reported, unsure)
 	}
 }
 
