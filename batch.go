@@ -350,7 +350,7 @@ func (b *batch) logEnd(o outcome, err error) {
 // giveUp ends a call that no batch will answer: at the flex tier in mode auto, in real
 // time, or with a.
 func (b *batch) giveUp(c *call, a *answer) {
-	if a.Err == nil && b.t.registry.HasWaiter(c) {
+	if a.Err == nil && b.t.registry.HasWaiter(c) && !c.Recalled {
 		if c.Request.climbs() && !a.Paid {
 			b.move([]*call{c})
 			return

@@ -72,6 +72,7 @@ func (t *Transport) Flush(ctx context.Context) error {
 // closes at once and returns the error of ctx.
 func (t *Transport) Shutdown(ctx context.Context) error {
 	t.registry.Close()
+	t.background.Release()
 	t.collector.SealAll()
 	var err error
 	select {
@@ -172,7 +173,7 @@ func (t *Transport) cancelAll(batches []*batch) {
 	slots := make(chan struct{}, cancelsAtOnce)
 	var wg sync.WaitGroup
 	for _, b := range batches {
-		if b.status.Phase == backend.Ended {
+		if b.status.Phase == backend.Ended || b.isKept() {
 			continue
 		}
 		slots <- struct{}{}

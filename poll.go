@@ -126,7 +126,7 @@ func (b *batch) decideCancel() bool {
 	if known, err := b.record.Look(b.t.ctx); err == nil && known.Delivered == known.Lines && !b.lines.Dismissed() {
 		return false // other replicas have delivered the rest
 	}
-	if !b.lines.BeginCancel(true) {
+	if b.isKept() || !b.lines.BeginCancel(true) {
 		return false
 	}
 	if !b.record.Abandon(b.t.journalCtx) {
@@ -134,6 +134,16 @@ func (b *batch) decideCancel() bool {
 		return false
 	}
 	return true
+}
+
+// isKept reports whether other processes may yet ask for answers of a batch in the
+// background that no caller here waits for.
+func (b *batch) isKept() bool {
+	if !b.key.background || b.record.Ref() == "" || time.Since(b.created) > b.t.opts.KeepFor {
+		return false
+	}
+	known, err := b.record.Look(b.t.ctx)
+	return err != nil || known.Delivered < known.Lines
 }
 
 // errCallersReturned is why a batch is not cancelled after all.

@@ -10,6 +10,8 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/background"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/flexapi"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/retry"
@@ -98,7 +100,7 @@ func (r retries) Place(taken []journal.Taken) {
 // of this process for the batch if there is none.
 func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 	return t.registry.LinesOf(known.Ref, func() *lineSet {
-		b := t.newBatch(t.collector.Recovered(key{account: a, window: known.Window}), recovering)
+		b := t.newBatch(t.collector.Recovered(key{account: a, window: known.Window, background: background.IsRef(known.Ref)}), recovering)
 		b.url = known.Endpoint
 		b.record = t.session.Resume(known.Ref, b.lines)
 		b.lines.SetRecord(b.record)
@@ -109,6 +111,25 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 		t.startBatch(b, true)
 		return b.lines
 	})
+}
+
+// recall makes a call without a body: it gets the answer that is kept for its
+// fingerprint, or waits for a line that an earlier call has left.
+func (t *Transport) recall(req *http.Request) (*http.Response, error) {
+	c := &call{Request: request{at: t.router.endpoints.Of(req.URL), caller: caller.Of(req.Context())}, Recalled: true}
+	t.router.identify(c, req, nil, background.MarkOf(req.Context()))
+	w, queued, ok := t.registry.Enter(c)
+	if !ok {
+		return nil, ErrClosed
+	}
+	if queued {
+		waiting := func() []journal.Hash { return t.registry.Queued([]*call{c}) }
+		c.Request.key.account.TryTakeOver(t.ctx, t.session, waiting, accounts.NewRenaming())
+		if t.registry.Withdraw(c) {
+			return nil, background.ErrNotFound
+		}
+	}
+	return t.await(req, c, w)
 }
 
 // findExisting finds out whether the batch was created. Other processes may be at

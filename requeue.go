@@ -61,6 +61,12 @@ func (b *batch) resubmit(calls []*call, delay time.Duration) {
 // requeue makes calls queued calls again. group puts the calls into queues, and returns
 // the queues that have no batch yet.
 func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) []*queue) {
+	calls = slices.DeleteFunc(calls, func(c *call) bool {
+		if c.Recalled { // has no body
+			b.t.registry.Complete(c, failure(http.StatusFailedDependency, CodeBatchLost, "the process that made this call ended, and the call cannot be sent again without that process"))
+		}
+		return c.Recalled
+	})
 	if len(calls) == 0 {
 		return
 	}

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"net/http"
 
+	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -66,14 +68,14 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
 			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
 		}
-		if b.key.window == provider.FlexWindow && r.Answered() { // the provider may not give the answer a second time
+		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
 			b.t.registry.KeepReleased(b.lines, r.ID, &answer{Answer: reply.FromResult(r)})
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	case r.Answered():
 		a := reply.FromResult(r)
-		if a.Status < 300 {
+		if a.Status < 300 && (!c.Recalled || b.recovered != journal.Ended) { // else an earlier process has counted the line
 			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, priced(&c.Request), a.Body)
 		}
 		b.t.registry.Complete(c, &answer{Answer: a})
@@ -111,9 +113,13 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	return res, nil
 }
 
-// refuse answers a request that cannot be batched. Only an error that is no
+// refuse answers a request that is no call to be batched now. Only an error that is no
 // refusal, such as a body that breaks off, is a Go error.
-func refuse(req *http.Request, err error) (*http.Response, error) {
+func (t *Transport) refuse(req *http.Request, err error) (*http.Response, error) {
+	var asked *background.Asked
+	if errors.As(err, &asked) {
+		return t.background.Start(req, asked)
+	}
 	var r *reply.RequestError
 	if !errors.As(err, &r) {
 		return nil, err

@@ -7,12 +7,16 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/lane"
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/internal/sse"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
 )
 
@@ -64,10 +68,14 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
+	mark := background.MarkOf(req.Context())
+	if asks := c.Request.background || background.PrefersAsync(req.Header); mark == nil && asks && r.opts.KeepFor > 0 {
+		return nil, nil, &background.Asked{Body: body, Model: c.Request.model, Async: !c.Request.background}
+	}
 	if c.Request.window, err = at.Accept(int(c.Request.inputs), o.Window); err != nil {
 		return nil, nil, err
 	}
-	r.identify(c, req, raw)
+	r.identify(c, req, raw, mark)
 	r.chooseLane(&c.Request, req, o.Mode)
 	if r.opts.escalates(at.Flex && o.Mode != lane.Batch) {
 		c.Request.raw = raw
@@ -90,20 +98,43 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 		q.inputs, q.stream = int32(min(asked.Inputs(), math.MaxInt32)), false // embeddings cannot be streamed
 	}
 	c.Body, c.URL = asked.Body, q.at.LineURL
-	if member, value = q.at.Realtime(&asked); member == "" && r.meter.Budget() != nil {
+	member, value = q.at.Realtime(&asked)
+	if asked.Background && q.at.Stream == sse.Response {
+		q.background = !q.stream // a stream is held until the batch has ended, as any other
+		if c.Body, err = line.Without(c.Body, "background"); err != nil {
+			return "", "", reply.InvalidBody("background", "the request body has a background that cannot be removed: "+err.Error())
+		}
+		if r.opts.KeepFor <= 0 {
+			member, value = "background", "true"
+		}
+	}
+	if member == "" && r.meter.Budget() != nil {
 		err = r.plan(c, &asked)
 	}
 	return member, value, err
 }
 
 // identify decides which calls may share a batch with the call, and by which
-// fingerprint a retry of the call is known.
-func (r *router) identify(c *call, req *http.Request, raw []byte) {
+// fingerprint a retry of the call is known, or, in the background, who knows the id.
+func (r *router) identify(c *call, req *http.Request, raw []byte, mark *background.Mark) {
 	q := &c.Request
 	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.Group}
+	if mark != nil {
+		q.key.background, c.Sent, raw = true, mark.Sent, []byte(mark.ID)
+	}
 	if q.at.Profile.OneModel {
 		q.key.group += " " + q.model
 	}
 	r.accounts.AppendFingerprint(c.Fingerprint[:0], q.key.account, q.caller.ID, q.at.Suffix, raw)
 	q.legacy = r.accounts.LegacyFingerprint(q.key.account, q.caller.ID, q.at.Suffix, raw)
+}
+
+// backgroundKey is how an answer is known that a caller asks for by an id.
+func (r *router) backgroundKey(req *http.Request, id string) background.Key {
+	at := r.endpoints.Of(req.URL)
+	k := background.Key{}
+	a := r.accounts.Of(req, at.Upstream, at.Profile)
+	k.Account = a.Hash
+	r.accounts.AppendFingerprint(k.Fingerprint[:0], a, caller.Of(req.Context()).ID, at.Suffix, []byte(id))
+	return k
 }

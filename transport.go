@@ -94,6 +94,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
@@ -121,12 +122,13 @@ type Transport struct {
 	work        sync.WaitGroup // every goroutine of the Transport
 	closing     sync.Once      // Close does its work once
 
-	router    *router
-	collector *collector.Collector[key, *call]
-	registry  *registry.Registry[request]
-	session   *journalsession.Session
-	events    *eventqueue.Queue[Event]
-	escalator *escalator
+	router     *router
+	collector  *collector.Collector[key, *call]
+	registry   *registry.Registry[request]
+	session    *journalsession.Session
+	events     *eventqueue.Queue[Event]
+	escalator  *escalator
+	background *background.Server
 
 	mu      sync.Mutex       // never held across the network, the journal or a callback
 	ending  bool             // starts no new goroutines
@@ -172,6 +174,10 @@ func New(o Options) (*Transport, error) {
 		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
 	}
 	t.escalator = newEscalator(t, o.EscalateLimit)
+	t.background = background.New(background.Options{
+		RoundTrip: t.RoundTrip, Recall: t.recall, Key: t.router.backgroundKey,
+		Journal: t.session, KeepFor: o.KeepFor, Start: t.start, Err: fmt.Errorf("%w; it takes no new calls", ErrClosed),
+	})
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })
 		t.start(t.maintain)
@@ -205,10 +211,13 @@ func (t *Transport) CloseIdleConnections() {
 // RoundTrip answers a batched call when its batch has; everything else goes to
 // Options.Base at once. See the package documentation for the responses.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if res, ok := t.background.Serve(req); ok {
+		return res, nil
+	}
 	c, pass, err := t.router.route(req)
 	switch {
 	case err != nil:
-		return refuse(req, err)
+		return t.refuse(req, err)
 	case pass != nil:
 		return t.opts.Base.RoundTrip(pass)
 	}
@@ -216,7 +225,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.Freed = observer.Hold()
 	w, err := t.enter(c)
 	if err != nil {
-		return refuse(req, err)
+		return t.refuse(req, err)
 	}
 	observer.Waiting(caller.Call{
 		Model: c.Request.model, Stream: c.Request.stream,
@@ -252,6 +261,9 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 			return late(c.Request.deadline, batchID).Response(req), nil
 		case <-req.Context().Done():
 			t.disconnect(w)
+			if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
+				t.registry.Dismiss(c)
+			}
 			return nil, retry.ContextError(req.Context())
 		case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
 			t.disconnect(w)

@@ -84,8 +84,6 @@ func (e *Endpoint) tell(log *slog.Logger) {
 // chose, or wants to stream what a batch cannot. "": the call can be batched.
 func (k *Kind) Realtime(asked *requestbody.Call) (member, value string) {
 	switch {
-	case asked.Background:
-		return "background", "true"
 	case asked.Tier != "":
 		return "service_tier", asked.Tier
 	case asked.Stream && k.Stream == sse.None && !k.Embeddings:

@@ -90,7 +90,7 @@ func (r *Record) Ref() string {
 	return r.ref
 }
 
-// Begin stores a batch before the provider is asked for anything that costs
+// Begin stores a batch, under a new name that begins with b.Ref, before the provider is asked for anything that costs
 // money. lines is called only if there is a journal. The error is not nil only
 // where the journal is required.
 func (r *Record) Begin(ctx context.Context, b journal.Batch, lines func() []journal.Line) error {
@@ -99,7 +99,7 @@ func (r *Record) Begin(ctx context.Context, b journal.Batch, lines func() []jour
 		return nil
 	}
 	all := lines()
-	b.Ref, b.Owner = rand.Text(), s.owner
+	b.Ref, b.Owner = b.Ref+rand.Text(), s.owner
 	err := s.do(ctx, len(all), func(ctx context.Context) error { return s.store.Begin(ctx, b, all) })
 	if err != nil { // the journal may have stored the batch all the same
 		s.NewRecord(r.lines).forgetBatch(b.Ref)

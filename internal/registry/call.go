@@ -31,6 +31,14 @@ type Call[R any] struct {
 	// Registry owns Freed and the body. Nil: not called.
 	Freed func()
 
+	// Sent is called when the provider has created a batch with the line of the call, at
+	// most once. Sent must not block. Nil: not called.
+	Sent func()
+
+	// Recalled says that the call has no body: it gets a kept answer, or the line of an
+	// earlier call, and is never sent.
+	Recalled bool
+
 	// Guarded by Registry.mu.
 	state     state
 	releasing bool               // the journal was asked to release the line
@@ -45,6 +53,14 @@ type Call[R any] struct {
 	kept      *answercache.Entry // of answer
 	prev      *Call[R]           // in a chain of calls with equal fingerprints
 	next      *Call[R]
+}
+
+// tellSentLocked reports that the batch of the call exists. The caller holds Registry.mu.
+func (c *Call[R]) tellSentLocked() {
+	if c.Sent != nil {
+		c.Sent()
+		c.Sent = nil
+	}
 }
 
 // freeBodyLocked frees the body if nothing needs the body any more: a waiting caller may

@@ -53,6 +53,9 @@ func (s *Lines[R]) addLocked(c *Call[R], customID string, place int) {
 	if c.waiter != nil {
 		s.waiting++
 	}
+	if s.id != "" {
+		c.tellSentLocked()
+	}
 	s.watchIdleLocked()
 }
 
@@ -101,6 +104,11 @@ func (s *Lines[R]) SetID(id string) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
 	s.id = id
+	for _, c := range s.sent {
+		if c.lines == s {
+			c.tellSentLocked()
+		}
+	}
 	s.endSendingLocked()
 }
 
@@ -201,12 +209,12 @@ func (s *Lines[R]) Dismissed() bool {
 }
 
 // RetryLater takes a call out of the lines that is to be resubmitted, and reports
-// whether it did: a call without a caller, or one that was resubmitted too often,
-// stays.
+// whether it did: a call without a caller or without a body, or one that was resubmitted
+// too often, stays.
 func (s *Lines[R]) RetryLater(c *Call[R], limit int) bool {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
-	if c.state != stateOpen || c.waiter == nil || limit <= 0 || int(c.attempts) >= limit && !s.stale {
+	if c.state != stateOpen || c.waiter == nil || c.Recalled || limit <= 0 || int(c.attempts) >= limit && !s.stale {
 		return false
 	}
 	if !s.stale {

@@ -1,0 +1,341 @@
+// Package background answers calls at once with an id, and keeps their answers for
+// whoever asks for the id: background responses of OpenAI's API, served from a batch, and
+// calls of any endpoint with the header "Prefer: respond-async".
+//
+// The call itself is an ordinary call, which a goroutine makes in place of the caller. Its
+// line has a fingerprint that depends on the id instead of the body, and is never recorded
+// as delivered, so that a process which has the credential and the id finds the line in
+// the journal, while the first process runs and after its end. The answers themselves are
+// with the provider, and for a while in the registry, as those of callers that
+// disconnected.
+package background
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/answercache"
+	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+const (
+	// unclaimedFor is how long a call runs whose caller left before it got the id. The
+	// same call again gets the id; SDKs repeat a call within seconds.
+	unclaimedFor = 2 * time.Minute
+
+	// endingsBytes bounds the endings that are kept: failures and cancellations.
+	endingsBytes = 4 << 20
+
+	// withdrawnInterval is the time between two questions to the journal whether another
+	// process has withdrawn lines of this process.
+	withdrawnInterval = 30 * time.Second
+)
+
+// A Key is how the registry and the journal know an answer.
+type Key struct{ Account, Fingerprint journal.Hash }
+
+// A Journal is the part of the journal's session that is needed; see journal.Store. Without
+// a journal, Find finds nothing, and Withdraw does nothing.
+type Journal interface {
+	Enabled() bool
+	Find(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) ([]journal.Taken, error)
+	Withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) error
+}
+
+// Options configure a Server. All fields are required.
+type Options struct {
+	// RoundTrip makes a call that has a Mark, and waits for the answer.
+	RoundTrip func(*http.Request) (*http.Response, error)
+
+	// Recall is RoundTrip for a call without a body, which gets the answer that is kept,
+	// or waits for a line that exists. Otherwise the error is ErrNotFound.
+	Recall func(*http.Request) (*http.Response, error)
+
+	// Key returns the key of an id, for the account and the caller of a request to the
+	// URL of the call.
+	Key func(r *http.Request, id string) Key
+
+	Journal Journal
+	KeepFor time.Duration // how long the answer to an id is there, from the call on
+
+	// Start runs a function in a new goroutine, or returns false because the Transport
+	// is closing.
+	Start func(func()) bool
+	Err   error // of a call while the Transport is closing
+}
+
+// A Server keeps the calls that run in the background. All methods may be called
+// concurrently. No lock is held while a call or the journal works.
+type Server struct {
+	opts Options
+
+	mu        sync.Mutex
+	jobs      map[Key]*job
+	unclaimed map[Key]*job    // jobs whose callers left before they got the id, by the key of the body
+	endings   map[Key]*ending // failures, and jobs that were cancelled
+	cache     *answercache.Cache
+	watching  bool // a goroutine looks for withdrawn lines
+}
+
+// New returns a Server without calls.
+func New(o Options) *Server {
+	s := &Server{opts: o, jobs: make(map[Key]*job), unclaimed: make(map[Key]*job), endings: make(map[Key]*ending)}
+	s.cache = answercache.New(endingsBytes, func(e any) { delete(s.endings, e.(*ending).key) }) //nolint:forcetypeassert // end puts endings
+	return s
+}
+
+// A job is a call that runs in the background. The fields from running on are written
+// before the channel that follows is closed.
+type job struct {
+	key      Key
+	id       string
+	async    bool
+	recalled bool // the call was made by another process, or has its answer already
+	discard  bool // the answer is of no use any more once it was read
+	model    string
+	metadata []byte // of the call; nil: none
+	created  time.Time
+	cancel   context.CancelCauseFunc
+
+	waiting chan caller.Call // has room for the call that the Transport reports
+	sent    chan struct{}    // closed when the batch was created
+	ended   chan struct{}    // closed when result is set
+	result  result
+}
+
+// A result is how a call ended.
+type result struct {
+	status int
+	header http.Header
+	body   []byte
+	err    error
+}
+
+// failed reports whether the call has an answer that is no success.
+func (r *result) failed() bool { return r.err == nil && r.status >= http.StatusMultipleChoices }
+
+func (j *job) isSent() bool {
+	select {
+	case <-j.sent:
+		return true
+	default:
+		return false
+	}
+}
+
+// Start makes a call in the background. The response has the id, and is made when the
+// provider has created the batch of the call: from then on the answer is not lost. A
+// failure before is the response. If the caller leaves before, the same call again gets
+// the same id for two minutes; with the header Idempotency-Key, calls with equal keys get
+// the same id at all processes with the same journal.
+func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) {
+	observer := caller.ObserverOf(req.Context())
+	j, again := s.find(req, asked)
+	if !again {
+		j.metadata = metadataOf(asked)
+		inner := s.inner(req, j, asked.Body, observer.Hold())
+		if !s.opts.Start(func() { s.run(j, inner, s.opts.RoundTrip) }) {
+			s.drop(j)
+			return nil, s.opts.Err
+		}
+	}
+	body := s.opts.Key(req, string(asked.Body))
+	for {
+		select {
+		case call := <-j.waiting:
+			observer.Waiting(call)
+		case <-j.sent:
+			return s.unfinished(req, j, "queued", http.StatusOK), nil
+		case <-j.ended:
+			return s.first(req, j)
+		case <-req.Context().Done():
+			s.leave(j, body)
+			return nil, req.Context().Err()
+		}
+	}
+}
+
+// find returns the job of an earlier attempt of the call, or a new job.
+func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool) {
+	id, body := newID(asked.Async), s.opts.Key(req, string(asked.Body))
+	if key := req.Header.Get("Idempotency-Key"); key != "" {
+		k := s.opts.Key(req, "idempotency key "+key).Fingerprint
+		id = id[:len(responsePrefix)] + hex.EncodeToString(k[:16])
+	}
+	key := s.opts.Key(req, id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j := s.unclaimed[body]; j != nil && j.async == asked.Async {
+		delete(s.unclaimed, body)
+		return j, true
+	}
+	if j := s.jobs[key]; j != nil {
+		return j, true
+	}
+	j = newJob(key, id)
+	j.model = asked.Model
+	s.jobs[key] = j
+	return j, false
+}
+
+func newJob(key Key, id string) *job {
+	return &job{
+		key: key, id: id, async: strings.HasPrefix(id, asyncPrefix), created: time.Now(), cancel: func(error) {},
+		waiting: make(chan caller.Call, 1), sent: make(chan struct{}), ended: make(chan struct{}),
+	}
+}
+
+// newID returns an id that cannot be guessed.
+func newID(async bool) string {
+	var random [16]byte
+	rand.Read(random[:])
+	prefix := responsePrefix
+	if async {
+		prefix = asyncPrefix
+	}
+	return prefix + hex.EncodeToString(random[:])
+}
+
+// leave is the leaving of a caller that did not get the id. Without the same call again,
+// nobody would ask for the answer.
+func (s *Server) leave(j *job, body Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unclaimed[body] != nil {
+		return
+	}
+	s.unclaimed[body] = j
+	time.AfterFunc(unclaimedFor, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.unclaimed[body] == j {
+			delete(s.unclaimed, body)
+			j.cancel(ErrWithdrawn)
+		}
+	})
+}
+
+// inner returns the call that the goroutine of a job makes: without a deadline, since
+// the caller waits elsewhere, and without what only this caller's connection has.
+func (s *Server) inner(req *http.Request, j *job, body []byte, free func()) *http.Request {
+	by := *caller.Of(req.Context())
+	by.Realtime = nil // asks for room on the caller's connection
+	ctx, cancel := context.WithCancelCause(context.Background())
+	j.cancel = cancel
+	timer := time.AfterFunc(s.opts.KeepFor, func() { cancel(context.DeadlineExceeded) })
+	context.AfterFunc(ctx, func() { timer.Stop() })
+	ctx = context.WithValue(ctx, markKey{}, &Mark{ID: j.id, Sent: sync.OnceFunc(func() { close(j.sent) })})
+	ctx = caller.Observe(caller.With(ctx, &by), &observer{j, free})
+	inner := requestbody.Restore(req.Clone(ctx), body)
+	inner.Cancel = nil //nolint:staticcheck // of the caller
+	inner.Header.Del("Content-Encoding")
+	return inner
+}
+
+// An observer reports to the caller of Start, who may have left.
+type observer struct {
+	job  *job
+	free func()
+}
+
+// Waiting implements caller.Observer.
+func (o *observer) Waiting(c caller.Call) {
+	select {
+	case o.job.waiting <- c:
+	default:
+	}
+}
+
+// Hold implements caller.Observer: the request of the caller holds the body until release.
+func (o *observer) Hold() (release func()) { return o.free }
+
+// run makes the call of a job, and keeps what a later question cannot find elsewhere.
+func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*http.Response, error)) {
+	defer j.cancel(nil)
+	defer close(j.ended)
+	defer s.drop(j)
+	j.result.err = errors.New("the call ended by a defect of autobatcher")
+	res, err := roundTrip(req)
+	if j.result.err = err; err != nil {
+		return
+	}
+	defer res.Body.Close() //nolint:errcheck // read only
+	if body, ok := res.Body.(interface{ MarkUndelivered() }); ok && !j.discard {
+		body.MarkUndelivered() // the answer is kept, and the journal keeps the line
+	}
+	j.result.status, j.result.header = res.StatusCode, res.Header
+	j.result.body, j.result.err = io.ReadAll(res.Body)
+	if j.result.failed() && (j.recalled || j.isSent()) {
+		s.end(j, &ending{key: j.key, result: j.result})
+	}
+}
+
+// drop forgets a job that has ended.
+func (s *Server) drop(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.jobs[j.key] == j {
+		delete(s.jobs, j.key)
+	}
+}
+
+// An ending is the failure of a call, or says that the call was cancelled.
+type ending struct {
+	key       Key
+	result    result
+	cancelled *job // nil: the call has failed
+	entry     *answercache.Entry
+}
+
+// end keeps an ending for those who ask for the id.
+func (s *Server) end(j *job, e *ending) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if before := s.endings[e.key]; before != nil {
+		s.cache.Remove(before.entry)
+	}
+	s.endings[e.key] = e
+	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(j.metadata)), s.opts.KeepFor)
+}
+
+// Release ends the waiting of this process, which is about to end: with a journal, the
+// lines stay for another process; without a journal, nobody can ask for the answers.
+func (s *Server) Release() {
+	cause := ErrWithdrawn
+	if s.opts.Journal.Enabled() {
+		cause = context.Canceled
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j.recalled || j.isSent() {
+			j.cancel(cause)
+		}
+	}
+}
+
+// callURL returns the URL of the call that a request names an answer of: without the id,
+// and without what only questions for an answer have in their query.
+func callURL(u *url.URL, path string) *url.URL {
+	call := *u
+	call.RawPath = path
+	call.Path, _ = url.PathUnescape(path)
+	query := call.Query()
+	for name := range query {
+		if name == "stream" || name == "starting_after" || strings.HasPrefix(name, "include") {
+			query.Del(name)
+		}
+	}
+	call.RawQuery = query.Encode()
+	return &call
+}

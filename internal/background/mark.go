@@ -1,0 +1,85 @@
+package background
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
+// A Mark stands in the context of a call whose answer is asked for by an id.
+type Mark struct {
+	// ID takes the place of the body in the fingerprint of the call, so that who knows
+	// the id finds the line, at any process with the same journal.
+	ID string
+
+	// Sent is called when the provider has created the batch of the call. Sent must not
+	// block.
+	Sent func()
+}
+
+type markKey struct{}
+
+// MarkOf returns the Mark in ctx, or nil.
+func MarkOf(ctx context.Context) *Mark {
+	m, _ := ctx.Value(markKey{}).(*Mark)
+	return m
+}
+
+// ErrWithdrawn is the cause of the end of a call's context if nobody wants the answer of
+// the call any more: no retry will come.
+var ErrWithdrawn = errors.New("the response was cancelled or deleted")
+
+// ErrNotFound says that a recall found neither an answer nor a line.
+var ErrNotFound = errors.New("no line of the call is known")
+
+// Asked is the error of a call that is to be answered in the background: at once with an
+// id, by which the caller asks for the answer later.
+type Asked struct {
+	Body  []byte // of the call, without its Content-Encoding
+	Model string
+	Async bool // by the header Prefer, for any endpoint; else a background response of OpenAI's API
+}
+
+func (*Asked) Error() string { return "the call is to be answered in the background" }
+
+// PrefersAsync reports whether a request has the header "Prefer: respond-async" (RFC 7240).
+func PrefersAsync(h http.Header) bool {
+	for _, value := range h["Prefer"] {
+		for preference := range strings.SplitSeq(value, ",") {
+			preference, _, _ = strings.Cut(preference, ";")
+			if strings.EqualFold(strings.TrimSpace(preference), "respond-async") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// The ids begin with what the ids of the provider do not begin with.
+const (
+	responsePrefix = "resp_autobatcher_"
+	asyncPrefix    = "call_autobatcher_"
+)
+
+var target = regexp.MustCompile(`^(.*)/((?:resp|call)_autobatcher_[0-9a-f]{32})(/cancel)?$`)
+
+// IsTarget reports whether a path names an answer of this package.
+func IsTarget(path string) bool { return target.MatchString(path) }
+
+// refPrefix begins the names that batches in the background have in the journal, so that
+// no process cancels such a batch because no caller waits. Other names are of capital
+// letters and digits.
+const refPrefix = "background-"
+
+// Ref returns how the name of a batch in the journal begins.
+func Ref(inBackground bool) string {
+	if inBackground {
+		return refPrefix
+	}
+	return ""
+}
+
+// IsRef reports whether a batch with the name is in the background.
+func IsRef(ref string) bool { return strings.HasPrefix(ref, refPrefix) }

@@ -1,0 +1,198 @@
+package background
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
+
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// A response is a response of OpenAI's API without an output. The members without
+// omitempty are those that SDKs require.
+type response struct {
+	ID                string          `json:"id"`
+	Object            string          `json:"object"`
+	CreatedAt         int64           `json:"created_at"`
+	Status            string          `json:"status"`
+	Background        bool            `json:"background"`
+	Error             *failure        `json:"error"`
+	IncompleteDetails *struct{}       `json:"incomplete_details"`
+	Instructions      *struct{}       `json:"instructions"`
+	Metadata          json.RawMessage `json:"metadata"`
+	Model             string          `json:"model"`
+	Output            []struct{}      `json:"output"`
+	ParallelToolCalls bool            `json:"parallel_tool_calls"`
+	Temperature       *float64        `json:"temperature"`
+	ToolChoice        string          `json:"tool_choice"`
+	Tools             []struct{}      `json:"tools"`
+	TopP              *float64        `json:"top_p"`
+	Usage             *struct{}       `json:"usage"`
+}
+
+type failure struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// A state is the answer to a question for a call of any endpoint that has no answer yet.
+type state struct {
+	ID        string `json:"id"`
+	Object    string `json:"object"`
+	CreatedAt int64  `json:"created_at"`
+	Status    string `json:"status"`
+}
+
+// metadataOf returns the metadata of a call to the endpoint of responses, or nil.
+func metadataOf(asked *Asked) []byte {
+	if metadata := gjson.GetBytes(asked.Body, "metadata"); !asked.Async && metadata.IsObject() {
+		return []byte(metadata.Raw)
+	}
+	return nil
+}
+
+// view is a job in the shape of a response without an output.
+func (j *job) view(status string) response {
+	metadata := json.RawMessage(j.metadata)
+	if metadata == nil {
+		metadata = json.RawMessage("{}")
+	}
+	return response{
+		ID: j.id, Object: "response", CreatedAt: j.created.Unix(), Status: status, Background: true, Metadata: metadata,
+		Model: j.model, Output: []struct{}{}, ParallelToolCalls: true, ToolChoice: "auto", Tools: []struct{}{},
+	}
+}
+
+// respond makes a response with a JSON body.
+func respond(req *http.Request, status int, body any) *http.Response {
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // cannot happen: the values are plain, and the metadata was read as JSON
+	}
+	a := reply.Answer{Status: status, Body: text}
+	return a.Response(req)
+}
+
+// unfinished says that a call has no answer yet. httpStatus is the status for a call that
+// is no response of OpenAI's API; the API says 200.
+func (s *Server) unfinished(req *http.Request, j *job, status string, httpStatus int) *http.Response {
+	if !j.async {
+		return respond(req, http.StatusOK, j.view(status))
+	}
+	if httpStatus == http.StatusOK {
+		httpStatus = http.StatusAccepted // to the call itself
+	}
+	res := respond(req, httpStatus, state{j.id, "autobatcher.call", j.created.Unix(), status})
+	path := strings.TrimSuffix(req.URL.EscapedPath(), "/") + "/" + j.id
+	if req.URL.RawQuery != "" {
+		path += "?" + req.URL.RawQuery
+	}
+	res.Header.Set("Location", path)
+	res.Header.Set("Preference-Applied", "respond-async")
+	res.Header.Set("Retry-After", "10")
+	return res
+}
+
+// elsewhere is unfinished for a call that another process has.
+func (s *Server) elsewhere(req *http.Request, j *job, b *journal.Batch) *http.Response {
+	status := "in_progress"
+	if b.State == journal.Uploading || b.State == journal.Uploaded || b.State == journal.Creating {
+		status = "queued"
+	}
+	if len(b.Models) == 1 {
+		j.model = b.Models[0]
+	}
+	j.created = b.Began
+	return s.unfinished(req, j, status, http.StatusAccepted)
+}
+
+// first is the response to a call that ended before its batch was created, or right
+// afterwards.
+func (s *Server) first(req *http.Request, j *job) (*http.Response, error) {
+	switch {
+	case j.result.err != nil:
+		return nil, j.result.err
+	case j.result.failed():
+		return j.result.response(req), nil
+	}
+	return s.unfinished(req, j, "queued", http.StatusOK), nil
+}
+
+// response is the response as the call got the response.
+func (r *result) response(req *http.Request) *http.Response {
+	a := reply.Answer{Status: r.status, Body: r.body}
+	res := a.Response(req)
+	for name, values := range r.header {
+		res.Header[name] = values
+	}
+	return res
+}
+
+// final is the answer of a call that has ended.
+func (j *job) final(req *http.Request) *http.Response {
+	r := j.result
+	if j.async {
+		return r.response(req)
+	}
+	var body []byte
+	var err error
+	if r.failed() {
+		body, err = json.Marshal(j.failedView(&r))
+	} else if body, err = sjson.SetBytes(r.body, "id", j.id); err == nil {
+		body, err = sjson.SetBytes(body, "background", true)
+	}
+	if err != nil || !r.failed() && !gjson.ParseBytes(r.body).IsObject() {
+		return refusal(req, http.StatusBadGateway, "response_unreadable", "the answer of the call is no JSON object")
+	}
+	r.status, r.body = http.StatusOK, body
+	r.header = r.header.Clone()
+	r.header.Del("Content-Length")
+	r.header.Del("X-Should-Retry")
+	return r.response(req)
+}
+
+// failedView is a response that has failed.
+func (j *job) failedView(r *result) response {
+	view := j.view("failed")
+	message := gjson.GetBytes(r.body, "error.message").String()
+	if message == "" {
+		message = "HTTP status " + http.StatusText(r.status)
+	}
+	code := gjson.GetBytes(r.body, "error.code").String()
+	if code == "" {
+		code = "server_error"
+	}
+	view.Error = &failure{code, message}
+	return view
+}
+
+// response is the answer to a question for a call that failed or was cancelled.
+func (e *ending) response(req *http.Request, asked *job) *http.Response {
+	j := *asked
+	if e.cancelled == nil {
+		j.result = e.result
+		return j.final(req)
+	}
+	c := e.cancelled
+	if j.async {
+		return respond(req, http.StatusOK, state{c.id, "autobatcher.call", c.created.Unix(), "cancelled"})
+	}
+	return respond(req, http.StatusOK, c.view("cancelled"))
+}
+
+// deleted says that a call was deleted.
+func deleted(req *http.Request, j *job) *http.Response {
+	object := "response"
+	if j.async {
+		object = "autobatcher.call"
+	}
+	return respond(req, http.StatusOK, struct {
+		ID      string `json:"id"`
+		Object  string `json:"object"`
+		Deleted bool   `json:"deleted"`
+	}{j.id, object, true})
+}
