@@ -217,6 +217,13 @@ type Store interface {
 	// unknown.
 	Held(ctx context.Context, owner string, account Hash, fingerprints []Hash) ([]Taken, error)
 
+	// Find finds the undelivered lines of the account by fingerprint: all lines of
+	// each fingerprint, in every state of the batch, held by any owner or open, in
+	// the order of TakeOver. Find changes nothing, and no owner dies because of Find:
+	// Batch.Owner of the result may be expired. Find is empty if no line matches. The
+	// cost grows with the number of batches of many lines that have undelivered lines.
+	Find(ctx context.Context, account Hash, fingerprints []Hash) ([]Taken, error)
+
 	// Hold makes owner hold the open lines among lines, unless the batch is being
 	// cancelled: after its death an owner returns, and its callers still wait.
 	// The error is ErrLapsed if owner has no lease.
@@ -234,6 +241,14 @@ type Store interface {
 	// Deliver records the lines as delivered to their callers. Deliver does not
 	// change lines of other living owners and delivered lines.
 	Deliver(ctx context.Context, owner, ref string, lines []int) error
+
+	// Withdraw records as delivered all lines that Find would return, whoever holds
+	// the lines, and returns their number: nobody wants the answers any more. Withdraw
+	// needs no owner and no lease. For the holder a withdrawn line is a delivered
+	// line: a later Deliver, Release, Hold or SetResponse does nothing. After an error
+	// some lines may have been withdrawn; another Withdraw withdraws the rest. Withdraw
+	// does not change a line of a Begin that has not returned.
+	Withdraw(ctx context.Context, account Hash, fingerprints []Hash) (int, error)
 
 	// Abandon changes the state from Running to Cancelling if no living owner
 	// holds a line of the batch, and reports the change. While the state is

@@ -318,6 +318,32 @@ func (m *Memory) Held(_ context.Context, owner string, account Hash, fingerprint
 	return group(held), nil
 }
 
+// Find implements Store.
+func (m *Memory) Find(_ context.Context, account Hash, fingerprints []Hash) ([]Taken, error) {
+	m.mu.Lock() // not m.lock: Find removes no owner
+	defer m.mu.Unlock()
+	return group(m.undeliveredLocked(account, fingerprints)), nil
+}
+
+// Withdraw implements Store.
+func (m *Memory) Withdraw(_ context.Context, account Hash, fingerprints []Hash) (int, error) {
+	m.mu.Lock() // as Find
+	defer m.mu.Unlock()
+	lines := m.undeliveredLocked(account, fingerprints)
+	for _, l := range lines {
+		m.removeLocked(l)
+	}
+	return len(lines), nil
+}
+
+// undeliveredLocked returns the undelivered lines of each fingerprint.
+func (m *Memory) undeliveredLocked(account Hash, fingerprints []Hash) (found []*memoryLine) {
+	for f := range count(fingerprints) {
+		found = append(found, m.findLocked(memoryCall{account, f}, -1, func(*memoryLine) bool { return true })...)
+	}
+	return found
+}
+
 // count returns how often each fingerprint occurs.
 func count(fingerprints []Hash) map[Hash]int {
 	counts := make(map[Hash]int, len(fingerprints))

@@ -161,6 +161,9 @@ func Open(store journal.Store, o Options) (*Session, error) {
 // random.
 func (s *Session) Key() journal.Hash { return s.key }
 
+// Enabled reports whether a journal is configured and worked at the start.
+func (s *Session) Enabled() bool { return s.store != nil }
+
 // Reading is the number of answers that callers are reading at the moment and
 // whose end the journal is waiting for.
 func (s *Session) Reading() int { return int(s.reading.Load()) }
@@ -333,6 +336,34 @@ func (s *Session) Unfinished(ctx context.Context, account journal.Hash) (bool, e
 	found, err := s.list(ctx, journal.Filter{Account: &account, Unfinished: true})
 	s.logError("list", err)
 	return len(found) > 0, err
+}
+
+// Find returns the undelivered lines of calls of the account, whoever holds the lines.
+// Without a journal there are none.
+func (s *Session) Find(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (found []journal.Taken, err error) {
+	if s.store == nil {
+		return nil, nil
+	}
+	err = s.do(ctx, len(fingerprints), func(ctx context.Context) (err error) {
+		found, err = s.store.Find(ctx, account, fingerprints)
+		return err
+	})
+	s.logError("find", err)
+	return found, err
+}
+
+// Withdraw stores that nobody wants the answers of the calls any more, whoever holds
+// their lines.
+func (s *Session) Withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) error {
+	if s.store == nil {
+		return nil
+	}
+	err := s.do(ctx, len(fingerprints), func(ctx context.Context) error {
+		_, err := s.store.Withdraw(ctx, account, fingerprints)
+		return err
+	})
+	s.logError("withdraw", err)
+	return err
 }
 
 func (s *Session) list(ctx context.Context, f journal.Filter) (found []journal.Batch, err error) {

@@ -83,7 +83,7 @@ func (m *model) age() time.Duration { return []time.Duration{0, long}[m.rand.Int
 // step calls a method of both, and compares the results and the lists of batches.
 func (m *model) step() {
 	ctx, owner, ref := m.Context(), m.owner(), m.batch()
-	switch m.rand.IntN(14) {
+	switch m.rand.IntN(16) {
 	case 0:
 		lease := []time.Duration{0, long, long, long}[m.rand.IntN(4)]
 		m.compare(fmt.Sprintf("Heartbeat(%s, %v)", owner, lease), func(s journal.Store) (any, error) {
@@ -137,6 +137,16 @@ func (m *model) step() {
 				all[i].Silent, all[i].Left = 0, 0
 			}
 			return all, err
+		})
+	case 14:
+		account, fingerprints := m.account(), m.fingerprints()
+		m.compare(fmt.Sprintf("Find(%v, %v)", account[:8], fingerprints), func(s journal.Store) (any, error) {
+			return s.Find(ctx, account, hashes(fingerprints...))
+		})
+	case 15:
+		account, fingerprints := m.account(), m.fingerprints()
+		m.compare(fmt.Sprintf("Withdraw(%v, %v)", account[:8], fingerprints), func(s journal.Store) (any, error) {
+			return s.Withdraw(ctx, account, hashes(fingerprints...))
 		})
 	}
 	f := journal.Filter{Unfinished: m.rand.IntN(2) == 0, Orphans: m.rand.IntN(4) == 0}

@@ -178,6 +178,23 @@ func (m *reference) Held(_ context.Context, owner string, account journal.Hash, 
 	}), nil
 }
 
+func (m *reference) Find(_ context.Context, account journal.Hash, fingerprints []journal.Hash) ([]journal.Taken, error) {
+	return m.collect(account, func(_ *referenceBatch, l *referenceLine) bool {
+		return slices.Contains(fingerprints, l.Fingerprint)
+	}), nil
+}
+
+func (m *reference) Withdraw(_ context.Context, account journal.Hash, fingerprints []journal.Hash) (withdrawn int, _ error) {
+	m.collect(account, func(b *referenceBatch, l *referenceLine) bool {
+		if slices.Contains(fingerprints, l.Fingerprint) {
+			delete(b.lines, l.N)
+			withdrawn++
+		}
+		return false
+	})
+	return withdrawn, nil
+}
+
 // collect returns the matching lines of the account, in order.
 func (m *reference) collect(account journal.Hash, match func(*referenceBatch, *referenceLine) bool) (all []journal.Taken) {
 	for _, b := range m.inOrder() {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -335,6 +336,108 @@ func deliverRest(ctx context.Context, tx pgx.Tx, b batchID, lines []int) error {
 		return err
 	}
 	return move(ctx, tx, gone, func(batchID, int) error { return nil })
+}
+
+// withdrawPlaces deletes the lines with the unchanged holder $3. withdrawPlaces waits for
+// a concurrent transaction that changes a line, or that deletes the batch.
+const withdrawPlaces = `
+	with seen as materialized (
+		select l.batch, l.n
+		from unnest($1::bigint[], $2::integer[]) as w (batch, n)
+			join autobatcher.lines l on l.batch = w.batch and l.n = w.n
+			join autobatcher.batches b on b.id = l.batch
+		where l.owner = $3 and b.ref is not null and ` + fewRows + `
+		order by l.batch, l.n
+		for update of l for key share of b
+	)
+	delete from autobatcher.lines l using seen
+	where l.batch = seen.batch and l.n = seen.n
+	returning l.batch, l.n`
+
+// Withdraw implements journal.Store. As long as lines change hands between the lookup
+// and the deletion, Withdraw looks up again.
+func (s *Store) Withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (withdrawn int, err error) {
+	for more := true; more; {
+		var seen []found
+		err := s.within(ctx, oneMoment, func(tx pgx.Tx) (err error) {
+			seen, err = undelivered(ctx, tx, account, fingerprints)
+			return err
+		})
+		if err != nil {
+			return withdrawn, err
+		}
+		n, err := s.withdraw(ctx, seen)
+		withdrawn += n
+		if err != nil {
+			return withdrawn, err
+		}
+		more = n < len(seen)
+	}
+	return withdrawn, nil
+}
+
+// withdraw deletes the lines with an unchanged holder, in a transaction for each holder.
+// A transaction for all holders could meet a Release, which goes from the owner's holds
+// to the released lines', or a TakeOver, which goes the other way, in a deadlock.
+func (s *Store) withdraw(ctx context.Context, seen []found) (withdrawn int, err error) {
+	holders, large := make(map[int64][]place), make(map[batchID]bool)
+	for _, f := range seen {
+		holders[f.owner] = append(holders[f.owner], f.place)
+		if f.batch.large {
+			large[f.batch] = true
+		}
+	}
+	for owner, places := range holders {
+		n := 0
+		err := s.transact(ctx, func(tx pgx.Tx) (err error) {
+			n, err = withdrawHeld(ctx, tx, owner, places)
+			return err
+		})
+		if err != nil {
+			return withdrawn, err
+		}
+		withdrawn += n
+	}
+	return withdrawn, s.cleanAll(ctx, large)
+}
+
+// withdrawHeld deletes those of the places that the owner still holds.
+func withdrawHeld(ctx context.Context, tx pgx.Tx, owner int64, places []place) (int, error) {
+	batches, ns, _ := columnsOf(places)
+	large := make(map[int64]bool)
+	for _, p := range places {
+		large[p.batch.id] = p.batch.large
+	}
+	rows, err := tx.Query(ctx, withdrawPlaces, batches, ns, owner)
+	if err != nil {
+		return 0, err
+	}
+	gone, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (place, error) {
+		p := place{owner: owner}
+		err := row.Scan(&p.batch.id, &p.n)
+		p.batch.large = large[p.batch.id]
+		return p, err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), move(ctx, tx, gone, func(batchID, int) error { return nil })
+}
+
+// cleanAll cleans batches in order.
+func (s *Store) cleanAll(ctx context.Context, batches map[batchID]bool) error {
+	if len(batches) == 0 {
+		return nil
+	}
+	ordered := slices.SortedFunc(maps.Keys(batches), func(a, b batchID) int { return cmp.Compare(a.id, b.id) })
+	return s.transact(ctx, func(tx pgx.Tx) error {
+		for _, b := range ordered {
+			if err := clean(ctx, tx, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // clean deletes useless rows of a batch: holds of 0 lines, and the runs after

@@ -13,7 +13,7 @@
 //
 // # How races end
 //
-// Transactions are READ COMMITTED. Four rules make the outcome of a race certain:
+// Transactions are READ COMMITTED. Five rules make the outcome of a race certain:
 //
 //   - An owner is alive while its row in owners exists. A request that relies on a
 //     death first deletes the rows of expired owners and commits. A heartbeat at the
@@ -22,10 +22,13 @@
 //   - A line is taken by comparison: the update names the released or dead owner
 //     of the lookup, and ids of owners are never used again. If a different owner took
 //     the line after the lookup, the update does not change the line.
+//   - A withdrawn line is deleted by comparison, too. If the holder changed after the
+//     lookup, Withdraw looks up again. A transaction of Withdraw changes the lines of
+//     one holder, in the order of batches.
 //   - A transaction that gives lines to its owner locks the row of its owner at the
 //     end (FOR KEY SHARE). If the owner died meanwhile, the transaction is undone.
-//   - Abandon, Discard and Forget lock the row of a batch FOR UPDATE; TakeOver and
-//     Hold lock the row FOR KEY SHARE. A batch is cancelled or joined, never both.
+//   - Abandon, Discard and Forget lock the row of a batch FOR UPDATE; TakeOver, Hold
+//     and Withdraw lock the row FOR KEY SHARE. A batch is cancelled or joined, never both.
 package postgres
 
 import (

@@ -40,7 +40,6 @@ func (s *Store) TakeOver(ctx context.Context, owner string, account journal.Hash
 
 // Held implements journal.Store.
 func (s *Store) Held(ctx context.Context, owner string, account journal.Hash, fingerprints []journal.Hash) (all []journal.Taken, err error) {
-	oneMoment := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
 	err = s.within(ctx, oneMoment, func(tx pgx.Tx) error {
 		id, err := idOf(ctx, tx, owner)
 		if err != nil || id == 0 {
@@ -58,6 +57,31 @@ func (s *Store) Held(ctx context.Context, owner string, account journal.Hash, fi
 		return nil, err
 	}
 	return all, nil
+}
+
+// oneMoment is a transaction whose reads all see the same state.
+var oneMoment = pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
+
+// Find implements journal.Store.
+func (s *Store) Find(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (all []journal.Taken, err error) {
+	err = s.within(ctx, oneMoment, func(tx pgx.Tx) error {
+		found, err := undelivered(ctx, tx, account, fingerprints)
+		if err != nil {
+			return err
+		}
+		all, err = describe(ctx, tx, found)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// undelivered finds the undelivered lines of each fingerprint.
+func undelivered(ctx context.Context, tx pgx.Tx, account journal.Hash, fingerprints []journal.Hash) ([]found, error) {
+	l := lookup{ctx: ctx, tx: tx, account: account, count: func() runs.Wanted { return runs.All(fingerprints) }, holder: anyone}
+	return l.find()
 }
 
 // A found is a line found by a lookup.
@@ -81,9 +105,12 @@ type lookup struct {
 	account journal.Hash
 	count   func() runs.Wanted // counts the fingerprints
 	wanted  runs.Wanted        // the counted fingerprints
-	holder  int64              // find the lines of the owner; 0: find open lines
+	holder  int64              // find the lines of the owner; 0: find open lines; anyone: find all lines
 	passed  map[lineID]bool    // found lines taken by concurrent transactions
 }
+
+// anyone is the holder of a lookup of all undelivered lines.
+const anyone = -1
 
 // take finds lines and makes the owner hold the lines. If concurrent transactions
 // take some of the lines, take finds more lines.
@@ -157,28 +184,34 @@ func (l *lookup) find() (all []found, err error) {
 	return all, nil
 }
 
-// deadHolders finds the dead owners with lines. Each step of the recursion
-// looks up the next id in an index.
-const deadHolders = `
+// allHolders finds the owners with lines, dead or alive, and 0 if lines are released.
+// Each step of the recursion looks up the next id in an index.
+const allHolders = `
 	with recursive holders (id) as (
 		select min(owner) from autobatcher.holds
 		union all
 		select (select min(owner) from autobatcher.holds where owner > holders.id) from holders where holders.id is not null)
-	select id from holders where id is not null
+	select id from holders where id is not null`
+
+// deadHolders leaves out the owners that are alive.
+const deadHolders = allHolders + `
 		and not exists (select 1 from autobatcher.owners o where o.id = holders.id)`
 
 // holders are the owners of the lines to find.
 func (l *lookup) holders() ([]int64, error) {
-	if l.holder != 0 {
-		return []int64{l.holder}, nil
+	switch l.holder {
+	case 0:
+		return numbers(l.tx.Query(l.ctx, deadHolders))
+	case anyone:
+		return numbers(l.tx.Query(l.ctx, allHolders))
 	}
-	return numbers(l.tx.Query(l.ctx, deadHolders))
+	return []int64{l.holder}, nil
 }
 
-// matching is the condition on a line or hold t of the batch b. $1 is the holder, $2
-// the account, $3 the state in which a batch gives no lines away.
+// matching is the condition on a line or hold t of the batch b. $1 is the holder, -1 for
+// anyone, $2 the account, $3 the state in which a batch gives no lines away.
 const matching = `
-	case when $1::bigint = 0 then ` + isOpen + ` else t.owner = $1 end
+	case $1::bigint when 0 then ` + isOpen + ` when -1 then true else t.owner = $1 end
 	and b.account = $2 and b.ref is not null and ($1 <> 0 or b.state <> $3)`
 
 // inSmallBatches looks fingerprints up in the index of small batches. $5 is how many
@@ -303,11 +336,11 @@ func (l *lookup) entries(b largeBatch, wanted []runs.Short) (found []runs.Entry,
 // maxEntries is the number of entries for a statement that reads lines.
 const maxEntries = 10_000
 
-// linesByN reads the matching lines among places. $3 is the holder.
+// linesByN reads the matching lines among places. $3 is the holder, -1 for anyone.
 const linesByN = places + `
 	select t.n, t.owner, t.custom_id, coalesce(t.response_id, '')
 	from places join autobatcher.lines t on t.batch = places.batch and t.n = places.n
-	where case when $3::bigint = 0 then ` + isOpen + ` else t.owner = $3 end
+	where case $3::bigint when 0 then ` + isOpen + ` when -1 then true else t.owner = $3 end
 	order by t.n`
 
 // inBatch appends the lines of the entries of a large batch to all.

@@ -227,6 +227,59 @@ func deliver(ctx context.Context, tx *sql.Tx, owner int64, b batchID, rows strin
 	return n + open, err
 }
 
+// Withdraw implements journal.Store.
+func (s *Store) Withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (int, error) {
+	return s.withdraw(ctx, account, fingerprints, maxPrints, maxStep)
+}
+
+// withdraw withdraws at most step lines of at most prints fingerprints in a transaction.
+func (s *Store) withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash, prints, step int) (withdrawn int, err error) {
+	for some := range slices.Chunk(fingerprints, prints) {
+		for more := true; more; {
+			var all []found
+			err := s.transact(ctx, func(tx *sql.Tx) (err error) {
+				if all, err = undelivered(ctx, tx, account, some); err != nil {
+					return err
+				}
+				more = len(all) > step
+				all = all[:min(step, len(all))]
+				return withdrawLines(ctx, tx, all)
+			})
+			if err != nil {
+				return withdrawn, err
+			}
+			withdrawn += len(all)
+		}
+	}
+	return withdrawn, nil
+}
+
+// deleteRows is the statement of withdrawLines.
+const deleteRows = `delete from lines where id in (select value from json_each(?))`
+
+// withdrawLines deletes lines that the transaction has found.
+func withdrawLines(ctx context.Context, tx *sql.Tx, all []found) error {
+	if len(all) == 0 {
+		return nil
+	}
+	rows := list(all, func(f found) (int64, bool) { return f.row, true })
+	if _, err := tx.ExecContext(ctx, deleteRows, rows); err != nil {
+		return err
+	}
+	for from, n := range holdings(all) {
+		if err := lose(ctx, tx, from.b, from.owner, n); err != nil {
+			return err
+		}
+		if !from.b.large {
+			continue
+		}
+		if err := deleteRuns(ctx, tx, from.b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // deleteRuns deletes the runs of a batch whose last line was delivered.
 func deleteRuns(ctx context.Context, tx *sql.Tx, b batchID) error {
 	var more bool

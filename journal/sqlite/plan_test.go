@@ -32,6 +32,8 @@ func TestPlans(t *testing.T) {
 		"take over: runs":         readAllRuns,
 		"take over: lines":        linesByRow,
 		"take over: give":         giveRows,
+		"find: holders":           allHolders,
+		"withdraw":                deleteRows,
 		"deliver: held":           deliverHeld,
 		"deliver: open":           deliverOpen,
 		"deliver, hold: count":    openCounts,

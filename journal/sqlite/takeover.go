@@ -66,6 +66,28 @@ func (s *Store) Held(ctx context.Context, owner string, account journal.Hash, fi
 	return s.describe(ctx, all)
 }
 
+// Find implements journal.Store.
+func (s *Store) Find(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (taken []journal.Taken, err error) {
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		all, err := undelivered(ctx, tx, account, fingerprints)
+		if err != nil {
+			return err
+		}
+		taken, err = describe(ctx, tx, all)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return taken, nil
+}
+
+// undelivered finds the undelivered lines of each fingerprint.
+func undelivered(ctx context.Context, tx *sql.Tx, account journal.Hash, fingerprints []journal.Hash) ([]found, error) {
+	l := lookup{ctx: ctx, tx: tx, account: account, count: func() runs.Wanted { return runs.All(fingerprints) }, holder: anyone}
+	return l.find()
+}
+
 // A found is a line found by a lookup.
 type found struct {
 	row   int64
@@ -86,8 +108,11 @@ type lookup struct {
 	account journal.Hash
 	count   func() runs.Wanted // counts the fingerprints
 	wanted  runs.Wanted        // the counted fingerprints
-	holder  int64              // find the lines of the owner; 0: find open lines
+	holder  int64              // find the lines of the owner; 0: find open lines; anyone: find all lines
 }
+
+// anyone is the holder of a lookup of all undelivered lines.
+const anyone = -1
 
 // find returns as many lines of each fingerprint as are wanted, the oldest first.
 func (l *lookup) find() (all []found, err error) {
@@ -113,27 +138,33 @@ func (l *lookup) find() (all []found, err error) {
 	return all, nil
 }
 
-// deadHolders finds the dead owners with lines. Each step of the recursion
-// looks up the next id in an index.
-const deadHolders = `
+// allHolders finds the owners with lines, dead or alive, and 0 if lines are released.
+// Each step of the recursion looks up the next id in an index.
+const allHolders = `
 	with recursive holders (id) as (
 		select min(owner) from holds
 		union all
 		select (select min(owner) from holds where owner > holders.id) from holders where holders.id is not null)
-	select id from holders where id is not null and id not in (select id from owners)`
+	select id from holders where id is not null`
+
+// deadHolders leaves out the owners that are alive.
+const deadHolders = allHolders + ` and id not in (select id from owners)`
 
 // holders are the owners of the lines to find.
 func (l *lookup) holders() ([]int64, error) {
-	if l.holder != 0 {
-		return []int64{l.holder}, nil
+	switch l.holder {
+	case 0:
+		return numbers(l.tx.QueryContext(l.ctx, deadHolders))
+	case anyone:
+		return numbers(l.tx.QueryContext(l.ctx, allHolders))
 	}
-	return numbers(l.tx.QueryContext(l.ctx, deadHolders))
+	return []int64{l.holder}, nil
 }
 
-// matching is the condition on a line of the batch b. ?1 is the holder, ?2 the
-// account, ?3 the state in which a batch gives no lines away.
+// matching is the condition on a line of the batch b. ?1 is the holder, -1 for anyone,
+// ?2 the account, ?3 the state in which a batch gives no lines away.
 const matching = `
-	case when ?1 = 0 then s.owner not in (select id from owners) else s.owner = ?1 end
+	case ?1 when 0 then s.owner not in (select id from owners) when -1 then true else s.owner = ?1 end
 	and b.account = ?2 and b.ref is not null and (?1 <> 0 or b.state <> ?3)`
 
 // inSmallBatches looks the fingerprints ?4 up in the index of small batches.
@@ -288,7 +319,7 @@ func (l *lookup) inBatch(all []found, batch int64, entries []runs.Entry, wanted 
 const linesByRow = `
 	select id, owner, custom_id, coalesce(response_id, '') from lines
 	where id in (select value from json_each(?2))
-		and case when ?1 = 0 then ` + isOpen + ` else owner = ?1 end
+		and case ?1 when 0 then ` + isOpen + ` when -1 then true else owner = ?1 end
 	order by id`
 
 func (l *lookup) linesOf(list string) (all []found, err error) {
@@ -318,15 +349,7 @@ func give(ctx context.Context, tx *sql.Tx, owner int64, all []found) error {
 	if _, err := tx.ExecContext(ctx, giveRows, owner, rows); err != nil {
 		return err
 	}
-	type holding struct {
-		b     batchID
-		owner int64
-	}
-	counts := make(map[holding]int)
-	for _, f := range all {
-		counts[holding{batchID{id: f.batch(), large: f.large}, f.owner}]++
-	}
-	for from, n := range counts {
+	for from, n := range holdings(all) {
 		if err := lose(ctx, tx, from.b, from.owner, n); err != nil {
 			return err
 		}
@@ -337,28 +360,49 @@ func give(ctx context.Context, tx *sql.Tx, owner int64, all []found) error {
 	return nil
 }
 
+// A holding is a batch and an owner with lines of the batch, dead or alive; 0: released.
+type holding struct {
+	b     batchID
+	owner int64
+}
+
+// holdings counts lines by batch and holder.
+func holdings(all []found) map[holding]int {
+	counts := make(map[holding]int)
+	for _, f := range all {
+		counts[holding{batchID{id: f.batch(), large: f.large}, f.owner}]++
+	}
+	return counts
+}
+
 // describe groups lines by batch, and adds the records of the batches.
 func (s *Store) describe(ctx context.Context, all []found) (taken []journal.Taken, err error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
-	slices.SortFunc(all, compareRows)
 	err = s.view(ctx, func(tx *sql.Tx) error {
-		taken = nil
-		for i := range all {
-			if i == 0 || all[i].batch() != all[i-1].batch() {
-				b, err := scanBatch(tx.QueryRowContext(ctx, `
-					select `+columns+` from batches b left join owners o on o.id = b.owner where b.id = ?`, all[i].batch()))
-				if err != nil {
-					return err
-				}
-				b.Lines = 0
-				taken = append(taken, journal.Taken{Batch: b})
-			}
-			last := &taken[len(taken)-1]
-			last.Lines = append(last.Lines, all[i].line)
-		}
-		return nil
+		taken, err = describe(ctx, tx, all)
+		return err
 	})
 	return taken, err
+}
+
+// describe is Store.describe in the transaction that found the lines, which no other
+// process can delete meanwhile.
+func describe(ctx context.Context, tx *sql.Tx, all []found) (taken []journal.Taken, err error) {
+	slices.SortFunc(all, compareRows)
+	for i := range all {
+		if i == 0 || all[i].batch() != all[i-1].batch() {
+			b, err := scanBatch(tx.QueryRowContext(ctx, `
+				select `+columns+` from batches b left join owners o on o.id = b.owner where b.id = ?`, all[i].batch()))
+			if err != nil {
+				return nil, err
+			}
+			b.Lines = 0
+			taken = append(taken, journal.Taken{Batch: b})
+		}
+		last := &taken[len(taken)-1]
+		last.Lines = append(last.Lines, all[i].line)
+	}
+	return taken, nil
 }
