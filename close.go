@@ -99,6 +99,7 @@ func (t *Transport) Close() error {
 func (t *Transport) close() {
 	t.finishEnded()
 	t.registry.Close()
+	t.background.Close()
 	t.collector.End()
 	t.mu.Lock()
 	t.ending = true

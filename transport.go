@@ -176,7 +176,7 @@ func New(o Options) (*Transport, error) {
 	t.escalator = newEscalator(t, o.EscalateLimit)
 	t.background = background.New(background.Options{
 		RoundTrip: t.RoundTrip, Recall: t.recall, Key: t.router.backgroundKey,
-		Journal: t.session, KeepFor: o.KeepFor, Start: t.start, Err: fmt.Errorf("%w; it takes no new calls", ErrClosed),
+		Journal: t.session, KeepFor: o.KeepFor, Start: t.start, Context: t.ctx, Err: fmt.Errorf("%w; it takes no new calls", ErrClosed),
 	})
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })

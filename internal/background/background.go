@@ -25,6 +25,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/answercache"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
+	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -70,12 +71,14 @@ type Options struct {
 
 	// Start runs a function in a new goroutine, or returns false because the Transport
 	// is closing.
-	Start func(func()) bool
-	Err   error // of a call while the Transport is closing
+	Start   func(func()) bool
+	Context context.Context // ends when the Transport closes
+	Err     error           // of a call while the Transport is closing
 }
 
 // A Server keeps the calls that run in the background. All methods may be called
-// concurrently. No lock is held while a call or the journal works.
+// concurrently. No lock is held while a call or the journal works. Lock order: that of the
+// registry, then mu.
 type Server struct {
 	opts Options
 
@@ -84,6 +87,7 @@ type Server struct {
 	unclaimed map[Key]*job    // jobs whose callers left before they got the id, by the key of the body
 	endings   map[Key]*ending // failures, and jobs that were cancelled
 	cache     *answercache.Cache
+	releasing bool // calls that were sent are left to another process
 	watching  bool // a goroutine looks for withdrawn lines
 }
 
@@ -106,6 +110,10 @@ type job struct {
 	metadata []byte // of the call; nil: none
 	created  time.Time
 	cancel   context.CancelCauseFunc
+
+	// Guarded by Server.mu.
+	name func() string // the id of the call's batch; nil until the call waits
+	seen string        // the batch for which the journal was seen to have the line
 
 	waiting chan caller.Call // has room for the call that the Transport reports
 	sent    chan struct{}    // closed when the batch was created
@@ -184,7 +192,7 @@ func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool) {
 	}
 	j = newJob(key, id)
 	j.model = asked.Model
-	s.jobs[key] = j
+	s.addLocked(j)
 	return j, false
 }
 
@@ -234,8 +242,8 @@ func (s *Server) inner(req *http.Request, j *job, body []byte, free func()) *htt
 	j.cancel = cancel
 	timer := time.AfterFunc(s.opts.KeepFor, func() { cancel(context.DeadlineExceeded) })
 	context.AfterFunc(ctx, func() { timer.Stop() })
-	ctx = context.WithValue(ctx, markKey{}, &Mark{ID: j.id, Sent: sync.OnceFunc(func() { close(j.sent) })})
-	ctx = caller.Observe(caller.With(ctx, &by), &observer{j, free})
+	ctx = context.WithValue(ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.tellSent(j) }})
+	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j, free})
 	inner := requestbody.Restore(req.Clone(ctx), body)
 	inner.Cancel = nil //nolint:staticcheck // of the caller
 	inner.Header.Del("Content-Encoding")
@@ -244,12 +252,16 @@ func (s *Server) inner(req *http.Request, j *job, body []byte, free func()) *htt
 
 // An observer reports to the caller of Start, who may have left.
 type observer struct {
-	job  *job
-	free func()
+	server *Server
+	job    *job
+	free   func()
 }
 
 // Waiting implements caller.Observer.
 func (o *observer) Waiting(c caller.Call) {
+	o.server.mu.Lock()
+	o.job.name = func() string { batchID, _ := c.Name(); return batchID }
+	o.server.mu.Unlock()
 	select {
 	case o.job.waiting <- c:
 	default:
@@ -308,18 +320,129 @@ func (s *Server) end(j *job, e *ending) {
 	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(j.metadata)), s.opts.KeepFor)
 }
 
-// Release ends the waiting of this process, which is about to end: with a journal, the
-// lines stay for another process; without a journal, nobody can ask for the answers.
+// Release ends the waiting of this process, which is about to end, for calls that were
+// sent or will be: with a journal, the lines stay for another process; without a journal,
+// nobody can ask for the answers.
 func (s *Server) Release() {
-	cause := ErrWithdrawn
-	if s.opts.Journal.Enabled() {
-		cause = context.Canceled
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.releasing = true
+	for _, j := range s.jobs {
+		if j.recalled || j.isSent() {
+			s.releaseLocked(j)
+		}
 	}
+}
+
+// Close is Release, and ends also the calls that were not sent.
+func (s *Server) Close() {
+	s.Release()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, j := range s.jobs {
-		if j.recalled || j.isSent() {
-			j.cancel(cause)
+		j.cancel(s.opts.Err)
+	}
+}
+
+func (s *Server) releaseLocked(j *job) {
+	if s.opts.Journal.Enabled() {
+		j.cancel(s.opts.Err)
+	} else {
+		j.cancel(ErrWithdrawn)
+	}
+}
+
+// tellSent notes that the batch of a job was created.
+func (s *Server) tellSent(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(j.sent)
+	if s.releasing {
+		s.releaseLocked(j)
+	}
+}
+
+// addLocked adds a job, and has a goroutine look whether another process withdraws lines.
+// The caller holds s.mu.
+func (s *Server) addLocked(j *job) {
+	s.jobs[j.key] = j
+	if !s.watching && s.opts.Journal.Enabled() {
+		s.watching = s.opts.Start(s.watch)
+	}
+}
+
+// watch ends the jobs whose lines another process has withdrawn, until no job is left.
+func (s *Server) watch() {
+	for retry.Sleep(s.opts.Context, withdrawnInterval) == nil {
+		for account, jobs := range s.named() {
+			s.endWithdrawn(account, jobs)
+		}
+		s.mu.Lock()
+		s.watching = len(s.jobs) > 0
+		more := s.watching
+		s.mu.Unlock()
+		if !more {
+			return
+		}
+	}
+}
+
+// named returns the jobs by account, each with the id of its batch; without the jobs whose
+// batch was not created yet.
+func (s *Server) named() map[journal.Hash]map[*job]string {
+	s.mu.Lock()
+	jobs := make(map[*job]func() string, len(s.jobs))
+	for _, j := range s.jobs {
+		if j.name != nil {
+			jobs[j] = j.name
+		}
+	}
+	s.mu.Unlock()
+	named := make(map[journal.Hash]map[*job]string)
+	for j, name := range jobs { // name takes the lock of the registry
+		batchID := name()
+		if batchID == "" {
+			continue
+		}
+		if named[j.key.Account] == nil {
+			named[j.key.Account] = make(map[*job]string)
+		}
+		named[j.key.Account][j] = batchID
+	}
+	return named
+}
+
+// endWithdrawn ends those of the jobs whose lines the journal had and has no more. A call
+// that is resubmitted, and a batch that a failing journal never had, are not withdrawn.
+func (s *Server) endWithdrawn(account journal.Hash, jobs map[*job]string) {
+	var fingerprints []journal.Hash
+	for j := range jobs {
+		fingerprints = append(fingerprints, j.key.Fingerprint)
+	}
+	found, err := s.opts.Journal.Find(s.opts.Context, account, fingerprints)
+	if err != nil {
+		return
+	}
+	there := make(map[journal.Hash]bool)
+	for _, t := range found {
+		for _, l := range t.Lines {
+			there[l.Fingerprint] = true
+		}
+	}
+	var withdrawn []*job
+	s.mu.Lock()
+	for j, batchID := range jobs {
+		switch {
+		case there[j.key.Fingerprint]:
+			j.seen = batchID
+		case j.seen == batchID && s.jobs[j.key] == j:
+			withdrawn = append(withdrawn, j)
+		}
+	}
+	s.mu.Unlock()
+	for _, j := range withdrawn {
+		if j.name() == jobs[j] {
+			j.cancel(ErrWithdrawn)
 		}
 	}
 }

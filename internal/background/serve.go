@@ -116,7 +116,7 @@ func (s *Server) recall(req *http.Request, j *job) *job {
 	s.mu.Lock()
 	known := s.jobs[j.key]
 	if known == nil {
-		s.jobs[j.key] = j
+		s.addLocked(j)
 	}
 	s.mu.Unlock()
 	if known != nil {
