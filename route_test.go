@@ -339,10 +339,10 @@ func TestEncodedBodies(t *testing.T) {
 		}
 	}
 	r := newRouter(t, provider.Profile{})
-	text := gzipped(`{"model":"m","background":true}`)
+	text := gzipped(`{"model":"m","service_tier":"priority"}`)
 	r.send(t, "/responses", text, http.Header{"Content-Encoding": {"gzip"}})
 	if r.passed == nil {
-		t.Fatal("a call that asks for the background was not passed on")
+		t.Fatal("a call that asks for a tier was not passed on")
 	}
 	if got, _ := io.ReadAll(r.passed.Body); string(got) != text || r.passed.ContentLength != int64(len(text)) {
 		t.Errorf("a body that passes through was changed: %d bytes, length %d", len(got), r.passed.ContentLength)

@@ -53,7 +53,7 @@ func (s *settings) accessFlags(p process) []cli.Flag {
 			Name: "client-headers", Destination: &s.clientHeaders, Category: aboutCallers,
 			DefaultText: "off with --client-key, else on",
 			Sources:     p.source("AUTOBATCHER_CLIENT_HEADERS"),
-			Usage:       "`on|off`: whether callers may choose price and deadline of a call, by the headers Autobatcher-… or by background: true; off refuses such calls with 400, and calls that the provider does not batch with 404",
+			Usage:       "`on|off`: whether callers may choose price and deadline of a call, by the headers Autobatcher-… or by a service_tier; off refuses such calls with 400, and calls that the provider does not batch with 404",
 		},
 		&cli.BoolFlag{
 			Name: "forward-key", Destination: &s.forwardKey, Category: aboutCallers,

@@ -48,7 +48,7 @@ func TestDryRunCounts(t *testing.T) {
 		{"k", "POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
 		{"k", "POST", "/v1/chat/completions", `{"model":"m","messages":[]}`},
 		{"k", "POST", "/v1/embeddings", `{"model":"text-embedding-3-small","input":"` + strings.Repeat("x", 4_000_000) + `"}`},
-		{"k", "POST", "/v1/responses", `{"model":"m","background":true}`},
+		{"k", "POST", "/v1/responses", `{"model":"m","service_tier":"flex","background":true}`},
 		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini","max_tokens":500000,"n":2}`},
 		{"k", "POST", "/v1/chat/completions", `{"model":"gpt-4o-mini"}`},
 		{"k", "GET", "/v1/models", ""},

@@ -21,6 +21,7 @@ type status struct {
 	Answered, Failed               int64    // a failed call was answered with an error
 	Batches, Flex                  int64    // Flex: calls sent at the flex tier
 	Resumed                        int64    // batches of an earlier process
+	Asked                          int64    // questions for answers of calls in the background
 	Passed                         int64    // of Answered: in real time, without an estimate of the cost
 	Realtime                       bool     // every call is sent in real time
 	Running                        []string // ids of batches
@@ -109,7 +110,10 @@ const noCalls = "autobatcher: the program made no call through autobatcher. The 
 
 // summary returns the last line of output, after the program has ended.
 func (s status) summary() string {
-	if s.calls() == 0 {
+	switch {
+	case s.calls() == 0 && s.Asked > 0:
+		return fmt.Sprintf("autobatcher: %s for answers of calls in the background; %s", count(s.Asked, "question", "questions"), s.Elapsed.Round(100*time.Millisecond))
+	case s.calls() == 0:
 		return noCalls
 	}
 	text := fmt.Sprintf("autobatcher: %s (%s answered, %s failed) in %s",

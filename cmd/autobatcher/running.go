@@ -171,6 +171,11 @@ func (l *batchList) running() []string {
 		autobatcher.BatchCancelRequested, autobatcher.BatchCancelFailed)
 }
 
+// untouched returns those of the running batches that nobody tried to cancel.
+func (l *batchList) untouched() []string {
+	return l.ids(autobatcher.BatchSubmitted, autobatcher.BatchResumed, autobatcher.BatchProgress)
+}
+
 // cancelled returns the ids of the batches that the provider agreed to cancel.
 func (l *batchList) cancelled() []string { return l.ids(autobatcher.BatchCancelledUpstream) }
 
@@ -219,6 +224,10 @@ func (b *backend) remains(keep bool) string {
 		text.WriteByte('\n')
 	}
 	running := b.runningBatches()
+	if kept := b.batches.untouched(); !keep && b.journal != nil && len(running) > 0 && len(kept) > 0 {
+		running = slices.DeleteFunc(running, func(id string) bool { return slices.Contains(kept, id) })
+		fmt.Fprintf(&text, "autobatcher: left running: %s with calls in the background. Their ids get the answers from any process that has the same journal and key.\n", listBatches(kept))
+	}
 	switch {
 	case len(running) == 0:
 	case keep && b.journal != nil:

@@ -109,6 +109,7 @@ type job struct {
 	model    string
 	metadata []byte // of the call; nil: none
 	created  time.Time
+	batch    *journal.Batch // of a recalled job: as the journal knows the batch; nil: not known
 	cancel   context.CancelCauseFunc
 
 	// Guarded by Server.mu.
@@ -132,9 +133,13 @@ type result struct {
 // failed reports whether the call has an answer that is no success.
 func (r *result) failed() bool { return r.err == nil && r.status >= http.StatusMultipleChoices }
 
-func (j *job) isSent() bool {
+func (j *job) isSent() bool { return isClosed(j.sent) }
+
+func (j *job) hasEnded() bool { return isClosed(j.ended) }
+
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-j.sent:
+	case <-c:
 		return true
 	default:
 		return false
@@ -163,9 +168,9 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 		case call := <-j.waiting:
 			observer.Waiting(call)
 		case <-j.sent:
-			return s.unfinished(req, j, "queued", http.StatusOK), nil
+			return j.accepted(req), nil
 		case <-j.ended:
-			return s.first(req, j)
+			return j.first(req)
 		case <-req.Context().Done():
 			s.leave(j, body)
 			return nil, req.Context().Err()

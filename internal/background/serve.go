@@ -38,16 +38,16 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	}
 	ask := req.WithContext(req.Context())
 	ask.URL = callURL(req.URL, parts[1])
-	j := recalled(s.opts.Key(ask, parts[2]), parts[2])
+	id, key := parts[2], s.opts.Key(ask, parts[2])
 	switch method := req.Method; {
 	case method == http.MethodGet && parts[3] == "" && req.URL.Query().Get("stream") == "true":
 		return refusal(req, http.StatusBadRequest, "stream_unsupported", "the answer of a call in the background cannot be streamed; ask without stream"), true
 	case method == http.MethodGet && parts[3] == "":
-		return s.get(ask, j), true
+		return s.get(ask, key, id), true
 	case method == http.MethodDelete && parts[3] == "":
-		return s.delete(ask, j), true
+		return s.delete(ask, key, id), true
 	case method == http.MethodPost && parts[3] != "":
-		return s.cancel(ask, j), true
+		return s.cancel(ask, key, id), true
 	}
 	return refusal(req, http.StatusMethodNotAllowed, "method_not_allowed", "of a call in the background there are GET, DELETE and POST …/cancel"), true
 }
@@ -69,36 +69,32 @@ func notFound(req *http.Request, id string) *http.Response {
 		"no call in the background with the id %s is known for this credential: the answer was deleted, is older than it is kept for (--keep-for, Options.KeepFor), or was lost with a process that had no journal file", id))
 }
 
+func journalFailed(req *http.Request, err error) *http.Response {
+	return refusal(req, http.StatusServiceUnavailable, "journal_failed", "the journal cannot be asked for the call: "+err.Error())
+}
+
 // get answers with the state of a call.
-func (s *Server) get(req *http.Request, j *job) *http.Response {
+func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 	for attempt := 1; ; attempt++ {
-		if e := s.endingOf(j.key); e != nil {
-			return e.response(req, j)
+		if e := s.endingOf(key); e != nil {
+			return e.response(req, newJob(key, id))
 		}
-		known := s.recall(req, recalled(j.key, j.id))
-		select {
-		case <-known.ended:
-		default:
-			status := "queued"
-			if known.isSent() {
-				status = "in_progress"
-			}
-			return s.unfinished(req, known, status, http.StatusAccepted)
+		j, err := s.recall(req, recalled(key, id))
+		if err != nil {
+			return journalFailed(req, err)
 		}
-		switch err := known.result.err; {
+		if !j.hasEnded() {
+			return j.unfinished(req, j.state())
+		}
+		switch err := j.result.err; {
 		case err == nil:
-			return known.final(req)
+			return j.final(req)
 		case !errors.Is(err, ErrNotFound):
 			return refusal(req, http.StatusServiceUnavailable, "response_unavailable", "the answer cannot be had now: "+err.Error())
-		}
-		b, err := s.look(req.Context(), j.key)
-		switch {
-		case err != nil:
-			return refusal(req, http.StatusServiceUnavailable, "journal_failed", "the journal cannot be asked for the response: "+err.Error())
-		case b == nil:
-			return notFound(req, j.id)
-		case b.State != journal.Ended || attempt == recallAttempts || retry.Sleep(req.Context(), recallPause) != nil:
-			return s.elsewhere(req, j, b)
+		case j.batch == nil:
+			return notFound(req, id)
+		case j.batch.State != journal.Ended, attempt == recallAttempts, retry.Sleep(req.Context(), recallPause) != nil:
+			return j.unfinished(req, j.state()) // another process has the call
 		}
 	}
 }
@@ -112,7 +108,10 @@ func (s *Server) endingOf(key Key) *ending {
 
 // recall returns the job that runs for an id, or starts j, which takes over the line.
 // recall waits a little for a job that takes over a line.
-func (s *Server) recall(req *http.Request, j *job) *job {
+func (s *Server) recall(req *http.Request, j *job) (*job, error) {
+	if err := s.look(req.Context(), j); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	known := s.jobs[j.key]
 	if known == nil {
@@ -135,69 +134,65 @@ func (s *Server) recall(req *http.Request, j *job) *job {
 		case <-req.Context().Done():
 		}
 	}
-	return j
+	return j, nil
 }
 
-// look returns the batch that has the line of an undelivered answer, as the journal knows
-// the batch; nil if there is none.
-func (s *Server) look(ctx context.Context, key Key) (*journal.Batch, error) {
-	found, err := s.opts.Journal.Find(ctx, key.Account, []journal.Hash{key.Fingerprint})
+// look notes what the journal knows of the call of a new job.
+func (s *Server) look(ctx context.Context, j *job) error {
+	found, err := s.opts.Journal.Find(ctx, j.key.Account, []journal.Hash{j.key.Fingerprint})
 	if err != nil || len(found) == 0 {
-		return nil, err
+		return err
 	}
-	return &found[len(found)-1].Batch, nil
+	j.batch = &found[len(found)-1].Batch
+	j.created = j.batch.Began
+	if len(j.batch.Models) == 1 {
+		j.model = j.batch.Models[0]
+	}
+	return nil
 }
 
 // cancel has a call not made any more, if the call has no answer yet.
-func (s *Server) cancel(req *http.Request, wanted *job) *http.Response {
-	if e := s.endingOf(wanted.key); e != nil {
-		return e.response(req, wanted)
+func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
+	if e := s.endingOf(key); e != nil {
+		return e.response(req, newJob(key, id))
 	}
-	j := s.recall(req, wanted)
-	select {
-	case <-j.ended:
-		if j.result.err == nil {
-			return j.final(req) // as at OpenAI: too late to cancel
-		}
-		b, err := s.look(req.Context(), j.key)
-		if err == nil && b == nil {
-			return notFound(req, j.id)
-		}
-	default:
+	j, err := s.recall(req, recalled(key, id))
+	switch {
+	case err != nil:
+		return journalFailed(req, err)
+	case j.hasEnded() && j.result.err == nil:
+		return j.final(req) // as at OpenAI: too late to cancel
+	case j.hasEnded() && j.batch == nil:
+		return notFound(req, id)
 	}
 	if err := s.withdraw(req.Context(), j); err != nil {
-		return refusal(req, http.StatusServiceUnavailable, "journal_failed", "the response could not be cancelled: "+err.Error())
+		return journalFailed(req, err)
 	}
-	e := &ending{key: j.key, cancelled: j}
+	e := &ending{key: key, cancelled: j}
 	s.end(j, e)
 	return e.response(req, j)
 }
 
 // delete forgets a call and its answer.
-func (s *Server) delete(req *http.Request, wanted *job) *http.Response {
-	known := s.forgetEnding(wanted.key)
-	j := s.recall(req, wanted)
-	select {
-	case <-j.ended:
-		if j.result.err == nil { // the answer was kept
-			known, j = true, recalled(wanted.key, wanted.id)
-			j.discard = true
-			s.recall(req, j)
-		}
-	default:
-		known = true
+func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
+	failed := s.forgetEnding(key)
+	j, err := s.recall(req, recalled(key, id))
+	if err == nil && j.hasEnded() && j.result.err == nil { // the answer was kept
+		j = recalled(key, id)
+		j.discard = true
+		j, err = s.recall(req, j)
 	}
-	if !known {
-		b, err := s.look(req.Context(), j.key)
-		if err == nil && b == nil {
-			return notFound(req, j.id)
-		}
+	switch {
+	case err != nil:
+		return journalFailed(req, err)
+	case j.hasEnded() && j.result.err != nil && j.batch == nil && !failed:
+		return notFound(req, id)
 	}
 	if err := s.withdraw(req.Context(), j); err != nil {
-		return refusal(req, http.StatusServiceUnavailable, "journal_failed", "the response could not be deleted: "+err.Error())
+		return journalFailed(req, err)
 	}
-	s.forgetEnding(wanted.key) // of a call that has failed meanwhile
-	return deleted(req, j)
+	s.forgetEnding(key) // of a call that has failed meanwhile
+	return j.deleted(req)
 }
 
 func (s *Server) forgetEnding(key Key) (known bool) {

@@ -3,13 +3,12 @@ package background
 import (
 	"encoding/json"
 	"net/http"
-	"strings"
+	"path"
 
 	"github.com/tidwall/gjson"
 	"github.com/tidwall/sjson"
 
 	"github.com/autobatcher/autobatcher/internal/reply"
-	"github.com/autobatcher/autobatcher/journal"
 )
 
 // A response is a response of OpenAI's API without an output. The members without
@@ -77,49 +76,53 @@ func respond(req *http.Request, status int, body any) *http.Response {
 	return a.Response(req)
 }
 
-// unfinished says that a call has no answer yet. httpStatus is the status for a call that
-// is no response of OpenAI's API; the API says 200.
-func (s *Server) unfinished(req *http.Request, j *job, status string, httpStatus int) *http.Response {
+// accepted is the answer to a call: the id by which to ask for the answer.
+func (j *job) accepted(req *http.Request) *http.Response {
+	res := j.unfinished(req, "queued")
+	if j.async {
+		// Relative to the call, since the path at a proxy differs from that at the provider.
+		place := path.Base(req.URL.EscapedPath()) + "/" + j.id
+		if req.URL.RawQuery != "" {
+			place += "?" + req.URL.RawQuery
+		}
+		res.Header.Set("Location", place)
+		res.Header.Set("Preference-Applied", "respond-async")
+	}
+	return res
+}
+
+// unfinished says that a call has no answer yet.
+func (j *job) unfinished(req *http.Request, status string) *http.Response {
 	if !j.async {
 		return respond(req, http.StatusOK, j.view(status))
 	}
-	if httpStatus == http.StatusOK {
-		httpStatus = http.StatusAccepted // to the call itself
-	}
-	res := respond(req, httpStatus, state{j.id, "autobatcher.call", j.created.Unix(), status})
-	path := strings.TrimSuffix(req.URL.EscapedPath(), "/") + "/" + j.id
-	if req.URL.RawQuery != "" {
-		path += "?" + req.URL.RawQuery
-	}
-	res.Header.Set("Location", path)
-	res.Header.Set("Preference-Applied", "respond-async")
+	res := respond(req, http.StatusAccepted, state{j.id, "autobatcher.call", j.created.Unix(), status})
 	res.Header.Set("Retry-After", "10")
 	return res
 }
 
-// elsewhere is unfinished for a call that another process has.
-func (s *Server) elsewhere(req *http.Request, j *job, b *journal.Batch) *http.Response {
-	status := "in_progress"
-	if b.State == journal.Uploading || b.State == journal.Uploaded || b.State == journal.Creating {
-		status = "queued"
+// state is the status of a call that has no answer yet.
+func (j *job) state() string {
+	created := j.isSent()
+	if j.batch != nil {
+		created = created || j.batch.BatchID != ""
 	}
-	if len(b.Models) == 1 {
-		j.model = b.Models[0]
+	if created {
+		return "in_progress"
 	}
-	j.created = b.Began
-	return s.unfinished(req, j, status, http.StatusAccepted)
+	return "queued"
 }
 
 // first is the response to a call that ended before its batch was created, or right
 // afterwards.
-func (s *Server) first(req *http.Request, j *job) (*http.Response, error) {
+func (j *job) first(req *http.Request) (*http.Response, error) {
 	switch {
 	case j.result.err != nil:
 		return nil, j.result.err
 	case j.result.failed():
 		return j.result.response(req), nil
 	}
-	return s.unfinished(req, j, "queued", http.StatusOK), nil
+	return j.accepted(req), nil
 }
 
 // response is the response as the call got the response.
@@ -184,8 +187,8 @@ func (e *ending) response(req *http.Request, asked *job) *http.Response {
 	return respond(req, http.StatusOK, c.view("cancelled"))
 }
 
-// deleted says that a call was deleted.
-func deleted(req *http.Request, j *job) *http.Response {
+// deleted says that the call was deleted.
+func (j *job) deleted(req *http.Request) *http.Response {
 	object := "response"
 	if j.async {
 		object = "autobatcher.call"

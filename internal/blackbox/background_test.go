@@ -201,7 +201,11 @@ func TestBackgroundAtAnotherReplica(t *testing.T) {
 func TestRespondAsync(t *testing.T) {
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.play(t, func(s *scene) {
 		r := s.post("/chat/completions", chatBody("hello"), with("Prefer", "wait=1, respond-async")).want(202, 10*time.Second)
-		place := strings.TrimPrefix(r.header.Get("Location"), "/v1")
+		location, err := r.res.Location() // relative to the call
+		if err != nil {
+			s.Fatal(err)
+		}
+		place := strings.TrimPrefix(location.String(), s.srv.URL)
 		if !strings.HasPrefix(place, "/chat/completions/call_autobatcher_") || r.header.Get("Preference-Applied") != "respond-async" {
 			s.Fatalf("header = %v", r.header)
 		}
@@ -229,4 +233,3 @@ func (s *scene) another(o autobatcher.Options) *autobatcher.Transport {
 	s.Cleanup(func() { tr.Close() })
 	return tr
 }
-

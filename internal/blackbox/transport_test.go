@@ -148,9 +148,9 @@ func TestPassingThrough(t *testing.T) {
 			r.Body, _ = r.GetBody()
 			return next.RoundTrip(r)
 		})
-	}}.run(t, "background", func(s *scene) {
-		s.post("/responses", `{"model":"m","background":true,"input":"a"}`, func(r *http.Request) {
-			r.Body, r.GetBody, r.ContentLength = &body{text: `{"model":"m","background":true,"input":"a"}`}, nil, -1
+	}}.run(t, "a tier", func(s *scene) {
+		s.post("/responses", `{"model":"m","service_tier":"priority","input":"a"}`, func(r *http.Request) {
+			r.Body, r.GetBody, r.ContentLength = &body{text: `{"model":"m","service_tier":"priority","input":"a"}`}, nil, -1
 		}).want(200, 0)
 	})
 	setup{}.run(t, "background false", func(s *scene) {

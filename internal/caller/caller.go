@@ -21,8 +21,8 @@ type Caller struct {
 	Budget string
 
 	// BatchOnly: a call to an endpoint with batches is refused if it would pass through:
-	// if its body asks for an answer in real time ("background": true), for a service
-	// tier or for a stream that cannot be made, or is a form (multipart).
+	// if its body asks for a service tier or for a stream that cannot be made, or is a form
+	// (multipart).
 	BatchOnly bool
 
 	// Realtime is asked before a call that waits for its batch is sent in real time, and

@@ -147,7 +147,7 @@ func TestMaxQueuedAndCallsInRealtime(t *testing.T) {
 		path, body string
 	}{
 		"every call in real time": {autobatcher.ModeRealtime, "/v1/responses", `{"model":"m","input":"%d"}`},
-		"background":              {autobatcher.ModeBatch, "/v1/responses", `{"model":"m","input":"%d","background":true}`},
+		"a tier":                  {autobatcher.ModeBatch, "/v1/responses", `{"model":"m","input":"%d","service_tier":"priority"}`},
 		"at the flex tier":        {autobatcher.ModeFlex, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"%d"}]}`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -275,7 +275,7 @@ func TestMaxSentInRealtime(t *testing.T) {
 		want       int64 // sum of the statuses of two calls
 		unpriced   int64 // answers in real time of both rounds whose cost is not estimated
 	}{
-		"background":  {nil, "/v1/responses", `{"model":"m","input":"%d","background":true}`, 200 + 503, 2},
+		"a tier":      {nil, "/v1/responses", `{"model":"m","input":"%d","service_tier":"priority"}`, 200 + 503, 2},
 		"not batched": {&groq, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 503, 2},
 		"escalated":   {nil, "/v1/embeddings", `{"model":"m","input":"%d"}`, 200 + 200, 0},
 	} {

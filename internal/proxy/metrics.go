@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -26,6 +27,7 @@ type metrics struct {
 
 	answered, failed          atomic.Int64
 	realtime                  atomic.Int64 // of answered
+	asked                     atomic.Int64
 	prompt, completion, total atomic.Int64
 	bytesIn, bytesOut         atomic.Int64
 }
@@ -94,6 +96,9 @@ func (m *metrics) countRequest(rw *responseWriter) {
 	outcome := rw.outcome()
 	m.calls.WithLabelValues(rw.endpoint, outcome).Inc()
 	if rw.endpoint == endpointOther {
+		if background.IsTarget(rw.r.URL.Path) {
+			m.asked.Add(1)
+		}
 		return
 	}
 	m.seconds.WithLabelValues(rw.endpoint).Observe(time.Since(rw.started).Seconds())
@@ -138,6 +143,7 @@ func (m *metrics) usage() Usage {
 		Answered:         m.answered.Load(),
 		Realtime:         m.realtime.Load(),
 		Failed:           m.failed.Load(),
+		Asked:            m.asked.Load(),
 		BytesIn:          m.bytesIn.Load(),
 		BytesOut:         m.bytesOut.Load(),
 	}

@@ -73,8 +73,8 @@ type Options struct {
 	AllowAccountRoutes bool
 
 	// RefuseClientHeaders refuses calls with Autobatcher-* headers, and calls with
-	// "background": true or a service tier, by which a client chooses the price of a
-	// call, and calls to chat/completions, embeddings and responses that Profile does
+	// a service tier (or, if no answers are kept, "background": true), by which a client
+	// chooses the price of a call, and calls to chat/completions, embeddings and responses that Profile does
 	// not batch, and calls to batched routes with a form (multipart) or with a stream
 	// that cannot be made from a finished answer. Without
 	// ForwardKey, RefuseClientHeaders also removes headers that select another

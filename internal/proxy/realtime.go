@@ -19,8 +19,8 @@ import (
 
 // LimitRealtime returns base for Options.Base of the Transport, with limits for what is
 // answered in real time: requests that pass through, and held calls that the Transport
-// sends in real time (escalated calls, "background": true, and calls that the provider
-// does not batch). Such held calls count as requests that pass through: with
+// sends in real time (escalated calls, calls with a service tier, and calls that the
+// provider does not batch). Such held calls count as requests that pass through: with
 // Options.MaxPassedThrough such requests, a further call gets 503, and a call that waits
 // for its batch is not escalated. A request whose response does not begin within answerTimeout gets 504.
 //

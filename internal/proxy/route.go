@@ -10,6 +10,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -185,7 +186,7 @@ func (p *Proxy) isOpenRoute(r *http.Request) bool {
 	if r.Method != http.MethodPost && strings.HasPrefix(path, "/models/") {
 		path = "/models" // a model's name may contain slashes
 	}
-	return slices.Contains(openRoutes[r.Method], path)
+	return slices.Contains(openRoutes[r.Method], path) || background.IsTarget(path) // such answers are those of the caller
 }
 
 // closesAccountRoutes reports whether only openRoutes are open. With ForwardKey

@@ -13,6 +13,8 @@ type Usage struct {
 	Realtime int64 // of Answered: calls that passed through in real time, whose cost is not estimated
 	Failed   int64 // calls that ended with an error status, were aborted late, or lost their client
 
+	Asked int64 // questions for answers of calls in the background
+
 	BytesIn  int64 // request body bytes of held calls; calls that pass through are not counted
 	BytesOut int64 // response body bytes of all model calls
 }

@@ -20,7 +20,7 @@ type Call struct {
 	Model      string // "" only with NoModel
 	Stream     bool   // the answer is to be a stream of events
 	Usage      bool   // the last event of the stream is to hold the usage
-	Background bool   // the provider answers at once, before the call has run
+	Background bool   // the caller wants an id at once, and asks for the answer later
 	Tier       string // the tier that the caller wants to pay for ("service_tier"); "" for the usual tier: "auto", "default" or none
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
