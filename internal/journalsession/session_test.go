@@ -421,8 +421,92 @@ func TestAStoreThatPanics(t *testing.T) {
 	})
 }
 
+// A line is found and withdrawn by any process, whoever holds the line.
+func TestFindAndWithdraw(t *testing.T) {
+	bubble(t, func(t *testing.T, store journal.Store) {
+		a, b := open(t, store, false), open(t, store, false)
+		if !b.Enabled() {
+			t.Error("the journal works, and is not enabled")
+		}
+		r, _ := a.begin(t)
+		found, err := b.Find(t.Context(), account, []journal.Hash{fingerprint})
+		if err != nil || len(found) != 1 || found[0].Batch.Ref != r.Ref() || found[0].Lines[0].CustomID != "one" {
+			t.Errorf("found %+v, %v; want the line of a's batch", found, err)
+		}
+		if err := b.Withdraw(t.Context(), account, []journal.Hash{fingerprint}); err != nil {
+			t.Error(err)
+		}
+		if found, err := a.Find(t.Context(), account, []journal.Hash{fingerprint}); len(found) != 0 || err != nil {
+			t.Errorf("found %+v, %v, after the withdrawal", found, err)
+		}
+		r.Delivered(0) // the holder may deliver the line all the same
+		if !r.Flush(t.Context()) || !r.AllDelivered(t.Context()) {
+			t.Error("the line is not delivered")
+		}
+	})
+}
+
+// A journal that fails, panics or hangs ends a Find and a Withdraw with an error, also
+// where the journal is not required, and the error is logged.
+func TestFindAndWithdrawInAJournalThatFails(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		fail func(ctx context.Context) error
+		says string
+		took time.Duration
+	}{
+		{"fails", func(context.Context) error { return errors.New("no disk") }, "no disk", 0},
+		{"panics", func(context.Context) error { panic("a defect") }, "a defect", 0},
+		{"hangs", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, "deadline exceeded", 10 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T, store journal.Store) {
+				o := open(t, findsNothing{store, tt.fail}, false)
+				for request, do := range map[string]func() error{
+					"find":     func() error { _, err := o.Find(t.Context(), account, nil); return err },
+					"withdraw": func() error { return o.Withdraw(t.Context(), account, nil) },
+				} {
+					began := time.Now()
+					if err := do(); err == nil || !strings.Contains(err.Error(), tt.says) {
+						t.Errorf("%s: %v, want %q", request, err, tt.says)
+					}
+					if took := time.Since(began); took != tt.took {
+						t.Errorf("%s took %v, want %v", request, took, tt.took)
+					}
+					if want := "journal: " + request + " failed"; !strings.Contains(o.log.String(), want) {
+						t.Errorf("%q is not in the log:\n%s", want, o.log)
+					}
+				}
+			})
+		})
+	}
+}
+
+// findsNothing is a journal whose Find and Withdraw fail.
+type findsNothing struct {
+	journal.Store
+	fail func(ctx context.Context) error
+}
+
+func (f findsNothing) Find(ctx context.Context, _ journal.Hash, _ []journal.Hash) ([]journal.Taken, error) {
+	return nil, f.fail(ctx)
+}
+
+func (f findsNothing) Withdraw(ctx context.Context, _ journal.Hash, _ []journal.Hash) (int, error) {
+	return 0, f.fail(ctx)
+}
+
 func TestWithoutAJournal(t *testing.T) {
 	s := journalsession.Disabled(journalsession.Options{})
+	if s.Enabled() {
+		t.Error("a journal is enabled")
+	}
+	if found, err := s.Find(t.Context(), account, []journal.Hash{fingerprint}); found != nil || err != nil {
+		t.Errorf("found %v, %v", found, err)
+	}
+	if err := s.Withdraw(t.Context(), account, []journal.Hash{fingerprint}); err != nil {
+		t.Errorf("withdraw: %v", err)
+	}
 	l := &lines{detached: []int{0}}
 	r := s.NewRecord(l)
 	unused := func() []journal.Line { t.Error("lines are made for no journal"); return nil }

@@ -211,6 +211,26 @@ func (h *replicaStore) TakeOver(ctx context.Context, owner string, payer journal
 	return taken, nil
 }
 
+func (h *replicaStore) Find(ctx context.Context, payer journal.Hash, prints []journal.Hash) (found []journal.Taken, err error) {
+	err = h.do(ctx, "find", func() (err error) {
+		found, err = h.Store.Find(ctx, payer, prints)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+func (h *replicaStore) Withdraw(ctx context.Context, payer journal.Hash, prints []journal.Hash) (n int, err error) {
+	err = h.do(ctx, "withdraw", func() (err error) {
+		n, err = h.Store.Withdraw(ctx, payer, prints)
+		return err
+	})
+	h.p.logf("withdraws %d lines: %v", n, err)
+	return n, err
+}
+
 func (h *replicaStore) Hold(ctx context.Context, owner, ref string, lines []int) error {
 	h.p.logf("holds lines %v of %s again", lines, ref)
 	return h.do(ctx, "hold", func() error { return h.Store.Hold(ctx, owner, ref, lines) })

@@ -37,6 +37,7 @@ func Run(t *testing.T, fresh Fresh) {
 		{"lease", leaseTests},
 		{"owner", ownerTests},
 		{"large", largeTests},
+		{"withdraw", withdrawTests},
 		{"race", raceTests},
 		{"model", modelTests},
 	} {

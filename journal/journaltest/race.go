@@ -1,6 +1,7 @@
 package journaltest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -145,6 +146,67 @@ var raceTests = []test{
 		close(done)
 		wg.Wait()
 	}},
+	{"lines are withdrawn while they change hands", func(s *suite) {
+		const rounds, owners = 10, 4
+		own := []string{"p", "q", "r", "s"}
+		s.alive("a")
+		for i := range rounds {
+			s.running("a", fmt.Sprint("batch", i), append(own, own...)...)
+		}
+		done := make(chan struct{})
+		var wg sync.WaitGroup
+		for i := range owners {
+			owner, store := fmt.Sprint("owner", i), s.another()
+			s.alive(owner)
+			wg.Go(func() { s.repeat(done, func() error { return s.passesOn(store, owner, own) }) })
+		}
+		for i := range rounds {
+			s.ok(s.Release(s.Context(), "a", fmt.Sprint("batch", i), upTo(len(own))))
+		}
+		for _, p := range own {
+			s.withdraws(2*rounds, p)
+			s.same("found", s.find(p))
+		}
+		close(done)
+		wg.Wait()
+		for i := range rounds {
+			s.counts(fmt.Sprint("batch", i), 2*len(own), 0, 0)
+		}
+	}},
+	{"each line is withdrawn once", func(s *suite) {
+		const owners, n = 4, 1000
+		s.alive("a")
+		s.running("a", "one", numbered(n)...)
+		s.running("a", "two", many("p1", 10)...)
+		s.ok(s.Release(s.Context(), "a", "one", upTo(n/2)))
+		var mu sync.Mutex
+		total := 0
+		s.atOnce(owners, func(_ string, store journal.Store) error {
+			withdrawn, err := store.Withdraw(s.Context(), account, hashes(numbered(n)...))
+			mu.Lock()
+			defer mu.Unlock()
+			total += withdrawn
+			return err
+		})
+		if total != n+10 {
+			s.Errorf("%d lines were withdrawn, want %d", total, n+10)
+		}
+		s.counts("one", n, 0, 0)
+		s.counts("two", 10, 0, 0)
+	}},
+	{"lines are withdrawn while they are delivered, and their batches deleted", func(s *suite) {
+		const rounds = 10
+		s.atOnce(4, func(owner string, store journal.Store) error {
+			for i := range rounds {
+				if err := s.withdrawsBeside(store, owner, fmt.Sprint(owner, "-", i)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		s.same("left", s.refs(journal.Filter{}))
+		s.same("found", s.find("p"))
+	}},
 	{"whole lives side by side", func(s *suite) {
 		const owners, rounds = 4, 5
 		s.atOnce(owners, func(owner string, store journal.Store) error {
@@ -181,6 +243,48 @@ func (s *suite) dies(store journal.Store) error {
 		return err
 	}
 	return beat(s.Context(), store, owner, 0)
+}
+
+// passesOn takes lines over and releases half of them. The other half is released at
+// the next call.
+func (s *suite) passesOn(store journal.Store, owner string, fingerprints []string) error {
+	_, err := store.TakeOver(s.Context(), owner, account, hashes(fingerprints...))
+	if err != nil {
+		return err
+	}
+	held, err := store.Held(s.Context(), owner, account, hashes(fingerprints...))
+	for _, t := range held {
+		ns := make([]int, 0, len(t.Lines))
+		for _, l := range t.Lines {
+			ns = append(ns, l.N)
+		}
+		if err == nil {
+			err = store.Release(s.Context(), owner, t.Batch.Ref, ns[:(len(ns)+1)/2])
+		}
+	}
+	return err
+}
+
+// withdrawsBeside delivers the lines of a batch and deletes the batch, while another
+// process withdraws lines of all batches.
+func (s *suite) withdrawsBeside(store journal.Store, owner, ref string) error {
+	if err := store.Begin(s.Context(), batch(owner, ref), lines("p", ref, "p", "p", ref, "p")); err != nil {
+		return err
+	}
+	withdrawn := make(chan error, 1)
+	go func() {
+		_, err := s.Withdraw(s.Context(), account, hashes("p"))
+		withdrawn <- err
+	}()
+	errs := []error{
+		store.Release(s.Context(), owner, ref, []int{0, 1}),
+		store.Deliver(s.Context(), owner, ref, []int{0, 1, 2, 5}),
+		store.Advance(s.Context(), owner, ref, journal.Step{State: journal.Ended}),
+		store.Release(s.Context(), owner, ref, []int{3, 4}),
+	}
+	_, err := store.Forget(s.Context(), 0, long)
+	errs = append(errs, err, <-withdrawn)
+	return errors.Join(errs...)
 }
 
 // repeat calls f until done is closed or f fails.

@@ -49,9 +49,14 @@ const old = `
 		and not exists (select 1 from holds where batch = b.id and owner in (select id from owners))
 	limit ?4`
 
-// unfinished finds batches whose deletion, or whose Begin by an owner that is
-// dead, was interrupted.
-const unfinished = `select id from batches where ref is null and ` + isOpen + ` limit 1`
+const (
+	// isUnfinished is the condition on a batch whose deletion, or whose Begin by an
+	// owner that is dead, was interrupted.
+	isUnfinished = `ref is null and ` + isOpen
+
+	unfinished      = `select id from batches where ` + isUnfinished + ` limit 1`
+	stillUnfinished = `select id from batches where id = ? and ` + isUnfinished
+)
 
 // Forget implements journal.Store.
 func (s *Store) Forget(ctx context.Context, ended, begun time.Duration) (forgotten int, err error) {
@@ -111,12 +116,18 @@ func (s *Store) deleteNext(ctx context.Context) (deleted, found bool, err error)
 
 // delete deletes a marked batch page by page, and reports whether the call deleted
 // the last row. After each page delete waits for the duration of the page, and other
-// writers get the lock.
+// writers get the lock: another process may delete the rest, and begin a batch with the
+// same id.
 func (s *Store) delete(ctx context.Context, id int64) (deleted bool, err error) {
 	for {
 		began := time.Now()
 		var n int
-		err := s.transact(ctx, func(tx *sql.Tx) (err error) {
+		err := s.transact(ctx, func(tx *sql.Tx) error {
+			n, deleted = 0, false
+			marked, err := numbers(tx.QueryContext(ctx, stillUnfinished, id))
+			if err != nil || len(marked) == 0 {
+				return err
+			}
 			if n, err = deletePage(ctx, tx, id, maxPage); n > 0 || err != nil {
 				return err
 			}

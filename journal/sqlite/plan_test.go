@@ -43,6 +43,7 @@ func TestPlans(t *testing.T) {
 		"list of one batch":       listing(journal.Filter{Ref: "one"}),
 		"forget: old":             old,
 		"forget: unfinished":      unfinished,
+		"forget: still":           stillUnfinished,
 		"forget: a page of lines": deletePages[0],
 		"forget: a page of runs":  deletePages[1],
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -182,6 +183,59 @@ func TestForgetMarks(t *testing.T) {
 	}
 	if got := number(t, s, `select count(*) from lines`); got != 0 {
 		t.Errorf("%d lines are left", got)
+	}
+}
+
+// A Forget that was overtaken by another Forget deletes nothing of a batch that was begun
+// meanwhile: SQLite gives a new batch the id of the last deleted batch.
+func TestForgetOfAnIDUsedAgain(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
+	mustBeat(t, s, "a")
+	for _, test := range []struct {
+		name  string
+		begin func(n *newBatch) error
+	}{
+		{"begun", func(n *newBatch) error { return s.Begin(t.Context(), n.Batch, n.lines) }},
+		{"being begun in steps", func(n *newBatch) error {
+			return errors.Join(
+				s.update(t.Context(), "a", func(tx *sql.Tx) error { return n.insert(t.Context(), tx) }),
+				s.transact(t.Context(), func(tx *sql.Tx) error { return n.insertLines(t.Context(), tx, 0, 3) }))
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			before := number(t, s, `select count(*) from lines`)
+			if err := test.begin(&newBatch{Batch: testBatch("a", test.name), lines: testLines(3)}); err != nil {
+				t.Fatal(err)
+			}
+			id := number(t, s, `select max(id) from batches`)
+			if deleted, err := s.delete(t.Context(), int64(id)); deleted || err != nil {
+				t.Errorf("deleted: %v, %v, want false", deleted, err)
+			}
+			if got := number(t, s, `select count(*) from lines`); got != before+3 {
+				t.Errorf("%d of 3 new lines are left", got-before)
+			}
+		})
+	}
+}
+
+// A withdrawal in steps withdraws the same lines as in a single step, and leaves nothing.
+func TestWithdrawInSteps(t *testing.T) {
+	s := mustOpen(t, filepath.Join(t.TempDir(), "journal"))
+	mustBeat(t, s, "a")
+	mustBeat(t, s, "parent")
+	for _, lines := range []int{600, 10} {
+		if err := s.Begin(t.Context(), testBatch("a", fmt.Sprint(lines)), testLines(lines)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := s.withdraw(t.Context(), testAccount, []journal.Hash{{1}, {9}, {}, {2}}, 3, 100)
+	if n != 610 || err != nil {
+		t.Errorf("withdrew %d lines, %v, want 610", n, err)
+	}
+	for _, table := range []string{"lines", "holds", "runs"} {
+		if got := number(t, s, `select count(*) from `+table); got != 0 {
+			t.Errorf("%d rows of %s are left", got, table)
+		}
 	}
 }
 
