@@ -61,7 +61,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	case member != "" && c.Request.caller.BatchOnly:
 		return nil, nil, endpoint.Closed(member, value)
 	case member != "":
-		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
+		at.PassesThrough(r.opts.Logger, member, member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
 	if c.Request.window, err = at.Accept(int(c.Request.inputs), o.Window); err != nil {

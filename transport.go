@@ -3,7 +3,7 @@
 // A [Transport] is an [http.RoundTripper]. Installed in any http.Client, the
 // Transport intercepts POSTs to …/chat/completions, …/embeddings and …/responses, and
 // to the other endpoints that the provider batches, such as …/completions,
-// …/moderations and …/images/generations at OpenAI ([provider.Profile].Endpoints),
+// …/moderations and …/images/edits at OpenAI ([provider.Profile].Endpoints),
 // writes each call on a line of a batch file, runs the batch through the
 // provider's Batch API, and answers the call with the response that the provider
 // gave for the line. All other requests pass through unchanged, as do forms
