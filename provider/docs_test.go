@@ -228,8 +228,15 @@ func calls(p provider.Profile) string { return names(p.Batches) }
 func names(accepts func(suffix string) bool) string {
 	var names []string
 	for _, e := range []struct{ suffix, name string }{
-		{"/chat/completions", "chat"}, {"/completions", "completions"}, {"/embeddings", "embeddings"}, {"/images/generations", "images"}, {"/images/edits", "edits"},
-		{"/moderations", "moderations"}, {"/responses", "responses"}, {"/audio/transcriptions", "transcriptions"}, {"/audio/translations", "translations"},
+		{"/chat/completions", "chat"},
+		{"/completions", "completions"},
+		{"/embeddings", "embeddings"},
+		{"/images/generations", "images"},
+		{"/images/edits", "edits"},
+		{"/moderations", "moderations"},
+		{"/responses", "responses"},
+		{"/audio/transcriptions", "transcriptions"},
+		{"/audio/translations", "translations"},
 	} {
 		if accepts(e.suffix) {
 			names = append(names, e.name)
