@@ -37,6 +37,7 @@ type request struct {
 	stream   bool          // the answer is a stream of events
 	usage    bool          // the last event of the stream has the usage
 	legacy   *journal.Hash // the fingerprint from before the account had a name; nil: no line of that time is left
+	earlier  *call         // the call in the batch, if the call has climbed to the flex tier
 	slot     collector.Slot[key, *registry.Call[request]]
 }
 

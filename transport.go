@@ -101,6 +101,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/eventqueue"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/registry"
 	"github.com/autobatcher/autobatcher/internal/retry"
 )
@@ -171,7 +172,7 @@ func New(o Options) (*Transport, error) {
 		endpoints:  endpoint.New(endpoint.Options{Profile: o.Provider, Metadata: o.Metadata, Window: o.CompletionWindow, Calls: o.BatchSize, Bytes: o.BatchBytes}),
 		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
 	}
-	t.escalator = newEscalator(t, o.EscalateLimit)
+	t.escalator = &escalator{t: t, budget: realtime.NewBudget(o.EscalateLimit, meter, o.Logger)}
 	if t.opts.Journal != nil {
 		t.start(func() { t.session.Run(t.ctx) })
 		t.start(t.maintain)
@@ -231,12 +232,20 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	began := time.Now()
 	deadline, stop := retry.After(c.Request.deadline)
 	defer stop()
-	urgent, stop := retry.After(t.escalator.untilUrgent(req, c))
+	untilUrgent, untilFlex := t.escalator.untilUrgent(req, c)
+	urgent, stop := retry.After(untilUrgent)
+	defer stop()
+	climb, stop := retry.After(untilFlex)
 	defer stop()
 	for {
 		select {
 		case a := <-w.Answer:
 			return t.answer(req, c, a, began)
+		case <-climb:
+			climb = nil
+			if len(w.Answer) == 0 {
+				c, w = t.escalator.climb(req, c, w)
+			}
 		case <-urgent:
 			urgent = nil
 			if len(w.Answer) == 0 {
