@@ -9,6 +9,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/ratelimit"
 	"github.com/autobatcher/autobatcher/internal/results"
@@ -213,7 +214,7 @@ func (b *batch) outcome(err error) outcome {
 		return outcomeUnread
 	case errors.Is(err, errNoCallers):
 		return outcomeNoCallers
-	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch:
+	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch && b.lines.Sent()[0].Request.mode != lane.Realtime:
 		return outcomeMoved
 	case errors.Is(err, backend.ErrAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver

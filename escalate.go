@@ -7,63 +7,81 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
-	"github.com/autobatcher/autobatcher/internal/ratelimit"
 	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/retry"
+	"github.com/autobatcher/autobatcher/internal/turnaround"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // deadlineNear is why a call is sent in real time that its batch may answer yet.
 const deadlineNear = "its deadline is near"
 
-// An escalator sends calls in real time, once and at full price, within the budget
-// of Options.EscalateLimit. Callers with names of their own have budgets of their
-// own, so that no caller can use up the budget of another.
+// An escalator sends calls in a lane that is faster than their batch: at the flex tier
+// first, where there is time, or in real time, once and within the budget.
 type escalator struct {
 	t      *Transport
-	budget *ratelimit.Hourlies
+	budget *realtime.Budget
 }
 
-func newEscalator(t *Transport, limit int) *escalator {
-	return &escalator{t: t, budget: ratelimit.NewHourlies(limit)}
+// untilUrgent is how long a call can wait for its batch before it must be sent in real
+// time to meet its deadline, and before it must be sent at the flex tier; 0 if it never
+// must. A call goes to the flex tier in mode auto only.
+func (e *escalator) untilUrgent(req *http.Request, c *call) (urgent, flex time.Duration) {
+	left := lane.TimeLeft(req.Context(), c.Request.deadline)
+	if e.t.opts.Escalate != EscalateDeadline || left == 0 {
+		return 0, 0
+	}
+	urgent = max(left-e.t.opts.EscalateMargin, 1)
+	e.t.registry.InRealtime(c, func(r *request) {
+		if r.climbs() {
+			kind := turnaround.Kind{Provider: r.at.Profile.Name, Model: r.model, Window: provider.FlexWindow}
+			flex = lane.UntilFlex(&e.t.router.turnaround, kind, r.at.Profile.FlexTimeout, urgent)
+		}
+	})
+	return urgent, flex
 }
 
-// untilUrgent is how long a call can wait for its batch before it must be sent in
-// real time to meet its deadline; 0 if it never must.
-func (e *escalator) untilUrgent(req *http.Request, c *call) time.Duration {
-	if e.t.opts.Escalate != EscalateDeadline {
-		return 0
+// climb sends a call at the flex tier that its batch may not answer in time, and returns
+// the call and the waiter that the caller waits with from now on: those of before, if the
+// call may not climb. The line of the batch stays for a retry.
+func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter) {
+	next := e.t.registry.Fork(c, func(r *request) (request, bool) {
+		k := r.key
+		k.window = provider.FlexWindow
+		return request{
+			key: k, at: r.at, caller: r.caller, model: r.model, raw: r.raw, deadline: r.deadline, mode: lane.Realtime,
+			window: r.window, inputs: r.inputs, stream: r.stream, usage: r.usage, earlier: c,
+		}, r.climbs()
+	})
+	if next == nil {
+		return c, w
 	}
-	left := timeLeft(req, &c.Request)
-	if left == 0 {
-		return 0
+	next.Freed = caller.ObserverOf(req.Context()).Hold()
+	waiting, err := e.t.enter(next)
+	if err != nil { // the budget has no room, or the Transport is closing
+		return c, w
 	}
-	return max(left-e.t.opts.EscalateMargin, 1)
+	if found := e.t.registry.Leave(w, false); found != nil { // the batch has answered meanwhile
+		w.Answer <- found
+		e.t.registry.Leave(waiting, false)
+		return c, w
+	}
+	c.Request.raw = nil
+	e.t.opts.Logger.Info("call sent in another lane", "reason", deadlineNear)
+	return next, waiting
 }
 
 // allow reports whether a call may be sent in real time for that reason, and takes the
-// call from the budgets. The call that is sent must end spending.
+// call from the budget. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
 	var asked price.Call
 	usd := e.t.registry.InRealtime(c, func(r *request) { asked = priced(r) })
 	if !e.t.opts.escalates(asked.Flex) || e.t.ctx.Err() != nil {
 		return nil, false
 	}
-	by := c.Request.caller
-	spending, err := e.t.router.meter.Begin(asked, usd)
-	if err == nil {
-		if wait, ok := e.budget.Take(by.Budget); !ok {
-			err = fmt.Errorf("the hour's budget is used up; again in %v", wait)
-		} else if by.Realtime != nil && !by.Realtime() {
-			err = errors.New("too many requests are sent in real time already")
-		}
-	}
-	if err != nil {
-		spending.End(false)
-		e.t.opts.Logger.Warn("call not escalated: "+err.Error(), "caller", by.Name, "reason", reason)
-		return nil, false
-	}
-	return spending, true
+	return e.budget.Take(c.Request.caller, asked, usd, reason)
 }
 
 // escalate sends a call in real time whose deadline is near. Its line is of no
@@ -76,6 +94,7 @@ func (e *escalator) escalate(req *http.Request, c *call, w *waiter, began time.T
 	return e.send(req, c, deadlineNear, began, spending, func(served, _ bool) {
 		if served {
 			e.t.registry.Dismiss(c)
+			e.t.registry.Dismiss(c.Request.earlier)
 		}
 	})
 }

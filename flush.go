@@ -212,10 +212,12 @@ func (b *batch) create() error {
 	b.grant.Used()
 	params := b.params("")
 	params.Pause = func(wait time.Duration) error {
-		if err := b.pause(wait, nil, wanted); err != nil {
-			return err
-		}
-		return wanted()
+		return b.record.Refused(ctx, b.status.Handle.FileID, func() error {
+			if err := b.pause(wait, nil, wanted); err != nil {
+				return err
+			}
+			return wanted()
+		})
 	}
 	_, status, err := b.backend.Create(ctx, inputFile(b.lines.Sent()), b.status.Handle, params)
 	if err != nil {

@@ -2,7 +2,6 @@ package autobatcher
 
 import (
 	"net/http"
-	"time"
 
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
@@ -40,7 +39,7 @@ func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
 	}
 	choice := lane.Choice{
 		Mode: mode, Kind: turnaround.Kind{Provider: q.at.Profile.Name, Model: q.model, Window: q.window},
-		Deadline: timeLeft(req, q), Wait: r.opts.BatchWindow,
+		Deadline: lane.TimeLeft(req.Context(), q.deadline), Wait: r.opts.BatchWindow,
 	}
 	if choice.Flex(&r.turnaround) {
 		q.key.window = provider.FlexWindow
@@ -56,11 +55,8 @@ func (o *Options) escalates(flex bool) bool {
 // prefersFlex reports whether the batch has a single call, which may be sent at the
 // flex tier.
 func (b *batch) prefersFlex() bool {
-	if n, _ := b.queue.Size(); n != 1 || b.history.attempts > 0 {
-		return false
-	}
 	calls := b.queue.Calls()
-	return len(calls) == 1 && calls[0].Request.climbs() // the caller may have left meanwhile
+	return b.history.attempts == 0 && len(calls) == 1 && calls[0].Request.climbs()
 }
 
 // climbs reports whether the call goes on at the flex tier if it is alone in its batch, or
@@ -88,13 +84,4 @@ func (b *batch) move(calls []*call) {
 		}
 		return b.t.collector.Group(closing)
 	})
-}
-
-// timeLeft is how long the caller can wait for the answer; 0 if there is no deadline.
-func timeLeft(req *http.Request, q *request) time.Duration {
-	left := q.deadline
-	if at, ok := req.Context().Deadline(); ok && (left == 0 || time.Until(at) < left) {
-		left = max(time.Until(at), 1)
-	}
-	return left
 }

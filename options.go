@@ -1,6 +1,7 @@
 package autobatcher
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -193,7 +194,7 @@ type Escalation string
 const (
 	EscalateNever    Escalation = "never"    // a failure of the batch is the answer
 	EscalateFailed   Escalation = "failed"   // a call that its batch could not answer
-	EscalateDeadline Escalation = "deadline" // the same, and a call whose deadline comes before its batch ends
+	EscalateDeadline Escalation = "deadline" // the same, and a call whose deadline comes before its batch ends; in mode auto at the flex tier first, while there is time
 )
 
 // FilePolicy says when the files of a batch are deleted at the provider.
@@ -222,41 +223,30 @@ const (
 )
 
 func (o Options) withDefaults() Options {
-	if o.Base == nil {
-		o.Base = http.DefaultTransport
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	setDefault(&o.BatchSize, defaultBatchSize)
-	setDefault(&o.BatchWindow, defaultBatchWindow)
-	setDefault(&o.QuietAfter, defaultQuietAfter)
-	setDefault(&o.Mode, ModeBatch)
-	setDefault(&o.FlexFallback, FallbackBatch)
-	setDefault(&o.PollInterval, defaultPollInterval)
-	setDefault(&o.AbandonAfter, defaultAbandonAfter)
+	o.Base = cmp.Or(o.Base, http.DefaultTransport)
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
+	o.BatchSize = cmp.Or(o.BatchSize, defaultBatchSize)
+	o.BatchWindow = cmp.Or(o.BatchWindow, defaultBatchWindow)
+	o.QuietAfter = cmp.Or(o.QuietAfter, defaultQuietAfter)
+	o.Mode = cmp.Or(o.Mode, ModeBatch)
+	o.FlexFallback = cmp.Or(o.FlexFallback, FallbackBatch)
+	o.PollInterval = cmp.Or(o.PollInterval, defaultPollInterval)
+	o.AbandonAfter = cmp.Or(o.AbandonAfter, defaultAbandonAfter)
 	if o.Journal != nil && o.AbandonAfter > 0 {
 		o.AbandonAfter = max(o.AbandonAfter, minAbandonAfter)
 	}
-	setDefault(&o.KeepFor, defaultKeepFor)
-	setDefault(&o.Resubmits, defaultResubmits)
-	setDefault(&o.Escalate, EscalateNever)
-	setDefault(&o.EscalateMargin, defaultEscalateMargin)
-	setDefault(&o.EscalateLimit, defaultEscalateLimit)
-	setDefault(&o.Files, FilesKeep)
+	o.KeepFor = cmp.Or(o.KeepFor, defaultKeepFor)
+	o.Resubmits = cmp.Or(o.Resubmits, defaultResubmits)
+	o.Escalate = cmp.Or(o.Escalate, EscalateNever)
+	o.EscalateMargin = cmp.Or(o.EscalateMargin, defaultEscalateMargin)
+	o.EscalateLimit = cmp.Or(o.EscalateLimit, defaultEscalateLimit)
+	o.Files = cmp.Or(o.Files, FilesKeep)
 	o.Metadata = maps.Clone(o.Metadata)
 	if o.Provider != nil {
 		own := o.Provider.Clone()
 		o.Provider = &own
 	}
 	return o
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 func (o *Options) validate() error {

@@ -2,11 +2,9 @@ package autobatcher
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
-	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -146,36 +144,17 @@ func (b *batch) isKept() bool {
 	return err != nil || known.Delivered < known.Lines
 }
 
-// errCallersReturned is why a batch is not cancelled after all.
-var errCallersReturned = errors.New("callers have returned, or other processes have ended the batch")
-
-// cancel asks the provider to cancel the batch, again where that may help, and
-// reports the result. The lines are marked as being cancelled already. With
-// decide, retries may take over lines between two attempts, and decide is asked
-// before each further attempt.
+// cancel asks the provider to cancel the batch, and reports the result. The lines are
+// marked as being cancelled already. decide is as in backend.Cancel.
 func (b *batch) cancel(ctx context.Context, decide func() bool) {
 	b.emit(BatchCancelRequested, nil)
-	attempts := backend.CancelPolicy.Start()
-	for {
-		err := b.backend.Cancel(ctx, b.status.Handle)
-		if err == nil {
-			b.emit(BatchCancelledUpstream, nil)
-			return
-		}
-		wait, again := attempts.Next(err)
-		if !again || decide != nil {
-			b.undoCancel()
-		}
-		switch {
-		case !again || retry.Sleep(ctx, wait) != nil:
-			b.t.opts.Logger.Warn("batch could not be cancelled", "batch", b.id(), "error", err)
-			b.emit(BatchCancelFailed, err)
-			return
-		case decide != nil && !decide():
-			b.emit(BatchCancelFailed, errCallersReturned)
-			return
-		}
+	err := backend.Cancel(ctx, b.backend, b.status.Handle, b.undoCancel, decide)
+	if err == nil {
+		b.emit(BatchCancelledUpstream, nil)
+		return
 	}
+	b.t.opts.Logger.Warn("batch not cancelled", "batch", b.id(), "error", err)
+	b.emit(BatchCancelFailed, err)
 }
 
 // undoCancel has the lines of a batch taken over again, which runs and is paid

@@ -106,7 +106,11 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
 		if a.FromLine() {
-			body.OnDelivered = func() { t.registry.Read(a) }
+			body.OnDelivered = func() {
+				if t.registry.Read(a); a.Status < 300 {
+					t.registry.Dismiss(c.Request.earlier)
+				}
+			}
 		}
 		body.OnUndelivered = func() { t.registry.Unread(a) }
 	}

@@ -65,7 +65,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	case member != "" && c.Request.caller.BatchOnly:
 		return nil, nil, endpoint.Closed(member, value)
 	case member != "":
-		r.opts.Logger.Debug("call passes through", "reason", member+": "+value)
+		at.PassesThrough(r.opts.Logger, member, member+": "+value)
 		return nil, requestbody.Restore(callheader.Strip(req), raw), nil
 	}
 	mark := background.MarkOf(req.Context())

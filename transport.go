@@ -3,7 +3,7 @@
 // A [Transport] is an [http.RoundTripper]. Installed in any http.Client, the
 // Transport intercepts POSTs to …/chat/completions, …/embeddings and …/responses, and
 // to the other endpoints that the provider batches, such as …/completions,
-// …/moderations and …/images/generations at OpenAI ([provider.Profile].Endpoints),
+// …/moderations and …/images/edits at OpenAI ([provider.Profile].Endpoints),
 // writes each call on a line of a batch file, runs the batch through the
 // provider's Batch API, and answers the call with the response that the provider
 // gave for the line. All other requests pass through unchanged, as do forms
@@ -102,6 +102,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/eventqueue"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/price"
+	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/registry"
 	"github.com/autobatcher/autobatcher/internal/retry"
 )
@@ -173,7 +174,7 @@ func New(o Options) (*Transport, error) {
 		endpoints:  endpoint.New(endpoint.Options{Profile: o.Provider, Metadata: o.Metadata, Window: o.CompletionWindow, Calls: o.BatchSize, Bytes: o.BatchBytes}),
 		newBackend: func(l *accounts.Lane) backend.Backend { return l.Backend() },
 	}
-	t.escalator = newEscalator(t, o.EscalateLimit)
+	t.escalator = &escalator{t: t, budget: realtime.NewBudget(o.EscalateLimit, meter, o.Logger)}
 	t.background = background.New(background.Options{
 		RoundTrip: t.RoundTrip, Recall: t.recall, Key: t.router.backgroundKey,
 		Journal: t.session, KeepFor: o.KeepFor, Start: t.start, Context: t.ctx, Err: fmt.Errorf("%w; it takes no new calls", ErrClosed),
@@ -240,12 +241,20 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	began := time.Now()
 	deadline, stop := retry.After(c.Request.deadline)
 	defer stop()
-	urgent, stop := retry.After(t.escalator.untilUrgent(req, c))
+	untilUrgent, untilFlex := t.escalator.untilUrgent(req, c)
+	urgent, stop := retry.After(untilUrgent)
+	defer stop()
+	climb, stop := retry.After(untilFlex)
 	defer stop()
 	for {
 		select {
 		case a := <-w.Answer:
 			return t.answer(req, c, a, began)
+		case <-climb:
+			climb = nil
+			if len(w.Answer) == 0 {
+				c, w = t.escalator.climb(req, c, w)
+			}
 		case <-urgent:
 			urgent = nil
 			if len(w.Answer) == 0 {

@@ -23,7 +23,7 @@ const (
 // Echo is the default of Options.Answer. Echo repeats the first sentence of the
 // last user message, in the shape of a chat completion, a text completion or a
 // response. Embeddings are made out of hashes, an image is a pixel whose revised prompt
-// repeats the prompt, and a moderation flags a text that contains "violence". The usage
+// repeats the prompt, a transcription repeats the URL, and a moderation flags a text that contains "violence". The usage
 // counts four bytes as a token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
 	var answer any
@@ -36,8 +36,11 @@ func Echo(l Line) Outcome {
 		answer = responseAnswer(l)
 	case strings.HasSuffix(l.URL, moderations):
 		answer = moderationAnswer(l)
-	case strings.HasSuffix(l.URL, generations):
+	case strings.HasSuffix(l.URL, generations), strings.HasSuffix(l.URL, edits):
 		answer = imagesAnswer(l)
+	case strings.HasSuffix(l.URL, transcriptions), strings.HasSuffix(l.URL, translations):
+		url, _ := unquote(field(l.Body, "url"))
+		answer = object{"text": reply(url, nil)}
 	default:
 		answer = completionAnswer(l)
 	}

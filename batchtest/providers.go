@@ -56,6 +56,10 @@ const (
 
 	moderations = "/moderations"
 	generations = "/images/generations"
+	edits       = "/images/edits"
+
+	transcriptions = "/audio/transcriptions"
+	translations   = "/audio/translations"
 )
 
 const day = 24 * time.Hour
@@ -172,17 +176,17 @@ func Together() Behavior {
 	b.StatusStyle = UpperStatus
 	b.ISOTimes = true
 	b.OneModel = false
-	b.Endpoints = []string{chat}
+	b.Endpoints = []string{chat, "/v1" + transcriptions, "/v1" + translations}
 	return b
 }
 
-// Groq batches chat completions only, for a day to a week. The tier flex costs the full
+// Groq batches chat completions and audio, for a day to a week. The tier flex costs the full
 // price, and lack of capacity is the status 498.
 func Groq() Behavior {
 	b := plain("groq")
 	b.BasePath = "/openai/v1"
 	b.MaxFileBytes = 100_000_000
-	b.Endpoints = []string{chat}
+	b.Endpoints = []string{chat, "/v1" + transcriptions, "/v1" + translations}
 	b.Windows, b.MinWindow, b.MaxWindow = nil, day, 7*day
 	b.Tiers, b.NoCapacityStatus = []Tier{TierFlex}, 498
 	return b

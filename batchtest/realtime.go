@@ -11,7 +11,7 @@ import (
 
 // realtimePaths are the calls that are answered in real time, too. A path that another
 // path ends in comes later.
-var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions", moderations, generations}
+var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions", moderations, generations, edits, transcriptions, translations}
 
 // maxRealtime is the largest body of a realtime call.
 const maxRealtime = 64 << 20
@@ -221,7 +221,9 @@ func writeOutcome(w http.ResponseWriter, l Line, o Outcome) error {
 	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, "/completions"):
 		streamText(w, l, o.Body)
 	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, generations):
-		streamImages(w, o.Body)
+		streamImages(w, "image_generation.completed", o.Body)
+	case o.ok() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, edits):
+		streamImages(w, "image_edit.completed", o.Body)
 	case o.isObject() && string(field(l.Body, "stream")) == "true" && strings.HasSuffix(l.URL, responses):
 		streamResponse(w, o.Body)
 	default:

@@ -63,9 +63,8 @@ func streamText(w http.ResponseWriter, l Line, body []byte) {
 	_, _ = io.WriteString(w, "data: [DONE]\n\n")
 }
 
-// streamImages sends images as server-sent events, without partial images.
-func streamImages(w http.ResponseWriter, body []byte) {
-	const name = "image_generation.completed"
+// streamImages sends images as server-sent events of that name, without partial images.
+func streamImages(w http.ResponseWriter, name string, body []byte) {
 	beginStream(w)
 	eachItem(field(body, "data"), func(image []byte) bool {
 		sendEvent(w, name, object{

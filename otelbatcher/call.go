@@ -191,10 +191,12 @@ func operationOf(suffix string) genaiconv.OperationNameAttr {
 		return genaiconv.OperationNameEmbeddings
 	case "/completions":
 		return genaiconv.OperationNameTextCompletion
-	case "/moderations": // the conventions have no name for this and the next operation
+	case "/moderations": // the conventions have no name for this operation and those below
 		return "moderation"
-	case "/images/generations":
+	case "/images/generations", "/images/edits":
 		return "image_generation"
+	case "/audio/transcriptions", "/audio/translations":
+		return "transcription"
 	}
 	return genaiconv.OperationNameChat
 }

@@ -9,7 +9,7 @@ import (
 func TestOperationOf(t *testing.T) {
 	for suffix, want := range map[string]string{
 		"/chat/completions": "chat", "/responses": "chat", "/embeddings": "embeddings", "/completions": "text_completion",
-		"/moderations": "moderation", "/images/generations": "image_generation",
+		"/moderations": "moderation", "/images/generations": "image_generation", "/images/edits": "image_generation", "/audio/translations": "transcription",
 	} {
 		if got := operationOf(suffix); string(got) != want {
 			t.Errorf("%s is %s, want %s", suffix, got, want)

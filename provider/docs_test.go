@@ -1,15 +1,18 @@
 package provider_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
+	"maps"
+	"math"
 	"os"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -28,6 +31,7 @@ func TestDocs(t *testing.T) {
 	got := string(text)
 	want := replaceTable(t, got, "rules", rulesTable(t))
 	want = replaceTable(t, want, "flex", flexTable(t))
+	want = replaceTable(t, want, "lanes", lanesTable(t))
 	want = replaceTable(t, want, "refused", refusedTable(t))
 	if *update {
 		if err := os.WriteFile(docsPath, []byte(want), 0o644); err != nil {
@@ -35,7 +39,7 @@ func TestDocs(t *testing.T) {
 		}
 		return
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("%s is out of date; run go test ./provider -update (-want +got):\n%s", docsPath, diff)
 	}
 	_, sources, found := strings.Cut(got, "## What was verified")
@@ -94,6 +98,98 @@ func flexTable(t *testing.T) string {
 	return b.String()
 }
 
+// A laneFact is what the profile does not say of a lane of a provider.
+type laneFact struct {
+	price   string // as a share of the price in real time; "": by the profile's BatchDiscount
+	typical string // time; "": not published
+	source  string // of the price and the time, and when the source was read
+}
+
+const half = "50 %"
+
+// laneFacts are by the name of the profile and the lane.
+var laneFacts = map[string]laneFact{
+	"azure batch":                 {source: "guide, 2026"},
+	"azure-legacy batch":          {source: "guide, 2026"},
+	"cerebras batch":              {price: "not published", source: "API reference, 2026; an older guide said 50 %"},
+	"dashscope batch":             {source: "guide, November 2026"},
+	"deepinfra batch":             {source: "announcement of June 2026"},
+	"doubleword batch":            {price: "by model and window, below that of flex", typical: "hours; the window is 1h unless changed", source: "provider's documents for agents, November 2026"},
+	"doubleword flex":             {price: "by model, 20 % to 50 %", typical: "minutes", source: "provider's documents for agents, November 2026; server source for the hour"},
+	"generic batch":               {price: "not known", source: "none"},
+	"groq batch":                  {source: "guide, November 2026"},
+	"litellm batch":               {price: "the provider's", typical: "the provider's", source: "none"},
+	"llm-d batch":                 {price: "your own", typical: "your own", source: "none"},
+	"moonshot batch":              {source: "list of prices, November 2026"},
+	"nebius batch":                {source: "guide, 2026"},
+	"novita batch":                {price: "not published", source: "guide, 2026"},
+	"openai batch":                {source: "guide, November 2026"},
+	"openai flex":                 {price: "as in a batch, and less for cached input", typical: "not published; the guide raises the SDK's timeout to 15 minutes", source: "guide, November 2026"},
+	"parasail batch":              {price: half + " (not verified)", source: "a third party's survey of prices, 2026"},
+	"perplexity batch":            {price: "no discount is documented", source: "guide, November 2026"},
+	"siliconflow batch":           {source: "guide, 2026"},
+	"together batch":              {price: half + " for some models, else full", typical: "minutes below 1,000 lines", source: "guide and list of prices, November 2026"},
+	"zhipu batch":                 {source: "guide, 2026"},
+	"ark-batch-chat single":       {price: half + " or less", source: "guide, 2026"},
+	"dashscope-batch-chat single": {price: half + ", \"for a limited time\"", typical: "from a minute on", source: "guide, 2026"},
+}
+
+// lanesTable has the price and the time of each lane of each provider.
+func lanesTable(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString("| Name | Lane | Price | Typical time | At most | Source of price and time |\n|---|---|---|---|---|---|\n")
+	left := maps.Clone(laneFacts)
+	row := func(name, lane, price, most string) {
+		fact, found := left[name+" "+lane]
+		if !found {
+			t.Fatalf("laneFacts lacks the lane %s of %s", lane, name)
+		}
+		delete(left, name+" "+lane)
+		if (fact.price == "") == (price == "") {
+			t.Errorf("the price of the lane %s of %s is %q in the profile, and %q in laneFacts; want one of them", lane, name, price, fact.price)
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s |\n", name, lane, cmp.Or(price, fact.price), cmp.Or(fact.typical, "not published"), most, fact.source)
+	}
+	for _, p := range all(t) {
+		switch {
+		case p.Refusal != "":
+			continue
+		case p.SinglePrice != "":
+			row(p.Name, "single", "", days(p.FlexTimeout))
+			continue
+		}
+		row(p.Name, "batch", batchPrice(p), longestWindow(p))
+		if len(p.FlexEndpoints) > 0 {
+			row(p.Name, "flex", "", length(p.FlexTimeout))
+		}
+	}
+	for name := range left {
+		t.Errorf("laneFacts has %s, which no profile has", name)
+	}
+	return b.String()
+}
+
+// batchPrice is the price of batches as a share of the price in real time, or "" if the
+// profile has no discount.
+func batchPrice(p provider.Profile) string {
+	if p.BatchDiscount == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(math.Round(100*(1-p.BatchDiscount)))) + " %"
+}
+
+func longestWindow(p provider.Profile) string {
+	switch {
+	case p.OmitWindow:
+		return "not chosen by the caller"
+	case p.Windows != nil:
+		return strings.Join(p.Windows, ", ")
+	case p.MaxWindow > 0:
+		return "the window, up to " + days(p.MaxWindow)
+	}
+	return "the window"
+}
+
 func length(d time.Duration) string {
 	if d < time.Hour {
 		return strconv.Itoa(int(d/time.Minute)) + " min"
@@ -131,9 +227,19 @@ func calls(p provider.Profile) string { return names(p.Batches) }
 // names lists the calls that a provider accepts.
 func names(accepts func(suffix string) bool) string {
 	var names []string
-	for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/images/generations", "/moderations", "/responses"} {
-		if accepts(suffix) {
-			names = append(names, strings.Split(suffix, "/")[1])
+	for _, e := range []struct{ suffix, name string }{
+		{"/chat/completions", "chat"},
+		{"/completions", "completions"},
+		{"/embeddings", "embeddings"},
+		{"/images/generations", "images"},
+		{"/images/edits", "edits"},
+		{"/moderations", "moderations"},
+		{"/responses", "responses"},
+		{"/audio/transcriptions", "transcriptions"},
+		{"/audio/translations", "translations"},
+	} {
+		if accepts(e.suffix) {
+			names = append(names, e.name)
 		}
 	}
 	return strings.Join(names, ", ")

@@ -14,8 +14,12 @@ const (
 	completions = "/completions"
 	embeddings  = "/embeddings"
 	images      = "/images/generations"
+	edits       = "/images/edits"
 	moderations = "/moderations"
 	responses   = "/responses"
+
+	transcriptions = "/audio/transcriptions"
+	translations   = "/audio/translations"
 )
 
 // Generic is the profile of every unknown host. Generic keeps OpenAI's limits,
@@ -49,9 +53,9 @@ func Generic() Profile {
 
 // OpenAI is the reference. OpenAI's batch guide has the limits (50,000 lines and
 // embedding inputs, 200 MB, one model a file, 2,000 batches an hour), the API
-// reference the window, the endpoints, the metadata and the expiry of files. Two
-// endpoints of the reference are left out: /images/edits, whose calls are forms, and
-// /videos, whose answer is a job and not yet a video. The guide to flex processing has
+// reference the window, the endpoints, the metadata, the expiry of files, and the JSON
+// form of /images/edits. One endpoint of the reference is left out: the API of /videos
+// was shut down on 24 September 2026. The guide to flex processing has
 // the endpoints, the timeout and the refusals (429, not billed).
 func OpenAI() Profile {
 	p := Generic()
@@ -59,7 +63,7 @@ func OpenAI() Profile {
 	p.BasePath = "/v1"
 	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.openai.com", "*.api.openai.com"} // the second: data residency
-	p.Endpoints = []string{chat, embeddings, responses, completions, moderations, images}
+	p.Endpoints = []string{chat, embeddings, responses, completions, moderations, images, edits}
 	p.Windows = []string{"24h"}
 	p.CreationsPerHour = 2_000
 	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
@@ -131,23 +135,25 @@ func Doubleword() Profile {
 	return p
 }
 
-// Groq batches chat completions only, within 24 hours to 7 days, and takes files
-// of up to 100 MB, according to the documentation of Groq's SDK.
+// Groq batches chat completions, transcriptions and translations, at half price, according
+// to the guide, within 24 hours to 7 days, and takes files of up to 100 MB, according to
+// the documentation of Groq's SDK.
 func Groq() Profile {
 	p := Generic()
 	p.Name = "groq"
 	p.BasePath = "/openai/v1"
 	p.BatchDiscount = 0.5
 	p.Hosts = []string{"api.groq.com"}
-	p.Endpoints = []string{chat}
+	p.Endpoints = []string{chat, transcriptions, translations}
 	p.MinWindow, p.MaxWindow = day, 7*day
 	p.MaxBytes = 100 * mb
 	return p
 }
 
 // Together has its own upload path, purpose and wrapper of a new batch, according
-// to Together's SDK. The guide has the limits: 100 MB, 50,000 lines, chat completions, a window of 24h that cannot be changed, and 30
-// to 60 seconds between polls.
+// to Together's SDK. The guide has the limits: 100 MB, 50,000 lines, a window of 24h that cannot be changed, and 30
+// to 60 seconds between polls. The manual of the command has the endpoints: chat
+// completions, transcriptions and translations.
 func Together() Profile {
 	p := Generic()
 	p.Name = "together"
@@ -157,7 +163,7 @@ func Together() Profile {
 	p.Purpose = "batch-api"
 	p.UploadNameField = "file_name"
 	p.CreateWrapper = "job"
-	p.Endpoints = []string{chat}
+	p.Endpoints = []string{chat, transcriptions, translations}
 	p.Windows = []string{"24h"}
 	p.MaxBytes = 100 * mb
 	p.MinPoll = 30 * time.Second
@@ -232,14 +238,15 @@ func Parasail() Profile {
 }
 
 // DeepInfra follows OpenAI, with one model and one endpoint a file, but refuses
-// responses. The documentation has these rules, but no limits.
+// responses. The documentation has these rules, but no limits. The API reference names
+// chat completions and completions, and the announcement embeddings.
 func DeepInfra() Profile {
 	p := Generic()
 	p.Name = "deepinfra"
 	p.BasePath = "/v1/openai"
 	p.BatchDiscount = 0.2
 	p.Hosts = []string{"api.deepinfra.com"}
-	p.Endpoints = []string{chat, embeddings}
+	p.Endpoints = []string{chat, embeddings, completions}
 	p.Windows = []string{"24h"}
 	return p
 }
@@ -262,11 +269,12 @@ func SiliconFlow() Profile {
 }
 
 // Moonshot batches chat completions only, within 12 hours to 7 days, according to
-// the API specification.
+// the API specification, at 60 % of the price, according to the list of prices.
 func Moonshot() Profile {
 	p := Generic()
 	p.Name = "moonshot"
 	p.BasePath = "/v1"
+	p.BatchDiscount = 0.4
 	p.Hosts = []string{"api.moonshot.cn", "api.moonshot.ai"}
 	p.Endpoints = []string{chat}
 	p.MinWindow, p.MaxWindow = 12*time.Hour, 7*day

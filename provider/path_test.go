@@ -24,7 +24,9 @@ func TestSuffix(t *testing.T) {
 		{provider.OpenAI(), "/v1/completions", "/completions"},
 		{provider.OpenAI(), "/v1/moderations", "/moderations"},
 		{provider.OpenAI(), "/v1/images/generations", "/images/generations"},
-		{provider.OpenAI(), "/v1/images/edits", ""},
+		{provider.OpenAI(), "/v1/images/edits", "/images/edits"},
+		{provider.OpenAI(), "/v1/images/variations", ""},
+		{provider.OpenAI(), "/v1/audio/transcriptions", ""},
 		{provider.OpenAI(), "/v1/videos", ""},
 		{provider.OpenAI(), "/v1/fim/completions", ""},
 		{provider.OpenAI(), "/v1/organization/usage/moderations", ""},
@@ -40,6 +42,8 @@ func TestSuffix(t *testing.T) {
 		{provider.OpenAI(), "", ""},
 		{provider.Groq(), "/openai/v1/chat/completions", "/chat/completions"},
 		{provider.Groq(), "/openai/v1/embeddings", ""},
+		{provider.Groq(), "/openai/v1/audio/translations", "/audio/translations"},
+		{provider.Together(), "/v1/audio/transcriptions", "/audio/transcriptions"},
 		{provider.AzureLegacy(), "/openai/deployments/gpt/chat/completions", "/chat/completions"},
 
 		// The list of the profile decides, and not a fixed list.

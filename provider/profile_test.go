@@ -54,11 +54,11 @@ func TestBatches(t *testing.T) {
 		want    []string
 	}{
 		{provider.Generic(), []string{"/chat/completions", "/embeddings", "/responses"}},
-		{provider.OpenAI(), []string{"/chat/completions", "/embeddings", "/responses"}},
-		{provider.Doubleword(), []string{"/chat/completions", "/embeddings", "/responses"}},
+		{provider.OpenAI(), []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/images/edits"}},
+		{provider.Doubleword(), []string{"/chat/completions", "/completions", "/embeddings", "/responses"}},
 		{provider.Azure(), []string{"/chat/completions", "/responses"}},
-		{provider.Groq(), []string{"/chat/completions"}},
-		{provider.DeepInfra(), []string{"/chat/completions", "/embeddings"}},
+		{provider.Groq(), []string{"/chat/completions", "/audio/transcriptions", "/audio/translations"}},
+		{provider.DeepInfra(), []string{"/chat/completions", "/completions", "/embeddings"}},
 		{provider.Perplexity(), []string{"/responses"}},
 		{provider.DashScopeBatchChat(), nil},
 		{provider.ArkBatchChat(), nil},
@@ -66,7 +66,7 @@ func TestBatches(t *testing.T) {
 		{provider.Profile{Name: "none", Endpoints: []string{}}, nil},
 	} {
 		var got []string
-		for _, suffix := range []string{"/chat/completions", "/embeddings", "/responses", "/models", ""} {
+		for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/images/edits", "/audio/transcriptions", "/audio/translations", "/models", ""} {
 			if tt.profile.Batches(suffix) {
 				got = append(got, suffix)
 			}

@@ -1,6 +1,8 @@
 package backend
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/retry"
@@ -56,8 +58,35 @@ func PollInterval(age, usual, least time.Duration, soon bool) time.Duration {
 	return max(usual, old, least)
 }
 
-// CancelPolicy says how long cancelling a batch is tried.
-var CancelPolicy = retry.Policy{
+// cancelPolicy says how long cancelling a batch is tried.
+var cancelPolicy = retry.Policy{
 	Classify: Classify,
 	Budget:   map[retry.Class]time.Duration{retry.Transient: cancelTimeout, retry.RateLimited: cancelTimeout},
+}
+
+// errCallersReturned is why a batch is not cancelled after all.
+var errCallersReturned = errors.New("callers have returned, or other processes have ended the batch")
+
+// Cancel asks the provider to cancel a batch, again where that may help. With decide,
+// retries may take over lines between two attempts: undo is called after each failure, and
+// decide is asked before each further attempt. Without decide, undo is called after the last
+// failure.
+func Cancel(ctx context.Context, b Backend, h Handle, undo func(), decide func() bool) error {
+	attempts := cancelPolicy.Start()
+	for {
+		err := b.Cancel(ctx, h)
+		if err == nil {
+			return nil
+		}
+		wait, again := attempts.Next(err)
+		if !again || decide != nil {
+			undo()
+		}
+		switch {
+		case !again || retry.Sleep(ctx, wait) != nil:
+			return err
+		case decide != nil && !decide():
+			return errCallersReturned
+		}
+	}
 }

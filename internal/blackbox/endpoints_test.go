@@ -100,7 +100,7 @@ func TestOpenAIGoEndpoints(t *testing.T) {
 			Image: openai.ImageEditParamsImageUnion{OfFile: strings.NewReader("png")}, Prompt: "A hat",
 		})
 		var failed *openai.Error
-		if !errors.As(err, &failed) || failed.StatusCode != 404 || s.elapsed() != 0 { // the fake server has no such endpoint
+		if !errors.As(err, &failed) || failed.StatusCode != 400 || s.elapsed() != 0 || len(s.srv.Batches()) > 0 { // the fake server reads no forms
 			s.Errorf("%v after %v; want the server's own answer", err, s.elapsed())
 		}
 	})
@@ -189,7 +189,7 @@ func TestStreamsThatPassThrough(t *testing.T) {
 		if !strings.HasPrefix(r.body, "event: image_generation.completed\n") {
 			s.Errorf("body %.200s", r.body)
 		}
-		if !strings.Contains(log.String(), `level=DEBUG msg="call passes through" reason="stream: true"`) {
+		if !strings.Contains(log.String(), `level=INFO msg="call passes through" reason="stream: true"`) {
 			s.Errorf("log %s", log.String())
 		}
 		s.post("/images/generations", body, batchOnly).want(400, 0).fails("stream_closed")
@@ -309,6 +309,27 @@ func TestEndpointsAnswerAsInRealTime(t *testing.T) {
 			now := s.post(suffix, body, with("Autobatcher-Mode", "realtime")).want(200, 15*time.Second)
 			if batched.body != now.body || !json.Valid([]byte(now.body)) || batched.header.Get("Autobatcher-Batch-Id") == "" {
 				s.Errorf("in a batch %s\nin real time %s", batched.body, now.body)
+			}
+		})
+	}
+}
+
+// A transcription of a recording that has a URL is batched where the provider batches audio.
+func TestTranscriptions(t *testing.T) {
+	for _, tt := range []struct {
+		profile  provider.Profile
+		behavior batchtest.Behavior
+	}{{provider.Groq(), batchtest.Groq()}, {provider.Together(), batchtest.Together()}} {
+		setup{server: batchtest.Options{Behavior: tt.behavior}, options: autobatcher.Options{Provider: &tt.profile}}.run(t, tt.profile.Name, func(s *scene) {
+			for _, suffix := range []string{"/audio/transcriptions", "/audio/translations"} {
+				body := `{"model":"whisper-large-v3","url":"https://host.example/a.mp3"}`
+				batched, now := s.post(suffix, body), s.post(suffix, body, with("Autobatcher-Mode", "realtime"))
+				if batched.status != 200 || batched.body != now.body || batched.header.Get("Autobatcher-Batch-Id") == "" {
+					s.Errorf("%s: %d %s; in real time %s", suffix, batched.status, batched.body, now.body)
+				}
+			}
+			if r := s.post("/audio/transcriptions", `{"model":"m","url":"https://host.example/a.mp3","response_format":"srt"}`); r.header.Get("Autobatcher-Batch-Id") != "" {
+				s.Errorf("a file with subtitles was batched: %s", r.body)
 			}
 		})
 	}

@@ -166,6 +166,97 @@ func TestAutoClimbs(t *testing.T) {
 	}
 }
 
+// A call in mode auto whose deadline comes near climbs to the flex tier while there is time
+// for it, and then to real time.
+func TestCallsClimbNearTheirDeadline(t *testing.T) {
+	slow := func(delay time.Duration) batchtest.Options {
+		return batchtest.Options{Turnaround: 10 * time.Hour, FlexDelay: delay}
+	}
+	options := func(mode autobatcher.Mode, when autobatcher.Escalation) autobatcher.Options {
+		return autobatcher.Options{Mode: mode, Escalate: when, PollInterval: time.Minute}
+	}
+	full := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	auto := options(autobatcher.ModeAuto, autobatcher.EscalateDeadline)
+	limited := auto
+	limited.Prices = []byte(`{"m": {"input_cost_per_token": 0.001, "output_cost_per_token": 0.001}}`)
+	limited.Budget = autobatcher.Budget{USD: 1.5} // half a dollar for each call in a batch or at the flex tier
+	const at = 2*time.Hour - time.Minute - 15*time.Minute
+	for _, tt := range []struct {
+		name    string
+		server  batchtest.Options
+		options autobatcher.Options
+		before  func(*scene)
+		path    string
+		status  int
+		mode    string // header of the answer
+		within  [2]time.Duration
+		paid    map[batchtest.Tier]int
+	}{
+		{"in time", slow(10 * time.Minute), auto, nil, "/chat/completions", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 11*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
+		{"in the background", slow(10 * time.Minute), auto, nil, "/responses", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 12*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
+		{"no room", slow(0), auto, full, "/chat/completions", 200, "realtime", [2]time.Duration{at + time.Minute, at + 3*time.Minute}, map[batchtest.Tier]int{"default": 2}},
+		{"too slow", slow(time.Hour), auto, nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
+		{"no flex tier", slow(0), auto, nil, "/embeddings", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
+		{"mode batch", slow(0), options(autobatcher.ModeBatch, autobatcher.EscalateDeadline), nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
+		{"not allowed", slow(0), options(autobatcher.ModeAuto, autobatcher.EscalateFailed), nil, "/chat/completions", 424, "", [2]time.Duration{2 * time.Hour, 2 * time.Hour}, map[batchtest.Tier]int{}},
+		{"the batch is in time", batchtest.Options{Turnaround: time.Hour}, auto, nil, "/chat/completions", 200, "", [2]time.Duration{30 * time.Minute, 62 * time.Minute}, map[batchtest.Tier]int{"batch": 2}},
+	} {
+		openAI(tt.server, tt.options).run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			var calls []*pending
+			for _, text := range []string{"a", "b"} {
+				body := map[string]string{"/chat/completions": chatBody(text), "/responses": responseBody(text), "/embeddings": embeddingBody(text)}[tt.path]
+				calls = append(calls, s.send(tt.path, body, with("Autobatcher-Deadline", "2h")))
+			}
+			for _, c := range calls {
+				r := c.within(3 * time.Hour)
+				if r.err != nil || r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode || r.at < tt.within[0] || r.at > tt.within[1] {
+					s.Errorf("%d %q after %v, %v; want %d %q after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, r.err, tt.status, tt.mode, tt.within, r.body)
+				}
+			}
+			s.until(24 * time.Hour)
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+			if first := s.srv.Batches()[0]; len(s.srv.Batches()) != 1 || first.CancelRequested != (tt.paid["batch"] == 0) {
+				s.Errorf("%d batches, the first %+v", len(s.srv.Batches()), first)
+			}
+		})
+	}
+	openAI(slow(10*time.Minute), limited).run(t, "the budget has room for one call", func(s *scene) {
+		for _, text := range []string{"a", "b"} {
+			s.send("/chat/completions", `{"model":"m","max_tokens":900,"messages":[{"role":"user","content":"`+text+`"}]}`, with("Autobatcher-Deadline", "2h"))
+		}
+		s.until(3 * time.Hour)
+		if got := s.srv.PaidTiers()["flex"]; got != 1 {
+			s.Errorf("%d calls at the flex tier, want 1", got)
+		}
+	})
+}
+
+// The caller of a call that has climbed leaves, and makes the call again: the call gets
+// the line of its batch, and no third line is paid for.
+func TestACallThatClimbedComesBack(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+	openAI(batchtest.Options{Turnaround: 3 * time.Hour, FlexDelay: 10 * time.Minute}, o).run(t, "back", func(s *scene) {
+		first := s.send("/responses", responseBody("a"), with("Autobatcher-Deadline", "2h"))
+		s.send("/responses", responseBody("b"))
+		s.until(time.Hour + 46*time.Minute)
+		first.left()
+		s.until(time.Hour + 47*time.Minute)
+		if r := s.send("/responses", responseBody("a")).within(4 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "" {
+			s.Errorf("%d %v %s", r.status, r.header, r.body)
+		}
+		s.until(5 * time.Hour)
+		if diff := cmp.Diff(map[batchtest.Tier]int{"batch": 2}, s.srv.PaidTiers()); diff != "" {
+			s.Errorf("paid (-want +got):\n%s", diff)
+		}
+		s.sent(2)
+	})
+}
+
 // A response that failed in the background has the error of a call in the foreground,
 // with all members of OpenAI's errors.
 func TestErrorOfAResponseInTheBackground(t *testing.T) {
@@ -244,13 +335,16 @@ func TestFlexAfterACrash(t *testing.T) {
 	for _, tt := range []struct {
 		name, path, body string
 		shutdown         bool // instead of a crash
+		full             bool // the tier has no room until the crash
 		status           int
 		want             string // in the body
 		paid             int
 	}{
-		{"a response in the background", "/responses", responseBody("one"), false, 200, "one", 1},
-		{"a response in the background, after Close", "/responses", responseBody("one"), true, 200, "one", 1},
-		{"a call that was held open", "/chat/completions", chatBody("one"), false, 424, "batch_create_unknown", 0},
+		{"a response in the background", "/responses", responseBody("one"), false, false, 200, "one", 1},
+		{"a response in the background, after Close", "/responses", responseBody("one"), true, false, 200, "one", 1},
+		{"a call that was held open", "/chat/completions", chatBody("one"), false, false, 424, "batch_create_unknown", 0},
+		{"a call that was refused", "/chat/completions", chatBody("one"), false, true, 200, "one", 1},
+		{"a response in the background that was refused", "/responses", responseBody("one"), false, true, 200, "one", 1},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -261,10 +355,14 @@ func TestFlexAfterACrash(t *testing.T) {
 						r.Body, r.ContentLength = io.NopCloser(strings.NewReader(tt.body)), int64(len(tt.body))
 					})
 				}
+				room := func() {}
+				if tt.full {
+					room = f.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+				}
 				a := f.start(o)
 				post(a)
 				time.Sleep(time.Minute)
-				if tt.shutdown {
+				if room(); tt.shutdown {
 					a.Close()
 				} else {
 					a.cut()

@@ -152,6 +152,14 @@ func (r *Reservation) Realtime() float64 {
 	return r.realtime
 }
 
+// Again returns a Reservation of the same amounts that reserves nothing yet.
+func (r *Reservation) Again() *Reservation {
+	if r == nil {
+		return nil
+	}
+	return r.b.Plan(r.usd, r.realtime)
+}
+
 // Take reserves the amount, or returns an *Exhausted if the amount does not fit.
 // After the first success, and after Release, Take does nothing.
 func (r *Reservation) Take() error {

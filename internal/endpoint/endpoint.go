@@ -29,7 +29,7 @@ type Endpoint struct {
 	Limits     collector.Limits
 	Kind
 
-	formsLogged uint32 // read and written atomically: 1 when the info that forms pass through was logged
+	told        uint32 // read and written atomically: a bit for each entry of reasons that was logged
 	badMetadata error  // why no batch can be created with the metadata of Options
 	window      string // of calls that ask for none
 	badWindow   error  // why window is not accepted

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
@@ -21,6 +22,7 @@ type Kind struct {
 	Embeddings   bool       // the calls ask for embeddings, and a "stream" in the body is ignored
 	NoText       bool       // the answers have no text that costs output tokens
 	NoModel      bool       // a body need not name a model
+	Formats      bool       // the body chooses the format of the answer, and only JSON fits on a line
 	DefaultModel string     // the model whose price applies where a body names none; "": not known
 }
 
@@ -31,6 +33,9 @@ var kinds = map[string]Kind{
 	"/responses":        {Stream: sse.Response},
 	"/embeddings":       {Embeddings: true, NoText: true},
 	"/moderations":      {NoModel: true, NoText: true},
+
+	"/audio/transcriptions": {Formats: true},
+	"/audio/translations":   {Formats: true},
 }
 
 // KindOf returns what is known of the calls to the endpoint suffix of a provider.
@@ -61,7 +66,7 @@ func (e *Endpoint) Batches(req *http.Request, log *slog.Logger) (bool, error) {
 	case requestbody.IsForm(req.Header) && caller.Of(req.Context()).BatchOnly:
 		return false, closed("multipart", "a multipart body cannot stand on a line of a batch, and the call", "; send JSON, if the endpoint takes JSON")
 	case requestbody.IsForm(req.Header):
-		e.tell(log)
+		e.PassesThrough(log, "multipart", "no batch can hold a multipart body")
 		return false, nil
 	case e.Profile.Refusal != "":
 		return false, refusal("batch_unsupported", errors.New(e.Profile.Refusal+" (Or send this call with the header Autobatcher-Mode: realtime.)"))
@@ -69,25 +74,32 @@ func (e *Endpoint) Batches(req *http.Request, log *slog.Logger) (bool, error) {
 	return true, nil
 }
 
-// tell logs that forms pass through. The first message about a URL has the level info,
-// since such calls cost the full price; the others have the level debug.
-func (e *Endpoint) tell(log *slog.Logger) {
-	level := slog.LevelDebug
-	if atomic.SwapUint32(&e.formsLogged, 1) == 0 {
+// reasons are why calls pass through: forms, and the members that Realtime returns.
+var reasons = []string{"multipart", "background", "service_tier", "stream", "response_format"}
+
+// PassesThrough logs that a call passes through for a reason, which is a member of the
+// body or a form. The first message of a reason about a URL has the level info, since
+// such calls do not have the price of a batch; the others have the level debug.
+func (e *Endpoint) PassesThrough(log *slog.Logger, reason, why string) {
+	level, bit := slog.LevelDebug, uint32(1)<<slices.Index(reasons, reason)
+	if atomic.OrUint32(&e.told, bit)&bit == 0 {
 		level = slog.LevelInfo
 	}
-	log.Log(context.Background(), level, "call passes through, at the price of real time: no batch can hold a multipart body", "endpoint", e.Suffix)
+	log.Log(context.Background(), level, "call passes through", "reason", why, "endpoint", e.Suffix)
 }
 
 // Realtime returns the member of a body for which the call passes through, and the
 // value of the member: the provider answers at once or at a price that the caller
-// chose, or wants to stream what a batch cannot. "": the call can be batched.
+// chose, or the caller wants a stream or a format that a batch cannot give. "": the call
+// can be batched.
 func (k *Kind) Realtime(asked *requestbody.Call) (member, value string) {
 	switch {
 	case asked.Tier != "":
 		return "service_tier", asked.Tier
 	case asked.Stream && k.Stream == sse.None && !k.Embeddings:
 		return "stream", "true"
+	case k.Formats && asked.Format != "" && !strings.HasSuffix(asked.Format, "json"): // text, srt, vtt
+		return "response_format", asked.Format
 	}
 	return "", ""
 }

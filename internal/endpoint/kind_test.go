@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -41,6 +42,9 @@ func TestBatches(t *testing.T) {
 		{"a form in upper case", "https://api.openai.com/v1/images/generations", " Multipart/Mixed", false, false, ""},
 		{"a form, batch only", "https://api.openai.com/v1/images/generations", form, true, false, "multipart_closed"},
 		{"a form to an endpoint without batches, batch only", "https://api.openai.com/v1/audio/transcriptions", form, true, false, ""},
+		{"a form with a recording", "https://api.groq.com/openai/v1/audio/transcriptions", form, false, false, ""},
+		{"a recording by its URL", "https://api.groq.com/openai/v1/audio/transcriptions", "application/json", true, true, ""},
+		{"an edit in JSON", "https://api.openai.com/v1/images/edits", "application/json", true, true, ""},
 		{"no batches", "https://api.mistral.ai/v1/chat/completions", "application/json", false, false, "batch_unsupported"},
 		{"a form where there are no batches", "https://api.mistral.ai/v1/chat/completions", form, false, false, ""},
 	} {
@@ -65,8 +69,9 @@ func codeOf(err error) string {
 	return ""
 }
 
-// The operator learns that forms cost the full price, and the log is not flooded.
-func TestFormsAreLogged(t *testing.T) {
+// The operator learns of each reason why calls to a URL cost the full price, and the log
+// is not flooded.
+func TestWhatPassesThroughIsLogged(t *testing.T) {
 	var log bytes.Buffer
 	table := New(Options{})
 	for _, u := range []string{"https://api.openai.com/v1/images/generations", "https://api.openai.com/v1/images/generations", "https://api.openai.com/v1/completions"} {
@@ -77,6 +82,8 @@ func TestFormsAreLogged(t *testing.T) {
 		req.Header.Set("Content-Type", "multipart/form-data")
 		_, _ = table.Of(req.URL).Batches(req, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	}
+	at := table.Of(&url.URL{Scheme: "https", Host: "api.openai.com", Path: "/v1/completions"})
+	at.PassesThrough(slog.New(slog.NewTextHandler(&log, nil)), "stream", "stream: true")
 	var levels []string
 	for line := range strings.Lines(log.String()) {
 		_, rest, _ := strings.Cut(line, "level=")
@@ -84,7 +91,7 @@ func TestFormsAreLogged(t *testing.T) {
 		_, endpoint, _ := strings.Cut(strings.TrimSpace(line), "endpoint=")
 		levels = append(levels, level+" "+endpoint)
 	}
-	want := []string{"INFO /images/generations", "DEBUG /images/generations", "INFO /completions"}
+	want := []string{"INFO /images/generations", "DEBUG /images/generations", "INFO /completions", "INFO /completions"}
 	if !slices.Equal(levels, want) {
 		t.Errorf("%q, want %q", levels, want)
 	}
@@ -98,6 +105,13 @@ func TestRealtime(t *testing.T) {
 		{"/embeddings", `{"model":"m","stream":true}`, ""},
 		{"/images/generations", `{"model":"m","stream":true}`, "stream true"},
 		{"/images/generations", `{"model":"m","stream":false}`, ""},
+		{"/images/edits", `{"model":"m","stream":true}`, "stream true"},
+		{"/images/edits", `{"model":"m","response_format":"url"}`, ""},
+		{"/audio/transcriptions", `{"model":"m"}`, ""},
+		{"/audio/transcriptions", `{"model":"m","response_format":"verbose_json"}`, ""},
+		{"/audio/transcriptions", `{"model":"m","response_format":"srt"}`, "response_format srt"},
+		{"/audio/translations", `{"model":"m","response_format":"text"}`, "response_format text"},
+		{"/chat/completions", `{"model":"m","response_format":{"type":"text"}}`, ""},
 		{"/moderations", `{"stream":true}`, "stream true"},
 		{"/rerank", `{"model":"m","stream":true}`, "stream true"},
 		{"/responses", `{"model":"m","background":true}`, ""},
@@ -139,8 +153,8 @@ func TestRoutes(t *testing.T) {
 		p    provider.Profile
 		want []string
 	}{
-		{provider.OpenAI(), []string{"/images/generations", "/chat/completions", "/completions", "/moderations", "/embeddings", "/responses"}},
-		{provider.Groq(), []string{"/chat/completions", "/embeddings", "/responses"}},
+		{provider.OpenAI(), []string{"/images/generations", "/chat/completions", "/images/edits", "/completions", "/moderations", "/embeddings", "/responses"}},
+		{provider.Groq(), []string{"/audio/transcriptions", "/audio/translations", "/chat/completions", "/embeddings", "/responses"}},
 		{provider.Profile{Endpoints: []string{"/rerank"}}, []string{"/chat/completions", "/embeddings", "/responses", "/rerank"}},
 		{provider.DashScopeBatchChat(), []string{"/chat/completions", "/embeddings", "/responses"}},
 	} {

@@ -140,6 +140,19 @@ func (r *Record) Advance(ctx context.Context, step journal.Step) error {
 	return s.failed("advance", err)
 }
 
+// Refused stores that the provider refused the create of the batch, calls wait, and stores
+// that the create is sent again. If the process ends while wait runs, another process
+// knows that the batch does not exist. An error of wait ends Refused.
+func (r *Record) Refused(ctx context.Context, inputFileID string, wait func() error) error {
+	if err := r.Advance(ctx, journal.Step{State: journal.Uploaded, InputFileID: inputFileID}); err != nil {
+		return err
+	}
+	if err := wait(); err != nil {
+		return err
+	}
+	return r.Advance(ctx, journal.Step{State: journal.Creating, InputFileID: inputFileID})
+}
+
 // Running stores that the batch exists at the provider, or will not be cancelled
 // after all.
 func (r *Record) Running(ctx context.Context, batchID string) {

@@ -3,6 +3,7 @@
 package lane
 
 import (
+	"context"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/turnaround"
@@ -40,6 +41,26 @@ type Choice struct {
 // that are known.
 func (c *Choice) Flex(book *turnaround.Book) bool {
 	return c.Mode == Flex || c.Mode == Auto && c.Deadline > 0 && c.Deadline-c.turnaround(book) < c.Wait
+}
+
+// UntilFlex is how long a call can wait for its batch until it must be sent at the flex
+// tier, to be answered within left: nine of ten calls of the kind are answered in time
+// then, or all calls where no time of the kind is known, by the timeout of the provider. 0
+// if there is no time for the flex tier.
+func UntilFlex(book *turnaround.Book, kind turnaround.Kind, timeout, left time.Duration) time.Duration {
+	if t := book.Of(kind); t.Count > 0 {
+		timeout = t.P90
+	}
+	return max(left-timeout, 0)
+}
+
+// TimeLeft is how long the caller of a call with a deadline (0: none) and that context
+// can wait for the answer; 0 if neither has a deadline.
+func TimeLeft(ctx context.Context, deadline time.Duration) time.Duration {
+	if at, ok := ctx.Deadline(); ok && (deadline == 0 || time.Until(at) < deadline) {
+		return max(time.Until(at), 1)
+	}
+	return deadline
 }
 
 // turnaround is how long nine of ten batches take.

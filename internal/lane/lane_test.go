@@ -1,7 +1,9 @@
 package lane
 
 import (
+	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/turnaround"
@@ -31,4 +33,46 @@ func TestFlex(t *testing.T) {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
 	}
+}
+
+func TestUntilFlex(t *testing.T) {
+	var book turnaround.Book
+	kind := turnaround.Kind{Provider: "openai", Model: "m", Window: "flex"}
+	for _, tt := range []struct {
+		name          string
+		left, timeout time.Duration
+		want          time.Duration
+	}{
+		{"nothing is known", time.Hour, 15 * time.Minute, 45 * time.Minute},
+		{"no time", time.Minute, 15 * time.Minute, 0},
+	} {
+		if got := UntilFlex(&book, kind, tt.timeout, tt.left); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+	book.Add("openai", "flex", []string{"m"}, 2*time.Minute)
+	if got := UntilFlex(&book, kind, 15*time.Minute, 10*time.Minute); got != 8*time.Minute {
+		t.Errorf("nine of ten calls take two minutes: %v, want 8m", got)
+	}
+}
+
+func TestTimeLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		short, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for _, tt := range []struct {
+			ctx            context.Context
+			deadline, want time.Duration
+		}{
+			{t.Context(), 0, 0}, {t.Context(), time.Hour, time.Hour}, {short, 0, time.Minute}, {short, time.Hour, time.Minute}, {short, time.Second, time.Second},
+		} {
+			if got := TimeLeft(tt.ctx, tt.deadline); got != tt.want {
+				t.Errorf("deadline %v: %v, want %v", tt.deadline, got, tt.want)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		if got := TimeLeft(short, 0); got <= 0 {
+			t.Errorf("%v after the deadline; want a moment, since 0 means that there is none", got)
+		}
+	})
 }

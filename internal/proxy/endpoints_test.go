@@ -61,7 +61,7 @@ func TestNearMissesOfTheProfile(t *testing.T) {
 		"/v1/imagesgenerations":     "/v1/images/generations",
 		"/v1/fim/completions":       "",
 		"/v1/agents/completions":    "",
-		"/v1/images/edits":          "",
+		"/v1/images/edits/":         "/v1/images/edits",
 		"/v1/images/variations":     "",
 		"/v1/audio/speech":          "",
 	} {

@@ -2,6 +2,7 @@
 package registry
 
 import (
+	"crypto/sha256"
 	"net/http"
 	"sync"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/autobatcher/autobatcher/internal/answercache"
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -208,6 +210,23 @@ func (r *Registry[R]) InRealtime(c *Call[R], read func(request *R)) (usd float64
 	defer r.mu.Unlock()
 	read(&c.Request)
 	return c.Reservation.Realtime()
+}
+
+// Fork returns a further call with the line and the cost of c, or nil if c has no caller.
+// The further call has a fingerprint of its own, so that a retry finds the line of c.
+// read makes the request of the further call, with the lock held, or reports false, and
+// then Fork returns nil.
+func (r *Registry[R]) Fork(c *Call[R], read func(*R) (R, bool)) *Call[R] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	request, ok := read(&c.Request)
+	if !ok || c.waiter == nil {
+		return nil
+	}
+	return &Call[R]{
+		Line: line.Line{URL: c.URL, Body: c.Body}, Fingerprint: sha256.Sum256(append([]byte("fork "), c.Fingerprint[:]...)),
+		Request: request, Reservation: c.Reservation.Again(),
+	}
 }
 
 // LinesOf returns the lines of the batch that has this name in the journal. create
@@ -482,11 +501,11 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 }
 
 // Dismiss says that no retry will come for a detached line, since its caller has
-// an answer from elsewhere.
+// an answer from elsewhere. Nil is no line.
 func (r *Registry[R]) Dismiss(c *Call[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c.lines == nil || c.waiter != nil { // was not sent, or has a caller again
+	if c == nil || c.lines == nil || c.waiter != nil { // was not sent, or has a caller again
 		return
 	}
 	s := c.lines

@@ -22,6 +22,7 @@ type Call struct {
 	Usage      bool   // the last event of the stream is to hold the usage
 	Background bool   // the caller wants an id at once, and asks for the answer later
 	Tier       string // the tier that the caller wants to pay for ("service_tier"); "" for the usual tier: "auto", "default" or none
+	Format     string // of the answer ("response_format"), where the body names the format by a string
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
 	input      []byte // the value of "input"; shares memory with the body
@@ -96,6 +97,8 @@ func (c *Call) readMember(name, value []byte) (streams bool) {
 		if c.Tier = text(value); c.Tier == "auto" || c.Tier == "default" {
 			c.Tier = ""
 		}
+	case "response_format":
+		c.Format = text(value)
 	case "background":
 		c.Background = string(value) == "true"
 	case "input":
