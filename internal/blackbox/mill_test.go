@@ -16,13 +16,13 @@ import (
 // lines, holds all batches until open is called, and makes the results while they are
 // read. It needs no socket, and costs little beside the Transport.
 type mill struct {
-	answer  []byte // the body of each answer
-	partial bool   // batches have results before they end
+	answer []byte // the body of each answer
 
 	opened   atomic.Bool
 	requests atomic.Int64
 	uploaded atomic.Int64 // bytes
 	created  atomic.Int64 // batches
+	files    atomic.Int64
 
 	mu    sync.Mutex
 	ids   map[string][]byte   // by file: the custom ids, lineID bytes each
@@ -39,14 +39,21 @@ func newMill(answer string) *mill {
 // open lets all batches end.
 func (m *mill) open() { m.opened.Store(true) }
 
+// forget forgets all files and batches.
+func (m *mill) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ids, m.owned = nil, nil
+}
+
 func (m *mill) RoundTrip(req *http.Request) (*http.Response, error) {
 	m.requests.Add(1)
 	path := req.URL.Path
 	name := path[strings.LastIndexByte(path, '/')+1:]
 	switch {
 	case req.Method == http.MethodPost && name == "files":
-		file := fmt.Sprint("file-", m.uploaded.Load(), "-", m.requests.Load())
 		ids := m.swallow(req.Body)
+		file := fmt.Sprint("file-", m.files.Add(1))
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.ids[file] = ids

@@ -48,7 +48,7 @@ func BenchScale(b *testing.B, fresh func(b *testing.B) journal.Store) {
 		prepare func(s *scale) (request func())
 		parts   int // of the dead owner's batches, each of which the request looks into
 	}{
-		{"Orphans", (*scale).orphans, 1},
+		{"Orphans", (*scale).orphans, s.dead},
 		{"Heartbeat", (*scale).heartbeat, 1},
 		{"TakeOver1000", (*scale).takeOver, s.dead},
 		{"TakeOver1000Miss", (*scale).miss, s.dead},
