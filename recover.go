@@ -102,7 +102,7 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 	return t.registry.LinesOf(known.Ref, func() *lineSet {
 		b := t.newBatch(t.collector.Recovered(key{account: a, window: known.Window, background: background.IsRef(known.Ref)}), recovering)
 		b.url = known.Endpoint
-		b.record = t.session.Resume(known.Ref, b.lines)
+		b.record = t.session.Resume(&known, b.lines)
 		b.lines.SetRecord(b.record)
 		b.recovered, b.names.Models, b.created = known.State, known.Models, cmp.Or(known.Created, known.Began)
 		b.status.Handle = backend.Handle{FileID: known.InputFileID, BatchID: known.BatchID}

@@ -167,7 +167,7 @@ func New(o Options) (*Transport, error) {
 		Retries: func(a *accounts.Account) journalsession.Retries { return retries{t, a} },
 	}
 	if o.Journal != nil {
-		known.Added = func() { t.start(t.rescue) }
+		known.Added = t.session.Spaced(t.rescue)
 	}
 	t.router = &router{
 		opts: &t.opts, accounts: accounts.New(known), meter: meter,

@@ -139,8 +139,9 @@ type Options struct {
 
 // A Set owns the accounts. The Set forgets an account without a batch, and with the
 // account its credentials, an hour after the last call (and forgetInterval later at the
-// most). Beyond maxAccounts the Set forgets all accounts without a batch and without a
-// limit to remember. All methods may be called concurrently.
+// most). With maxAccounts accounts, and each time that the number of accounts has doubled
+// since, the Set forgets all accounts without a batch and without a limit to remember. All
+// methods may be called concurrently.
 type Set struct {
 	opts Options
 
@@ -148,6 +149,11 @@ type Set struct {
 	known      map[accountID]*Account
 	hashes     map[journal.Hash]*Account
 	forgetting *time.Timer // until the next search for unused accounts; nil: none is planned
+
+	// full is the number of accounts at which a new account causes a search: twice as many
+	// as the last search left, so that a search costs each new account little, however many
+	// accounts have batches.
+	full int
 }
 
 // New returns a Set without accounts.
@@ -217,11 +223,9 @@ func oneLine(name string) string {
 
 // addLocked makes a new account.
 func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.Profile) *Account {
-	unused := accountUnused
-	if len(s.known) >= maxAccounts {
-		unused = 0
+	if len(s.known) >= max(s.full, maxAccounts) {
+		s.forgetLocked(0)
 	}
-	s.forgetLocked(unused)
 	identity := id.identity
 	if own != nil {
 		_, identity, _ = strings.Cut(identity, "\n")
@@ -275,6 +279,8 @@ func (s *Set) stopForgetting() {
 	}
 }
 
+// forgetLocked forgets the accounts that have been unused for a time. The caller holds
+// s.mu.
 func (s *Set) forgetLocked(unused time.Duration) {
 	for id, a := range s.known {
 		if a.batches.Load() == 0 && time.Since(a.called) >= unused && (unused > 0 || a.files.Limiter.Idle()) {
@@ -282,6 +288,7 @@ func (s *Set) forgetLocked(unused time.Duration) {
 			s.forgetHashesLocked(a)
 		}
 	}
+	s.full = 2 * len(s.known)
 }
 
 // Wake has the batch, or the background response, with the id polled at once, in the

@@ -1,6 +1,9 @@
 package caller
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // Names are what calls have in common: the models, the names of the callers and the
 // traces, each once.
@@ -16,21 +19,21 @@ const maxTraces = 128
 
 // NamesOf returns the names of calls. of returns the model and the caller of a call.
 func NamesOf[C any](calls []C, of func(C) (model string, by *Caller)) Names {
-	n := Names{Models: []string{}}
+	models, callers := make(map[string]struct{}), make(map[string]struct{})
+	var traces []string
 	for _, c := range calls {
 		model, by := of(c)
 		if model != "" {
-			n.Models = append(n.Models, model)
+			models[model] = struct{}{}
 		}
 		if by.Name != "" {
-			n.Callers = append(n.Callers, by.Name)
+			callers[by.Name] = struct{}{}
 		}
-		if by.Trace != "" && len(n.Traces) < maxTraces && !slices.Contains(n.Traces, by.Trace) {
-			n.Traces = append(n.Traces, by.Trace)
+		if by.Trace != "" && len(traces) < maxTraces && !slices.Contains(traces, by.Trace) {
+			traces = append(traces, by.Trace)
 		}
 	}
+	n := Names{Models: slices.AppendSeq([]string{}, maps.Keys(models)), Callers: slices.Sorted(maps.Keys(callers)), Traces: traces}
 	slices.Sort(n.Models)
-	slices.Sort(n.Callers)
-	n.Models, n.Callers = slices.Compact(n.Models), slices.Compact(n.Callers)
 	return n
 }

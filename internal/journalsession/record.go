@@ -43,7 +43,8 @@ type Record struct {
 	sending chan struct{} // holds a token; the goroutine that sends updates has the token
 
 	mu        sync.Mutex
-	ref       string  // the name of the batch in the journal; "" if the journal does not know the batch
+	ref       string // the name of the batch in the journal; "" if the journal does not know the batch
+	account   journal.Hash
 	delivered []int   // outbox: lines whose callers have read their answers
 	detached  bool    // outbox: BeginRelease may have lines to release
 	state     *update // outbox: the last state of the batch
@@ -65,17 +66,17 @@ func (s *Session) NewRecord(lines Lines) *Record {
 }
 
 // Resume returns the record of a batch that another process began.
-func (s *Session) Resume(ref string, lines Lines) *Record {
+func (s *Session) Resume(known *journal.Batch, lines Lines) *Record {
 	r := s.NewRecord(lines)
 	if s.store != nil {
-		r.attach(ref)
+		r.attach(known)
 	}
 	return r
 }
 
-func (r *Record) attach(ref string) {
+func (r *Record) attach(known *journal.Batch) {
 	r.mu.Lock()
-	r.ref = ref
+	r.ref, r.account = known.Ref, known.Account
 	r.mu.Unlock()
 	r.session.mu.Lock()
 	defer r.session.mu.Unlock()
@@ -102,20 +103,20 @@ func (r *Record) Begin(ctx context.Context, b journal.Batch, lines func() []jour
 	b.Ref, b.Owner = b.Ref+rand.Text(), s.owner
 	err := s.do(ctx, len(all), func(ctx context.Context) error { return s.store.Begin(ctx, b, all) })
 	if err != nil { // the journal may have stored the batch all the same
-		s.NewRecord(r.lines).forgetBatch(b.Ref)
+		s.NewRecord(r.lines).forgetBatch(&b)
 		return s.failed("begin", err)
 	}
-	r.attach(b.Ref)
+	r.attach(&b)
 	r.Detached() // callers may have left while the journal did not know their lines
 	return nil
 }
 
 // forgetBatch has the journal discard a batch that this process does not track.
-func (r *Record) forgetBatch(ref string) {
+func (r *Record) forgetBatch(b *journal.Batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.ref, r.state = ref, r.discarding()
-	r.session.setPending(r, true)
+	r.ref, r.account, r.state = b.Ref, b.Account, r.discarding()
+	r.setPendingLocked(true)
 }
 
 // Close ends the record: the batch has ended. Pending updates are still sent.
@@ -186,7 +187,7 @@ func (r *Record) setState(ctx context.Context, u *update) {
 	known := r.ref != ""
 	if known {
 		r.state = u
-		r.session.setPending(r, true)
+		r.setPendingLocked(true)
 	}
 	r.mu.Unlock()
 	if known {
@@ -231,19 +232,28 @@ func (r *Record) EndRead() { r.session.reading.Add(-1) }
 
 // wakeLocked has the outbox sent soon. The caller holds r.mu.
 func (r *Record) wakeLocked() {
-	r.session.setPending(r, true)
+	r.setPendingLocked(true)
 	if !r.waking {
 		r.waking = r.session.Start(func() { r.Flush(r.session.Context) })
 	}
 }
 
-func (s *Session) setPending(r *Record, pending bool) {
+// setPendingLocked notes whether the outbox has updates. The caller holds r.mu.
+func (r *Record) setPendingLocked(pending bool) {
+	s := r.session
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if pending {
-		s.pending[r] = struct{}{}
-	} else {
-		delete(s.pending, r)
+	ofAccount := s.pending[r.account]
+	switch {
+	case !pending:
+		delete(ofAccount, r)
+		if len(ofAccount) == 0 {
+			delete(s.pending, r.account)
+		}
+	case ofAccount == nil:
+		s.pending[r.account] = map[*Record]struct{}{r: {}}
+	default:
+		ofAccount[r] = struct{}{}
 	}
 }
 
@@ -277,7 +287,7 @@ func (r *Record) sendNext(ctx context.Context) (more bool, err error) {
 	ref, delivered, detached, state := r.ref, r.delivered, r.detached, r.state
 	if ref == "" || len(delivered) == 0 && !detached && state == nil {
 		r.delivered, r.detached, r.state = nil, false, nil
-		r.session.setPending(r, false)
+		r.setPendingLocked(false)
 		r.mu.Unlock()
 		return false, nil
 	}

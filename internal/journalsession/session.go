@@ -102,16 +102,16 @@ type Session struct {
 	reading atomic.Int64 // answers of journalled lines that callers are reading
 
 	mu        sync.Mutex
-	answered  time.Time                       // when the journal last carried out a request
-	failing   map[string]time.Time            // releases and take-overs: the first failure since the last success
-	renewed   time.Time                       // when the lease was surely renewed last
-	records   map[*Record]struct{}            // the records of batches that have not ended
-	pending   map[*Record]struct{}            // records with updates that the journal has not confirmed
-	uncertain map[journal.Hash][]journal.Hash // by account: fingerprints of take-overs whose answer was lost
-	wanted    map[journal.Hash]*wanted        // by account: calls whose lines FindSoon finds
-	finding   bool                            // a goroutine was started to find the wanted lines
-	resending bool                            // a goroutine sends pending updates again
-	logged    map[string]time.Time            // when an error was last logged, by request
+	answered  time.Time                             // when the journal last carried out a request
+	failing   map[string]time.Time                  // releases and take-overs: the first failure since the last success
+	renewed   time.Time                             // when the lease was surely renewed last
+	records   map[*Record]struct{}                  // the records of batches that have not ended
+	pending   map[journal.Hash]map[*Record]struct{} // by account: records with updates that the journal has not confirmed
+	uncertain map[journal.Hash][]journal.Hash       // by account: fingerprints of take-overs whose answer was lost
+	wanted    map[journal.Hash]*wanted              // by account: calls whose lines FindSoon finds
+	finding   bool                                  // a goroutine was started to find the wanted lines
+	resending bool                                  // a goroutine sends pending updates again
+	logged    map[string]time.Time                  // when an error was last logged, by request
 }
 
 // New opens a session with the journal. Without a journal (nil), or if the journal does
@@ -144,7 +144,7 @@ func Disabled(o Options) *Session {
 func Open(store journal.Store, o Options) (*Session, error) {
 	s := Disabled(o)
 	s.store, s.owner = store, rand.Text()
-	s.records, s.pending = make(map[*Record]struct{}), make(map[*Record]struct{})
+	s.records, s.pending = make(map[*Record]struct{}), make(map[journal.Hash]map[*Record]struct{})
 	s.wanted, s.failing = make(map[journal.Hash]*wanted), make(map[string]time.Time)
 	s.uncertain, s.logged = make(map[journal.Hash][]journal.Hash), make(map[string]time.Time)
 	s.renewed = time.Now().Round(0)
@@ -288,10 +288,19 @@ func (s *Session) Leave() {
 
 // Flush sends all pending updates. It returns false at the first update that the
 // journal did not confirm.
-func (s *Session) Flush(ctx context.Context) bool { return s.flush(ctx) == nil }
+func (s *Session) Flush(ctx context.Context) bool { return flush(ctx, s.pendingRecords()) == nil }
 
-func (s *Session) flush(ctx context.Context) error {
-	for _, r := range s.pendingRecords() {
+// flushAccount sends the pending updates of an account: other accounts have no lines for
+// its calls, and with many accounts their updates would take long.
+func (s *Session) flushAccount(ctx context.Context, account journal.Hash) error {
+	s.mu.Lock()
+	pending := slices.Collect(maps.Keys(s.pending[account]))
+	s.mu.Unlock()
+	return flush(ctx, pending)
+}
+
+func flush(ctx context.Context, records []*Record) error {
+	for _, r := range records {
 		if err := r.flush(ctx); err != nil {
 			return err
 		}
@@ -317,10 +326,13 @@ func (s *Session) resend() {
 	})
 }
 
-func (s *Session) pendingRecords() []*Record {
+func (s *Session) pendingRecords() (all []*Record) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Collect(maps.Keys(s.pending))
+	for _, records := range s.pending {
+		all = slices.AppendSeq(all, maps.Keys(records))
+	}
+	return all
 }
 
 // Orphans lists the batches that have not ended and whose owner is gone.

@@ -196,7 +196,7 @@ func TestABatchThatWasTaken(t *testing.T) {
 		if len(orphans) != 1 || orphans[0].Ref != r.Ref() {
 			t.Fatalf("orphans: %+v", orphans)
 		}
-		if mine, err := b.Resume(r.Ref(), &lines{}).Claim(t.Context()); !mine || err != nil {
+		if mine, err := b.Resume(&journal.Batch{Ref: r.Ref(), Account: account}, &lines{}).Claim(t.Context()); !mine || err != nil {
 			t.Fatalf("claim: %v, %v", mine, err)
 		}
 		if err := r.Advance(t.Context(), journal.Step{State: journal.Creating}); !errors.Is(err, journalsession.ErrTaken) {
@@ -535,7 +535,7 @@ func TestWithoutAJournal(t *testing.T) {
 	if len(s.Orphans(t.Context())) > 0 || s.Reading() > 0 || r.BeginRead() {
 		t.Error("a journal that does not exist has batches")
 	}
-	if s.Resume("b", l).Ref() != "" {
+	if s.Resume(&journal.Batch{Ref: "b"}, l).Ref() != "" {
 		t.Error("a journal that does not exist knows a batch")
 	}
 	s.TryTakeOver(t.Context(), account, wants(fingerprint), func([]journal.Taken) { t.Error("taken") })

@@ -28,9 +28,9 @@ type Place func([]journal.Taken)
 // lines meanwhile.
 //
 // Before TakeOver returns while calls wait, every other owner must have sent a
-// heartbeat, or must have expired, and all pending releases of this process must
-// have been sent; a failing journal is asked again for a while. Waiting costs
-// seconds, another line costs money. The error is not nil only where the journal
+// heartbeat, or must have expired, and all pending releases of the account by this
+// process must have been sent; a failing journal is asked again for a while. Waiting
+// costs seconds, another line costs money. The error is not nil only where the journal
 // is required.
 func (s *Session) TakeOver(ctx context.Context, account journal.Hash, waiting Waiting, place Place) error {
 	if s.store == nil {
@@ -40,7 +40,7 @@ func (s *Session) TakeOver(ctx context.Context, account journal.Hash, waiting Wa
 	var failing outage
 	for {
 		attempt := time.Now()
-		flushed := s.flush(ctx)
+		flushed := s.flushAccount(ctx, account)
 		asked, taken, err := s.takeOver(ctx, account, waiting, place)
 		again := failing.note(attempt, s.fails(flushed) || s.fails(err)) && attempt.Sub(began) < busyTimeout
 		switch {
@@ -80,7 +80,7 @@ func (s *Session) TryTakeOver(ctx context.Context, account journal.Hash, waiting
 	if s.store == nil || len(waiting()) == 0 {
 		return
 	}
-	s.Flush(ctx)
+	_ = s.flushAccount(ctx, account) // what is not released now is released, and found, later
 	_, _, err := s.takeOver(ctx, account, waiting, place)
 	s.logError("take over", err)
 }

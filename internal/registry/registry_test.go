@@ -491,7 +491,7 @@ func (p *process) place(taken []journal.Taken) { p.Place(taken, p.linesOf) }
 func (p *process) linesOf(b journal.Batch) *lines {
 	return p.LinesOf(b.Ref, func() *lines {
 		s := p.NewLines(make(chan struct{}, 1))
-		s.SetRecord(p.session.Resume(b.Ref, s))
+		s.SetRecord(p.session.Resume(&b, s))
 		return s
 	})
 }

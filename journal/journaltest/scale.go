@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,60 +23,110 @@ const (
 
 // BenchScale measures a backend whose journal has as many lines as the environment
 // variable AUTOBATCHER_JOURNAL_LINES says, by default 50,000. A tenth of the lines
-// belonged to an owner that is dead. The journal is filled once. "max-ms" is the
-// longest time that a heartbeat took while another request was at work.
+// belonged to an owner that is dead. The journal is filled once.
+//
+// The floor is the same request to a journal of two batches, in the same run. A take-over
+// looks into each large batch without an owner that the account has, so that its floor is
+// multiplied by the number of these batches, of which the floor's journal has one. With
+// "x-small" the benchmark reports how many times the floor a request took. Where the
+// variable is set, a request that took longer than maxGrowth times the floor, and more
+// than minGrowth longer, fails the benchmark. "max-ms" is the longest time that a
+// heartbeat took while another request was at work.
 func BenchScale(b *testing.B, fresh func(b *testing.B) journal.Store) {
-	lines := scaleLines
+	lines, limited := scaleLines, false
 	if text := os.Getenv(scaleVariable); text != "" {
+		limited = true
 		if _, err := fmt.Sscan(text, &lines); err != nil || lines < 10_000 {
 			b.Fatalf("%s is %q, and must be a number from 10000", scaleVariable, text)
 		}
 	}
-	s := &scale{TB: b, Store: fresh(b), lines: lines, batch: min(benchLines, lines/10)}
-	s.fill()
-	for _, measure := range []struct {
-		name string
-		run  func(b *testing.B)
+	size := min(benchLines, lines/10)
+	floor := newScale(b, fresh(b), 2*size, size)
+	s := newScale(b, fresh(b), lines, size)
+	for _, request := range []struct {
+		name    string
+		prepare func(s *scale) (request func())
+		parts   int // of the dead owner's batches, each of which the request looks into
 	}{
-		{"Orphans", s.orphans},
-		{"Heartbeat", s.heartbeat},
-		{"TakeOver1000", s.takeOver},
-		{"TakeOver1000Miss", s.miss},
-		{"Deliver1000", s.deliver},
-		{"Begin", s.begins},
-		{"BeginTenth", s.beginTenth},
-		{"ForgetTenth", s.forgetTenth},
+		{"Orphans", (*scale).orphans, s.dead},
+		{"Heartbeat", (*scale).heartbeat, 1},
+		{"TakeOver1000", (*scale).takeOver, s.dead},
+		{"TakeOver1000Miss", (*scale).miss, s.dead},
+		{"Deliver1000", (*scale).deliver, 1},
+		{"Begin", (*scale).begins, 1},
 	} {
-		b.Run(measure.name, func(b *testing.B) {
-			s.TB = b
-			measure.run(b)
+		b.Run(request.name, func(b *testing.B) {
+			s.TB, floor.TB = b, b
+			least := floor.median(request.prepare) * time.Duration(request.parts)
+			for b.Loop() {
+				b.StopTimer()
+				run := request.prepare(s)
+				b.StartTimer()
+				run()
+			}
+			each := b.Elapsed() / time.Duration(b.N)
+			b.ReportMetric(float64(each)/float64(least), "x-small")
+			if limited && each > maxGrowth*least && each-least > minGrowth {
+				b.Errorf("a request takes %v with %d lines, and %v with %d lines, for %d batches without an owner", each, lines, least, floor.lines, request.parts)
+			}
 		})
 	}
+	b.Run("BeginTenth", func(b *testing.B) { s.beginTenth(b) })
+	b.Run("ForgetTenth", func(b *testing.B) { s.forgetTenth(b) })
 }
+
+const (
+	// maxGrowth is how many times longer a request may take with all lines than with two
+	// batches: an index of ten million lines has a level or two more, and no longer fits
+	// into the cache of the backend.
+	maxGrowth = 4
+
+	// minGrowth is a difference that the disk makes by itself.
+	minGrowth = 20 * time.Millisecond
+
+	// floorRuns is the number of requests whose median is the floor.
+	floorRuns = 3
+)
 
 // A scale is a journal of many lines. Its owner is "living"; "dead" is dead.
 type scale struct {
 	testing.TB
 	journal.Store
 	lines, batch int
+	dead         int // batches of the dead owner
 	begun        int // batches
 	taken        int // lines of the dead owner
 	delivered    int // lines of the living owner
 }
 
-// fill fills the journal: the first tenth is the dead owner's.
-func (s *scale) fill() {
-	ctx := context.Background()
-	s.must(beat(ctx, s.Store, "dead", long))
-	s.must(beat(ctx, s.Store, "living", long))
-	for begun := 0; begun < s.lines; begun += s.batch {
+// newScale fills a journal with batches of so many lines: the first tenth, and one batch
+// at least, is the dead owner's.
+func newScale(b *testing.B, store journal.Store, lines, batch int) *scale {
+	s := &scale{TB: b, Store: store, lines: lines, batch: batch, dead: (lines/10 + batch - 1) / batch}
+	s.must(beat(b.Context(), s.Store, "dead", long))
+	s.must(beat(b.Context(), s.Store, "living", long))
+	for s.begun*batch < lines {
 		owner := "living"
-		if begun < s.lines/10 {
+		if s.begun < s.dead {
 			owner = "dead"
 		}
-		s.begin(owner, s.newLines(s.batch))
+		s.begin(owner, s.newLines(batch))
 	}
-	s.must(beat(ctx, s.Store, "dead", 0))
+	s.must(beat(b.Context(), s.Store, "dead", 0))
+	return s
+}
+
+// median is the median time of a request.
+func (s *scale) median(prepare func(s *scale) (request func())) time.Duration {
+	times := make([]time.Duration, floorRuns)
+	for i := range times {
+		request := prepare(s)
+		began := time.Now()
+		request()
+		times[i] = time.Since(began)
+	}
+	slices.Sort(times)
+	return times[floorRuns/2]
 }
 
 func (s *scale) must(err error) {
@@ -113,78 +164,70 @@ func scaleHash(batch, n int) (h journal.Hash) {
 	return h
 }
 
-func (s *scale) orphans(b *testing.B) {
-	for b.Loop() {
-		all, err := s.Batches(b.Context(), journal.Filter{Orphans: true})
+func (s *scale) orphans() (request func()) {
+	return func() {
+		all, err := s.Batches(context.Background(), journal.Filter{Orphans: true})
 		s.must(err)
-		if want := (s.lines/10 + s.batch - 1) / s.batch; len(all) != want {
-			b.Fatalf("%d orphans, want %d", len(all), want)
+		if len(all) != s.dead {
+			s.Fatalf("%d orphans, want %d", len(all), s.dead)
 		}
 	}
 }
 
-func (s *scale) heartbeat(b *testing.B) {
-	for b.Loop() {
-		s.must(beat(b.Context(), s.Store, "living", long))
-	}
+func (s *scale) heartbeat() (request func()) {
+	return func() { s.must(beat(context.Background(), s.Store, "living", long)) }
 }
 
 // takeOver takes over 1,000 lines of the dead owner, spread over its batches.
-func (s *scale) takeOver(b *testing.B) {
-	dead := (s.lines/10 + s.batch - 1) / s.batch
-	for b.Loop() {
-		all := make([]journal.Hash, 1000)
-		for i := range all {
-			all[i] = scaleHash(s.taken%dead, s.taken/dead%s.batch)
-			s.taken++
-		}
-		taken, err := s.TakeOver(b.Context(), "living", account, all)
+func (s *scale) takeOver() (request func()) {
+	all := make([]journal.Hash, 1000)
+	for i := range all {
+		all[i] = scaleHash(s.taken%s.dead, s.taken/s.dead%s.batch)
+		s.taken++
+	}
+	return func() {
+		taken, err := s.TakeOver(context.Background(), "living", account, all)
 		s.must(err)
-		if got, fits := len(names(taken)), s.taken <= dead*s.batch; fits && got != 1000 {
-			b.Fatalf("took %d lines, want 1000", got)
+		if got, fits := len(names(taken)), s.taken <= s.dead*s.batch; fits && got != 1000 {
+			s.Fatalf("took %d lines, want 1000", got)
 		}
 	}
 }
 
-func (s *scale) miss(b *testing.B) {
+func (s *scale) miss() (request func()) {
 	all := make([]journal.Hash, 1000)
 	for i := range all {
 		all[i] = scaleHash(1<<20, i)
 	}
-	for b.Loop() {
-		taken, err := s.TakeOver(b.Context(), "living", account, all)
+	return func() {
+		taken, err := s.TakeOver(context.Background(), "living", account, all)
 		s.must(err)
 		if len(taken) != 0 {
-			b.Fatalf("took %d lines, want none", len(names(taken)))
+			s.Fatalf("took %d lines, want none", len(names(taken)))
 		}
 	}
 }
 
 // deliver delivers 1,000 lines of a batch in the middle of the journal.
-func (s *scale) deliver(b *testing.B) {
-	ref := fmt.Sprint("batch", s.begun/2)
-	for b.Loop() {
-		ns := make([]int, 1000)
-		for i := range ns {
-			ns[i] = (s.delivered + i) % s.batch
-		}
-		s.delivered += len(ns)
-		s.must(s.Deliver(b.Context(), "living", ref, ns))
+func (s *scale) deliver() (request func()) {
+	ns := make([]int, 1000)
+	for i := range ns {
+		ns[i] = (s.delivered + i) % s.batch
+	}
+	s.delivered += len(ns)
+	return func() {
+		s.must(s.Deliver(context.Background(), "living", fmt.Sprint("batch", s.lines/s.batch/2), ns))
 	}
 }
 
-func (s *scale) begins(b *testing.B) {
-	for b.Loop() {
-		b.StopTimer()
-		lines := s.newLines(s.batch)
-		b.StartTimer()
-		s.begin("living", lines)
-	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*s.batch), "ns/line")
+func (s *scale) begins() (request func()) {
+	lines := s.newLines(s.batch)
+	return func() { s.begin("living", lines) }
 }
 
 // beginTenth begins a batch of a tenth of the journal.
 func (s *scale) beginTenth(b *testing.B) {
+	s.TB = b
 	for b.Loop() {
 		b.StopTimer()
 		lines := s.newLines(s.lines / 10)
@@ -196,6 +239,7 @@ func (s *scale) beginTenth(b *testing.B) {
 
 // forgetTenth forgets a batch of a tenth of the journal, which has ended.
 func (s *scale) forgetTenth(b *testing.B) {
+	s.TB = b
 	for b.Loop() {
 		b.StopTimer()
 		s.must(beat(b.Context(), s.Store, "tenth", long))
