@@ -43,11 +43,11 @@ func BenchmarkServe(b *testing.B) {
 	}
 }
 
-// build builds a command as its users do, and returns its file.
+// build builds a command and returns its file.
 func build(b *testing.B, folder string) string {
 	b.Helper()
 	file := filepath.Join(b.TempDir(), "command")
-	if out, err := exec.Command("go", "build", "-trimpath", "-o", file, folder).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", file, folder).CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
 	return file
