@@ -24,7 +24,8 @@ const (
 // BenchmarkServe holds 5,000 calls of 1 KB at the command, as it is installed, with a
 // Batch API in this process: autobatcher serve receives the calls, sends them in one
 // batch, and answers. The baseline is a bare server (see bareserver) under the same
-// calls, as a process, too.
+// calls, as a process, too. The command runs without a journal, and with a journal on
+// SQLite, which is its default.
 func BenchmarkServe(b *testing.B) {
 	bare, command := build(b, "./bareserver"), build(b, "../../cmd/autobatcher")
 	bodies := make([][]byte, serveCalls)
@@ -34,11 +35,14 @@ func BenchmarkServe(b *testing.B) {
 	}
 	for b.Loop() {
 		floor := holdAtBare(b, bare, bodies)
-		ours := holdAtServe(b, command, bodies)
+		ours := holdAtServe(b, command, "off", bodies)
+		journaled := holdAtServe(b, command, filepath.Join(b.TempDir(), "journal"), bodies)
 		b.ReportMetric(perCall(floor, serveCalls), "floor-cpu-µs/call")
 		b.ReportMetric(perCall(ours, serveCalls), "cpu-µs/call")
+		b.ReportMetric(perCall(journaled, serveCalls), "journal-cpu-µs/call")
 		b.ReportMetric(float64(floor.Peak)/(1<<20), "floor-peak-MB")
 		b.ReportMetric(float64(ours.Peak)/(1<<20), "peak-MB")
+		b.ReportMetric(float64(journaled.Peak)/(1<<20), "journal-peak-MB")
 		b.ReportMetric(0, "ns/op")
 	}
 }
@@ -72,12 +76,12 @@ func holdAtBare(b *testing.B, command string, bodies [][]byte) measure.Usage {
 	})
 }
 
-func holdAtServe(b *testing.B, command string, bodies [][]byte) measure.Usage {
+func holdAtServe(b *testing.B, command, journal string, bodies [][]byte) measure.Usage {
 	upstream := batchtest.NewServer(batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
 		return batchtest.Outcome{Body: l.Body, Never: true}
 	}})
 	defer upstream.Close()
-	s := start(b, `(address=|"address":")([0-9.]+:[0-9]+)`, command, "serve", "--base-url", upstream.URL, "--api-key", "key", "--port", "0",
+	s := start(b, `(address=|"address":")([0-9.]+:[0-9]+)`, command, "serve", "--base-url", upstream.URL, "--api-key", "key", "--port", "0", "--journal", journal,
 		"--batch-size", fmt.Sprint(len(bodies)), "--batch-window", "60", "--quiet-after", "0", "--poll-interval", "1")
 	defer s.stop()
 	batched := func() (n int) {
