@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -16,12 +15,12 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/measure"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
@@ -46,16 +45,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// usage is the resource usage of a server process so far.
-type usage struct {
-	Held int64
-	CPU  time.Duration
-	RSS  int64 // bytes
-}
-
 // runBenchServer serves until stdin ends. The server prints the address first, and
-// the usage for each line on stdin. The line "release" also makes the bare handler
-// respond to all calls.
+// the number of held calls for each line on stdin. The line "release" also makes the
+// bare handler respond to all calls.
 func runBenchServer(kind string) error {
 	var held atomic.Int64
 	release := make(chan struct{})
@@ -82,11 +74,7 @@ func runBenchServer(kind string) error {
 		if lines.Text() == "release" {
 			close(release)
 		}
-		line, err := json.Marshal(currentUsage(count()))
-		if err != nil {
-			return err
-		}
-		fmt.Printf("%s\n", line)
+		fmt.Println(count())
 	}
 	return nil
 }
@@ -146,20 +134,6 @@ func newFullHandler(upstream string) (http.Handler, func() int64, error) {
 	return p, func() int64 { return int64(tr.Stats().Running) }, err
 }
 
-func currentUsage(held int64) usage {
-	var r syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &r)
-	u := usage{Held: held, CPU: time.Duration(r.Utime.Nano() + r.Stime.Nano())}
-	status, _ := os.ReadFile("/proc/self/status")
-	for line := range strings.Lines(string(status)) {
-		if fields := strings.Fields(line); fields[0] == "VmRSS:" {
-			kb, _ := strconv.ParseInt(fields[1], 10, 64)
-			u.RSS = kb << 10
-		}
-	}
-	return u
-}
-
 // A benchProcess is a server in a separate process.
 type benchProcess struct {
 	address string
@@ -193,15 +167,19 @@ func startBenchProcess(b *testing.B, kind string) *benchProcess {
 	return m
 }
 
-// ask sends a command to the server and returns the usage.
-func (m *benchProcess) ask(b *testing.B, command string) usage {
+// held sends a command to the server and returns the number of held calls.
+func (m *benchProcess) held(b *testing.B, command string) (calls int) {
 	b.Helper()
 	fmt.Fprintln(m.in, command)
-	line, err := m.out.ReadBytes('\n')
-	var u usage
-	if err == nil {
-		err = json.Unmarshal(line, &u)
+	if _, err := fmt.Fscanln(m.out, &calls); err != nil {
+		b.Fatal(err)
 	}
+	return calls
+}
+
+func (m *benchProcess) usage(b *testing.B) measure.Usage {
+	b.Helper()
+	u, err := measure.Process(m.cmd.Process.Pid)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -262,23 +240,22 @@ func measureServer(b *testing.B, kind string, calls int, hold holdFunc) (cpu, me
 	}
 	m := startBenchProcess(b, kind)
 	defer m.stop()
-	idle := m.ask(b, "usage")
+	idle := m.usage(b)
 	wait := hold(b, m.address, calls)
-	held := idle
-	for deadline := time.Now().Add(2 * time.Minute); held.Held < int64(calls); held = m.ask(b, "usage") {
+	for deadline := time.Now().Add(2 * time.Minute); m.held(b, "count") < calls; time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			b.Fatalf("%d of %d calls are held", held.Held, calls)
+			b.Fatalf("fewer than %d calls are held", calls)
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
-	m.ask(b, "release")
+	held := m.usage(b)
+	m.held(b, "release")
 	for _, batch := range upstream.Batches() {
 		if err := upstream.Finish(batch.ID); err != nil {
 			b.Error(err)
 		}
 	}
 	wait()
-	end := m.ask(b, "usage")
+	end := m.usage(b)
 	n := float64(calls)
 	return float64((end.CPU - idle.CPU).Microseconds()) / n, float64(held.RSS-idle.RSS) / 1024 / n
 }
@@ -291,39 +268,31 @@ func benchBody(i int) []byte {
 	return fmt.Appendf(nil, `{"model":"m","messages":[{"role":"user","content":"call %08d %s"}]}`, i, strings.Repeat("lorem ", 320))
 }
 
-const benchHead = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer dummy\r\nContent-Type: application/json\r\n" +
-	"Accept: application/json\r\nUser-Agent: OpenAI/Go 3.96.0\r\nX-Stainless-Lang: go\r\nX-Stainless-Os: Linux\r\nX-Stainless-Arch: x64\r\n" +
-	"X-Stainless-Runtime: go\r\nX-Stainless-Runtime-Version: go1.26\r\nX-Stainless-Package-Version: 3.96.0\r\nX-Stainless-Retry-Count: 0\r\n"
-
 // holdHTTP1 sends each call on a separate connection.
 func holdHTTP1(b *testing.B, address string, calls int) func() {
-	conns := make([]net.Conn, calls)
-	for i := range conns {
-		conn, err := net.Dial("tcp", address)
+	bodies := make([][]byte, calls)
+	for i := range bodies {
+		bodies[i] = benchBody(i)
+	}
+	wait, err := measure.Hold(address, bodies)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		answers, err := wait()
 		if err != nil {
 			b.Fatal(err)
 		}
-		body := benchBody(i)
-		if _, err := fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n%s", benchHead, len(body), body); err != nil {
-			b.Fatal(err)
-		}
-		conns[i] = conn
-	}
-	return func() {
-		for i, conn := range conns {
-			res, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			checkAnswer(b, i, res, err)
-			conn.Close()
+		for i, answer := range answers {
+			if !bytes.Equal(answer, bodies[i]) {
+				b.Errorf("call %d: %d bytes", i, len(answer))
+			}
 		}
 	}
 }
 
 // holdH2C sends ten thousand calls on each connection.
 func holdH2C(b *testing.B, address string, calls int) func() {
-	header, err := http.ReadRequest(bufio.NewReader(strings.NewReader(benchHead + "\r\n")))
-	if err != nil {
-		b.Fatal(err)
-	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 256) // limits the calls that are being sent
 	var transports []*http.Transport
@@ -338,7 +307,7 @@ func holdH2C(b *testing.B, address string, calls int) func() {
 		wg.Go(func() {
 			body := &sentBody{Reader: bytes.NewReader(benchBody(i)), sent: func() { <-slots }}
 			r, _ := http.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+address+"/v1/chat/completions", body)
-			r.ContentLength, r.Header = body.Size(), header.Header
+			r.ContentLength, r.Header = body.Size(), measure.Header()
 			res, err := base.RoundTrip(r)
 			checkAnswer(b, i, res, err)
 		})
