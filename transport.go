@@ -235,11 +235,11 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	defer stop()
 	for {
 		select {
-		case a := <-w.Answer:
-			return t.answer(req, c, a, began)
+		case <-w.Ready:
+			return t.answer(req, c, w.Answer(), began)
 		case <-urgent:
 			urgent = nil
-			if len(w.Answer) == 0 {
+			if len(w.Ready) == 0 {
 				if spending, ok := t.escalator.allow(c, deadlineNear); ok {
 					return t.escalator.escalate(req, c, w, began, spending)
 				}
