@@ -100,10 +100,7 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 // fingerprint a retry of the call is known.
 func (r *router) identify(c *call, req *http.Request, raw []byte) {
 	q := &c.Request
-	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.Group}
-	if q.at.Profile.OneModel {
-		q.key.group += " " + q.model
-	}
+	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.GroupOf(q.model)}
 	r.accounts.AppendFingerprint(c.Fingerprint[:0], q.key.account, q.caller.ID, q.at.Suffix, raw)
 	q.legacy = r.accounts.LegacyFingerprint(q.key.account, q.caller.ID, q.at.Suffix, raw)
 }

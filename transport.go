@@ -213,15 +213,18 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return t.opts.Base.RoundTrip(pass)
 	}
 	observer := caller.ObserverOf(req.Context())
-	c.Freed = observer.Hold()
+	if observer != nil {
+		c.Freed = observer.Hold()
+	}
 	w, err := t.enter(c)
 	if err != nil {
 		return refuse(req, err)
 	}
-	observer.Waiting(caller.Call{
-		Model: c.Request.model, Stream: c.Request.stream,
-		Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
-	})
+	if observer != nil {
+		observer.Waiting(caller.Call{
+			Model: c.Request.model, Stream: c.Request.stream, Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
+		})
+	}
 	return t.await(req, c, w)
 }
 

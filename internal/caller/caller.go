@@ -82,16 +82,8 @@ func Observe(ctx context.Context, o Observer) context.Context {
 	return context.WithValue(ctx, observerKey{}, o)
 }
 
-// ObserverOf returns the Observer in ctx, or an Observer that does nothing.
+// ObserverOf returns the Observer in ctx, or nil.
 func ObserverOf(ctx context.Context) Observer {
-	if o, ok := ctx.Value(observerKey{}).(Observer); ok {
-		return o
-	}
-	return nobody{}
+	o, _ := ctx.Value(observerKey{}).(Observer)
+	return o
 }
-
-type nobody struct{}
-
-func (nobody) Waiting(Call) {}
-
-func (nobody) Hold() func() { return nil }
