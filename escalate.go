@@ -58,13 +58,13 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 	if next == nil {
 		return c, w
 	}
-	next.Freed = caller.ObserverOf(req.Context()).Hold()
+	next.Freed = caller.Hold(req.Context())
 	waiting, err := e.t.enter(next)
 	if err != nil { // the budget has no room, or the Transport is closing
 		return c, w
 	}
-	if found := e.t.registry.Leave(w, false); found != nil { // the batch has answered meanwhile
-		w.Answer <- found
+	if e.t.registry.Leave(w, false) != nil { // the batch has answered meanwhile
+		w.Ready <- struct{}{}
 		e.t.registry.Leave(waiting, false)
 		return c, w
 	}

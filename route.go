@@ -118,12 +118,9 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 // fingerprint a retry of the call is known, or, in the background, who knows the id.
 func (r *router) identify(c *call, req *http.Request, raw []byte, mark *background.Mark) {
 	q := &c.Request
-	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.Group}
+	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.GroupOf(q.model)}
 	if mark != nil {
 		q.key.background, c.Sent, raw = true, mark.Sent, []byte(mark.ID)
-	}
-	if q.at.Profile.OneModel {
-		q.key.group += " " + q.model
 	}
 	r.accounts.AppendFingerprint(c.Fingerprint[:0], q.key.account, q.caller.ID, q.at.Suffix, raw)
 	q.legacy = r.accounts.LegacyFingerprint(q.key.account, q.caller.ID, q.at.Suffix, raw)

@@ -222,16 +222,16 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case pass != nil:
 		return t.opts.Base.RoundTrip(pass)
 	}
-	observer := caller.ObserverOf(req.Context())
-	c.Freed = observer.Hold()
+	c.Freed = caller.Hold(req.Context())
 	w, err := t.enter(c)
 	if err != nil {
 		return t.refuse(req, err)
 	}
-	observer.Waiting(caller.Call{
-		Model: c.Request.model, Stream: c.Request.stream,
-		Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
-	})
+	if observer := caller.ObserverOf(req.Context()); observer != nil {
+		observer.Waiting(caller.Call{
+			Model: c.Request.model, Stream: c.Request.stream, Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
+		})
+	}
 	return t.await(req, c, w)
 }
 
@@ -248,16 +248,16 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	defer stop()
 	for {
 		select {
-		case a := <-w.Answer:
-			return t.answer(req, c, a, began)
+		case <-w.Ready:
+			return t.answer(req, c, w.Answer(), began)
 		case <-climb:
 			climb = nil
-			if len(w.Answer) == 0 {
+			if len(w.Ready) == 0 {
 				c, w = t.escalator.climb(req, c, w)
 			}
 		case <-urgent:
 			urgent = nil
-			if len(w.Answer) == 0 {
+			if len(w.Ready) == 0 {
 				if spending, ok := t.escalator.allow(c, deadlineNear); ok {
 					return t.escalator.escalate(req, c, w, began, spending)
 				}

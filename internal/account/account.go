@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 )
 
 // Identity returns every header of h that names an account, credentials
@@ -80,12 +82,40 @@ var (
 
 func pair(name, value string) string { return name + ": " + escape.Replace(value) }
 
+// A class says what the name of a header tells about the account.
+type class struct{ credential, tenant bool }
+
+// classes remembers the classes of names: the headers of a program have the same names in
+// each request. Callers choose the names, and so the number and the length are bounded.
+var (
+	classes sync.Map // of string to class
+	classed atomic.Int32
+)
+
+const (
+	maxClasses = 1000
+	maxName    = 100 // bytes of a name that is remembered
+)
+
+// classOf returns the class of a name.
+func classOf(name string) class {
+	if known, ok := classes.Load(name); ok {
+		return known.(class) //nolint:forcetypeassert // only classes are stored
+	}
+	c := class{credential: holdsCredential(name), tenant: namesTenant(name)}
+	if len(name) <= maxName && classed.Load() < maxClasses && classed.Add(1) <= maxClasses {
+		classes.Store(strings.Clone(name), c)
+	}
+	return c
+}
+
 // namesAccount reports whether the header name says which account pays. A wrong
 // yes only makes batches smaller, while a wrong no lets two tenants share a
 // file, so the rules prefer yes. A header that differs in every request must
 // not match, because each request would then be a batch of its own.
 func namesAccount(name string, extra []string) bool {
-	return holdsCredential(name) || namesTenant(name) || slices.ContainsFunc(extra, func(e string) bool {
+	c := classOf(name)
+	return c.credential || c.tenant || slices.ContainsFunc(extra, func(e string) bool {
 		return strings.EqualFold(e, name)
 	})
 }

@@ -187,6 +187,7 @@ func (s *Set) Of(req *http.Request, upstream string, p *provider.Profile) *Accou
 			id.identity = accountPrefix + oneLine(name) + "\n" + account.Identity(tenant, p.AccountHeaders...)
 		}
 	}
+	now := time.Now() // without the lock, which all calls take
 	s.mu.Lock()
 	a := s.known[id]
 	added := a == nil
@@ -196,7 +197,7 @@ func (s *Set) Of(req *http.Request, upstream string, p *provider.Profile) *Accou
 			s.addLegacyLocked(a, nameless)
 		}
 	}
-	a.called = time.Now()
+	a.called = now
 	s.mu.Unlock()
 	if added && s.opts.Added != nil {
 		s.opts.Added()

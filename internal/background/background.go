@@ -152,11 +152,10 @@ func isClosed(c <-chan struct{}) bool {
 // the same id for two minutes; with the header Idempotency-Key, calls with equal keys get
 // the same id at all processes with the same journal.
 func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) {
-	observer := caller.ObserverOf(req.Context())
 	j, again := s.find(req, asked)
 	if !again {
 		j.metadata = metadataOf(asked)
-		inner := s.inner(req, j, asked.Body, observer.Hold())
+		inner := s.inner(req, j, asked.Body, caller.Hold(req.Context()))
 		if !s.opts.Start(func() { s.run(j, inner, s.opts.RoundTrip) }) {
 			s.drop(j)
 			return nil, s.opts.Err
@@ -166,7 +165,9 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 	for {
 		select {
 		case call := <-j.waiting:
-			observer.Waiting(call)
+			if observer := caller.ObserverOf(req.Context()); observer != nil {
+				observer.Waiting(call)
+			}
 		case <-j.sent:
 			return j.accepted(req), nil
 		case <-j.ended:

@@ -82,16 +82,16 @@ func Observe(ctx context.Context, o Observer) context.Context {
 	return context.WithValue(ctx, observerKey{}, o)
 }
 
-// ObserverOf returns the Observer in ctx, or an Observer that does nothing.
-func ObserverOf(ctx context.Context) Observer {
-	if o, ok := ctx.Value(observerKey{}).(Observer); ok {
-		return o
+// Hold calls Hold of the Observer in ctx; nil without an Observer.
+func Hold(ctx context.Context) (release func()) {
+	if o := ObserverOf(ctx); o != nil {
+		return o.Hold()
 	}
-	return nobody{}
+	return nil
 }
 
-type nobody struct{}
-
-func (nobody) Waiting(Call) {}
-
-func (nobody) Hold() func() { return nil }
+// ObserverOf returns the Observer in ctx, or nil.
+func ObserverOf(ctx context.Context) Observer {
+	o, _ := ctx.Value(observerKey{}).(Observer)
+	return o
+}

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -29,10 +30,28 @@ type Endpoint struct {
 	Limits     collector.Limits
 	Kind
 
-	told        uint32 // read and written atomically: a bit for each entry of reasons that was logged
-	badMetadata error  // why no batch can be created with the metadata of Options
-	window      string // of calls that ask for none
-	badWindow   error  // why window is not accepted
+	lastGroup   *atomic.Pointer[group] // nil: a batch may hold several models
+	told        uint32                 // read and written atomically: a bit for each entry of reasons that was logged
+	badMetadata error                  // why no batch can be created with the metadata of Options
+	window      string                 // of calls that ask for none
+	badWindow   error                  // why window is not accepted
+}
+
+// A group is the part of a batch's key for calls that name a model.
+type group struct{ model, name string }
+
+// GroupOf returns the part of a batch's key that the URL and the model decide: the model
+// counts where a batch may hold only one. The calls of a model share the text.
+func (e *Endpoint) GroupOf(model string) string {
+	if e.lastGroup == nil {
+		return e.Group
+	}
+	last := e.lastGroup.Load()
+	if last == nil || last.model != model {
+		last = &group{model, e.Group + " " + model}
+		e.lastGroup.Store(last)
+	}
+	return last.name
 }
 
 // Accept returns the completion window of a call with a number of embedding inputs
@@ -73,8 +92,16 @@ type Options struct {
 type Table struct {
 	opts Options
 
+	last atomic.Pointer[found] // the URL that was called last, and so most often
+
 	mu    sync.Mutex
 	known map[place]*Endpoint
+}
+
+// A found is an Endpoint that was found for a URL.
+type found struct {
+	place    place
+	endpoint *Endpoint
 }
 
 // New returns an empty Table.
@@ -88,15 +115,25 @@ const (
 	maxURL       = 1000 // bytes of a URL that is remembered
 )
 
+// size is the number of bytes of the parts that a caller can make long.
+func (p *place) size() int { return len(p.host) + len(p.path) + len(p.rawPath) + len(p.query) }
+
 // Of returns the Endpoint of a URL.
 func (t *Table) Of(u *url.URL) *Endpoint {
 	p := place{u.Scheme, u.Host, u.Path, u.RawPath, u.RawQuery}
+	last := t.last.Load()
+	if last != nil && last.place == p {
+		return last.endpoint
+	}
 	t.mu.Lock()
 	e := t.known[p]
 	t.mu.Unlock()
 	if e == nil {
 		e = t.find(u)
 		t.remember(p, e)
+	}
+	if p.size() <= maxURL {
+		t.last.Store(&found{p, e})
 	}
 	return e
 }
@@ -116,7 +153,7 @@ func (t *Table) profile(u *url.URL) *provider.Profile {
 }
 
 func (t *Table) remember(p place, e *Endpoint) {
-	if len(p.host)+len(p.path)+len(p.rawPath)+len(p.query) > maxURL {
+	if p.size() > maxURL {
 		return
 	}
 	t.mu.Lock()
@@ -136,6 +173,9 @@ func (t *Table) find(u *url.URL) *Endpoint {
 	e.Deployment, _ = p.Deployment(path)
 	if p.OneEndpoint {
 		e.Group = e.Suffix
+	}
+	if p.OneModel {
+		e.lastGroup = new(atomic.Pointer[group])
 	}
 	e.Flex, e.Kind = p.Flex(e.Suffix), KindOf(p, e.Suffix)
 	e.MaxBody = maxBody(p)

@@ -71,7 +71,7 @@ func TestOf(t *testing.T) {
 			if got.Profile.Name != tt.profile {
 				t.Errorf("the profile is %s, want %s", got.Profile.Name, tt.profile)
 			}
-			got.Profile, got.window = nil, ""
+			got.Profile, got.window, got.lastGroup = nil, "", nil
 			if tt.want.Suffix == "" {
 				got.MaxBody, got.Limits = 0, collector.Limits{}
 			}

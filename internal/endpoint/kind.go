@@ -60,12 +60,14 @@ func Routes(p *provider.Profile) []string {
 // decide. If not, the request passes through. The error is a *reply.RequestError: the
 // request can be neither. The body is not read.
 func (e *Endpoint) Batches(req *http.Request, log *slog.Logger) (bool, error) {
-	switch {
-	case e.Suffix == "":
+	if e.Suffix == "" {
 		return false, nil
-	case requestbody.IsForm(req.Header) && caller.Of(req.Context()).BatchOnly:
+	}
+	form := requestbody.IsForm(req.Header)
+	switch {
+	case form && caller.Of(req.Context()).BatchOnly:
 		return false, closed("multipart", "a multipart body cannot stand on a line of a batch, and the call", "; send JSON, if the endpoint takes JSON")
-	case requestbody.IsForm(req.Header):
+	case form:
 		e.PassesThrough(log, "multipart", "no batch can hold a multipart body")
 		return false, nil
 	case e.Profile.Refusal != "":

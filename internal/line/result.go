@@ -57,49 +57,78 @@ var ErrMalformed = errors.New("not a result line")
 // line that is not strict JSON, and marks the Result as Malformed.
 func Parse(b []byte) (Result, error) {
 	b = trimBOM(b)
-	var id, response, failure []byte
-	object := Members(b, func(name, value []byte) {
-		switch string(name) {
-		case "custom_id":
-			id = value
-		case "response":
-			response = value
-		case "error":
-			failure = value
-		}
-	})
-	switch {
+	var p parts
+	switch object := p.find(b); {
 	case !object && !Valid(b):
 		return parseLenient(b)
-	case len(id) <= len(`""`) || id[0] != '"':
+	case len(p.id) <= len(`""`) || p.id[0] != '"':
 		return Result{}, ErrMalformed
 	}
-	r := Result{ID: string(unquote(id))}
-	r.readResponse(response)
+	r := Result{ID: string(unquote(p.id))}
+	r.readResponse(&p)
 	if r.Status == 0 || len(r.Body) == 0 {
-		r.readError(gjson.Parse(view(failure)))
+		r.readError(gjson.Parse(view(p.failure)))
 	}
 	return r, nil
+}
+
+// parts are the values of a result line that are read. They share memory with the line.
+type parts struct {
+	id, failure             []byte
+	status, requestID, body []byte // of the response
+}
+
+// find finds the parts of b while it validates b, in one pass. It returns false if b is
+// not a valid object. Of several members with the same name the last counts.
+func (p *parts) find(b []byte) bool {
+	return scanEnd(b, scanMembers(b, 0, func(name []byte, i int) int {
+		if string(name) == "response" {
+			return p.findInResponse(b, i)
+		}
+		end := scanValue(b, i, maxDepth-1)
+		switch {
+		case end < 0:
+		case string(name) == "custom_id":
+			p.id = b[i:end]
+		case string(name) == "error":
+			p.failure = b[i:end]
+		}
+		return end
+	}))
+}
+
+// findInResponse finds the parts of the response, which begins at b[i]. It returns the
+// index behind the response, or -1 if the response is not valid.
+func (p *parts) findInResponse(b []byte, i int) int {
+	p.status, p.requestID, p.body = nil, nil, nil
+	if b[i] != '{' {
+		return scanValue(b, i, maxDepth-1)
+	}
+	return scanMembers(b, i, func(name []byte, i int) int {
+		end := scanValue(b, i, maxDepth-2)
+		switch {
+		case end < 0:
+		case string(name) == "status_code":
+			p.status = b[i:end]
+		case string(name) == "request_id":
+			p.requestID = b[i:end]
+		case string(name) == "body":
+			p.body = b[i:end]
+		}
+		return end
+	})
 }
 
 // view is b as a string without a copy. The caller copies the parts to keep,
 // since b is the reader's buffer.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// readResponse reads {"status_code", "request_id", "body"}, or anything else. A
-// response without a usable status does not count: the member "error" holds the
-// reason then.
-func (r *Result) readResponse(response []byte) {
-	Members(response, func(name, value []byte) {
-		switch string(name) {
-		case "status_code":
-			r.Status = httpStatus(gjson.Parse(view(value)))
-		case "request_id":
-			r.RequestID = strings.Clone(gjson.Parse(view(value)).String())
-		case "body":
-			r.setBody(gjson.Parse(view(value)))
-		}
-	})
+// readResponse reads {"status_code", "request_id", "body"}. A response without a usable
+// status does not count: the member "error" holds the reason then.
+func (r *Result) readResponse(p *parts) {
+	r.Status = httpStatus(gjson.Parse(view(p.status)))
+	r.RequestID = strings.Clone(gjson.Parse(view(p.requestID)).String())
+	r.setBody(gjson.Parse(view(p.body)))
 }
 
 // setBody keeps the unchanged bytes of the body. If a model did not answer JSON,
@@ -156,7 +185,11 @@ func (r *Result) readSerialized() {
 
 // httpStatus is the final HTTP status in v, a number or a string of digits, or 0.
 func httpStatus(v gjson.Result) int {
-	status, err := strconv.Atoi(v.String())
+	text := v.Raw // of nearly every status, and String would have to convert a number
+	if v.Type != gjson.Number || len(text) != len("200") {
+		text = v.String()
+	}
+	status, err := strconv.Atoi(text)
 	if err != nil || status < 200 || status > 599 {
 		return 0
 	}

@@ -25,27 +25,41 @@ func Valid(b []byte) bool { return scanEnd(b, scanValue(b, 0, maxDepth)) }
 // returns false if b is not a valid object; visit may have been called for members
 // before the error.
 func Members(b []byte, visit func(name, value []byte)) bool {
-	i := scanSpace(b, 0)
+	return scanEnd(b, scanMembers(b, 0, func(name []byte, i int) int {
+		end := scanValue(b, i, maxDepth-1)
+		if end >= 0 {
+			visit(name, b[i:end])
+		}
+		return end
+	}))
+}
+
+// scanMembers reads an object, and space before the object. It calls value for each
+// member, in order, with the name without escapes: value reads the value of the member,
+// which begins at b[i].
+func scanMembers(b []byte, i int, value func(name []byte, i int) int) int {
+	i = scanSpace(b, i)
 	if i == len(b) || b[i] != '{' {
-		return false
+		return -1
 	}
 	i = scanSpace(b, i+1)
 	if i < len(b) && b[i] == '}' {
-		return scanEnd(b, i+1)
+		return i + 1
 	}
 	for {
 		name := i
 		end := scanString(b, name)
-		value := scanColon(b, end)
-		if value < 0 {
-			return false
+		if i = scanColon(b, end); i < 0 || i == len(b) {
+			return -1
 		}
-		if i = scanValue(b, value, maxDepth-1); i < 0 {
-			return false
+		if i = value(unquote(b[name:end]), i); i < 0 {
+			return -1
 		}
-		visit(unquote(b[name:end]), b[value:i])
 		if i = scanSpace(b, i); i == len(b) || b[i] != ',' {
-			return i < len(b) && b[i] == '}' && scanEnd(b, i+1)
+			if i < len(b) && b[i] == '}' {
+				return i + 1
+			}
+			return -1
 		}
 		i = scanSpace(b, i+1)
 	}
@@ -214,15 +228,16 @@ func scanString(b []byte, i int) int {
 }
 
 // scanPlain skips bytes that stand for themselves in a string: all bytes but the
-// quote, the backslash and control characters. It reads eight bytes at once.
+// quote, the backslash and control characters. It reads 32 bytes at once, and then eight.
 func scanPlain(b []byte, i int) int {
-	const each, high = 0x0101010101010101, 0x8080808080808080
+	for ; i+32 <= len(b); i += 32 {
+		text := b[i : i+32]
+		if special(text)|special(text[8:])|special(text[16:])|special(text[24:]) != 0 {
+			break
+		}
+	}
 	for ; i+8 <= len(b); i += 8 {
-		x := binary.LittleEndian.Uint64(b[i:])
-		quote, backslash := x^'"'*each, x^'\\'*each
-		// The highest bit of a byte is set where a subtraction borrows: where x is below
-		// a space, or where the others are 0. Above such a byte a bit may be wrong.
-		if found := ((x - ' '*each) | (quote - each) | (backslash - each)) &^ x & high; found != 0 {
+		if found := special(b[i:]); found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 	}
@@ -230,6 +245,17 @@ func scanPlain(b []byte, i int) int {
 		i++
 	}
 	return i
+}
+
+// special finds the quotes, backslashes and control characters in the first eight bytes
+// of b: the lowest bit that is set is the highest bit of the first such byte.
+func special(b []byte) uint64 {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	x := binary.LittleEndian.Uint64(b)
+	quote, backslash := x^'"'*each, x^'\\'*each
+	// The highest bit of a byte is set where a subtraction borrows: where x is below
+	// a space, or where the others are 0. Above such a byte a bit may be wrong.
+	return ((x - ' '*each) | (quote - each) | (backslash - each)) &^ x & high
 }
 
 // scanEscape reads what follows a backslash.

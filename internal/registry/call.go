@@ -46,13 +46,15 @@ type Call[R any] struct {
 	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
 	sending   bool               // an upload may read the body, without Registry.mu
 	attempts  int32              // the number of times the call was resubmitted for want of an answer
-	waiter    *Waiter[R]         // nil: the caller has gone
+	waiter    *Waiter[R]         // &asked; nil: the caller has gone
 	lines     *Lines[R]          // the lines of its batch; nil: not sent yet
 	place     int                // of its line in the input file
 	answer    *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
 	kept      *answercache.Entry // of answer
 	prev      *Call[R]           // in a chain of calls with equal fingerprints
 	next      *Call[R]
+
+	asked Waiter[R] // the caller, while and after it waits
 }
 
 // tellSentLocked reports that the batch of the call exists. The caller holds Registry.mu.
@@ -97,11 +99,15 @@ const (
 
 // A Waiter is a caller that waits for an answer.
 type Waiter[R any] struct {
-	// Answer receives the answer. The channel has room for the answer, so that the
-	// Registry never blocks.
-	Answer chan *Answer[R]
-	call   *Call[R] // guarded by Registry.mu
+	// Ready receives once, when the answer is there, and then Answer returns the answer.
+	// The channel has room, so that the Registry never blocks.
+	Ready  chan struct{}
+	answer *Answer[R] // written before Ready receives
+	call   *Call[R]
 }
+
+// Answer returns the answer. It must be called only after a receive from Ready.
+func (w *Waiter[R]) Answer() *Answer[R] { return w.answer }
 
 // A Fingerprint identifies a call: calls with the same account, URL and body
 // bytes have the same fingerprint. A retry is known by its fingerprint.

@@ -2,6 +2,7 @@
 package registry
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"net/http"
 	"sync"
@@ -74,8 +75,9 @@ func New[R any](keepFor, idleAfter time.Duration, dropped func(*Call[R])) *Regis
 // kept, or waits for a detached line; otherwise queue is true, and the user of
 // the Registry queues the call. ok is false after Close.
 func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
-	c.ID = uuid.NewString()
-	w = &Waiter[R]{Answer: make(chan *Answer[R], 1), call: c}
+	c.ID = newID()
+	w = &c.asked
+	*w = Waiter[R]{Ready: make(chan struct{}, 1), call: c}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -90,6 +92,15 @@ func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
 	}
 	r.queued.push(c)
 	return w, true, true
+}
+
+// newID returns a random custom id, a UUID. It allocates less than uuid.NewString.
+func newID() string {
+	var id uuid.UUID
+	rand.Read(id[:])          //nolint:errcheck // never fails
+	id[6] = id[6]&0x0f | 0x40 // version 4
+	id[8] = id[8]&0x3f | 0x80 // variant 10
+	return id.String()
 }
 
 // takeOverLocked gives c a kept answer or a detached line of an earlier call, and
@@ -150,7 +161,8 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 		a.line.reading = true
 		r.reading[a.line.ID] = struct{}{}
 	}
-	c.waiter.Answer <- a
+	c.waiter.answer = a
+	c.waiter.Ready <- struct{}{}
 	c.waiter = nil
 	c.freeBodyLocked()
 	if !a.Realtime { // the caller stays until the call was answered in real time
@@ -302,8 +314,8 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	select {
-	case a := <-w.Answer:
-		return a
+	case <-w.Ready:
+		return w.answer
 	default:
 	}
 	c := w.call

@@ -102,10 +102,17 @@ func heap() int64 {
 
 func ok(text string) *answer { return &answer{Answer: reply.Answer{Status: 200, Body: []byte(text)}} }
 
+// answered waits for the answer of a caller.
+func (p *process) answered(w *waiter) *answer {
+	<-w.Ready
+	return w.Answer()
+}
+
 func (p *process) wants(w *waiter, text string) *answer {
 	p.Helper()
 	select {
-	case a := <-w.Answer:
+	case <-w.Ready:
+		a := w.Answer()
 		if string(a.Body) != text {
 			p.Errorf("got %q, want %q", a.Body, text)
 		}
@@ -563,7 +570,7 @@ func TestAnAnswerThatComesDuringARelease(t *testing.T) {
 	places := s.BeginRelease() // as the session does
 	_, again, _ := p.enter("a")
 	p.Complete(c, ok("A"))
-	if len(again.Answer) > 0 {
+	if len(again.Ready) > 0 {
 		t.Error("the answer was given away, and the journal may give the line away")
 	}
 	s.FinishRelease(places)
@@ -590,7 +597,7 @@ func TestAPlacedLineHasItsKeptAnswer(t *testing.T) {
 	p.wants(first, "A")
 	next := p.NewLines(make(chan struct{}, 1))
 	next.SetRecord(p.session.NewRecord(next))
-	if claimed := p.Claim([]*call{other}, next); len(claimed) != 1 || len(second.Answer) != 0 {
+	if claimed := p.Claim([]*call{other}, next); len(claimed) != 1 || len(second.Ready) != 0 {
 		t.Error("one line answers two live calls")
 	}
 }
@@ -660,12 +667,12 @@ func TestAPlacedLineHasItsFailureInRealtime(t *testing.T) {
 		p.batch(c)
 		unknown := &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
 		p.Complete(c, &answer{Realtime: true, Instead: unknown})
-		p.EndRealtime(<-w.Answer, false, true)
+		p.EndRealtime(p.answered(w), false, true)
 		p.CallerLeft()
 		synctest.Wait() // the journal confirms the release
 		retry, again, _ := p.enter("a")
 		p.takeOver(retry)
-		if got := <-again.Answer; got != unknown {
+		if got := p.answered(again); got != unknown {
 			t.Errorf("the retry got %+v", got)
 		}
 		synctest.Wait()
@@ -746,7 +753,7 @@ func TestReservationsInRealtime(t *testing.T) {
 		},
 		"the call in real time ends": func(p *process, c *call, w *waiter, escalated *answer) {
 			p.Complete(c, escalated)
-			p.EndRealtime(<-w.Answer, false, false)
+			p.EndRealtime(p.answered(w), false, false)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

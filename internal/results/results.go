@@ -22,8 +22,8 @@ type Server interface {
 	Results(ctx context.Context, h backend.Handle, source string, from backend.Position) (*backend.Stream, error)
 }
 
-// Deliver receives a result and may keep the Result. Deliver reports whether the
-// result holds the answer to a line of the batch.
+// Deliver receives a result, and may keep the parts of the Result, but not the Result
+// itself. Deliver reports whether the result holds the answer to a line of the batch.
 type Deliver func(*line.Result) (answered bool)
 
 // A Verdict is the outcome of reading. A greater Verdict is worse.
@@ -224,8 +224,9 @@ func (r *Reader) read(ctx context.Context, s *source, deliver Deliver) error {
 	if stream.From == (backend.Position{}) {
 		s.results, s.malformed = 0, 0
 	}
+	var result line.Result // one for all lines
 	for read := 0; ; read++ {
-		result, err := stream.Next()
+		result, err = stream.Next()
 		switch {
 		case read >= r.limit && (err == nil || errors.Is(err, line.ErrMalformed) || errors.Is(err, line.ErrTooLong)):
 			s.note(stream, false)

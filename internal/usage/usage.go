@@ -6,6 +6,7 @@ package usage
 import (
 	"bytes"
 	"slices"
+	"unsafe"
 
 	"github.com/tidwall/gjson"
 )
@@ -78,7 +79,7 @@ type Names struct {
 // nil.
 func (s *Scanner) Scan(b []byte) {
 	s.usage.scan(b, `"usage"`, func(value []byte) {
-		if t, total, known := tokensOf(gjson.ParseBytes(value)); known {
+		if t, total, known := tokensOf(gjson.Parse(view(value))); known {
 			s.Tokens, s.Total = t, total
 		}
 	})
@@ -86,6 +87,9 @@ func (s *Scanner) Scan(b []byte) {
 		s.Names.scan(b)
 	}
 }
+
+// view is b as a string without a copy, for the numbers in b.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (n *Names) scanTier(b []byte) {
 	n.tier.scan(b, `"service_tier"`, func(value []byte) {
