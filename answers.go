@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
@@ -58,14 +58,14 @@ func verdictAnswer(b *batch, _ error) *answer {
 	default:
 		code, what = CodeBatchCancelled, "was cancelled before it came to this request"
 	}
-	return failure(http.StatusFailedDependency, code, "batch "+b.id()+" "+what+backend.Reasons(b.status.Problems))
+	return failure(http.StatusFailedDependency, code, lane.Name(b.key.window, b.id())+" "+what+backend.Reasons(b.status.Problems))
 }
 
 // unreadAnswer is the answer for a call whose result exists and could not be
 // downloaded. With a journal, the same call again looks for the result again.
 func unreadAnswer(b *batch, _ error) *answer {
 	a := paidFailure(CodeResultsUnread,
-		fmt.Sprintf("the results of batch %s (%s) could not be downloaded within %v: %v", b.id(), b.status.Word, b.results.Timeout(), b.results.Err()))
+		fmt.Sprintf("the results of %s (%s) could not be downloaded within %v: %v", lane.Name(b.key.window, b.id()), b.status.Word, b.results.Timeout(), b.results.Err()))
 	a.Reopen = true
 	return a
 }
@@ -88,7 +88,7 @@ func lostAnswer(b *batch, err error) *answer {
 	if errors.Is(err, errOverdue) && b.results.Verdict() > results.Missing {
 		return unreadAnswer(b, err)
 	}
-	a := paidFailure(lostCode(err), strings.TrimSuffix("batch "+b.id(), " ")+" was given up: "+err.Error())
+	a := paidFailure(lostCode(err), lane.Name(b.key.window, b.id())+" was given up: "+err.Error())
 	var failed *backend.Error
 	a.Reopen = errors.As(err, &failed) && failed.Status != http.StatusNotFound && failed.Status != http.StatusGone // the batch runs, for a credential that may be valid again
 	return a
@@ -97,19 +97,20 @@ func lostAnswer(b *batch, err error) *answer {
 // refusedAnswer tells a caller why its batch could not be created. A refusal of
 // the provider is passed on as it is; where the provider could not be reached,
 // nothing was submitted, and so a retry is safe.
-func refusedAnswer(_ *batch, err error) *answer {
+func refusedAnswer(b *batch, err error) *answer {
+	notSubmitted := lane.Name(b.key.window, "") + " could not be submitted: " + err.Error()
 	switch {
 	case errors.Is(err, journalsession.ErrFailed):
 		return failure(http.StatusServiceUnavailable, CodeJournalFailed, "the call was not submitted: "+err.Error())
 	case errors.Is(err, backend.ErrUnsure):
-		return paidFailure(CodeCreateUnknown, "the batch could not be submitted: "+err.Error())
+		return paidFailure(CodeCreateUnknown, notSubmitted)
 	}
 	var failed *backend.Error
 	switch {
 	case errors.As(err, &failed) && failed.Redirected():
 		return failure(http.StatusFailedDependency, CodeRedirected, failed.Message())
 	case failed == nil || failed.Transient() || failed.RateLimited():
-		return failure(http.StatusServiceUnavailable, CodeNotSubmitted, "the batch could not be submitted: "+err.Error())
+		return failure(http.StatusServiceUnavailable, CodeNotSubmitted, notSubmitted)
 	}
 	return &answer{Answer: reply.BatchRejected(failed.Status, failed.Body, failed.Message())}
 }
@@ -118,16 +119,16 @@ func closedAnswer(b *batch, _ error) *answer {
 	if b.id() == "" {
 		return &answer{Err: fmt.Errorf("%w before the request to %s was submitted", ErrClosed, b.url)}
 	}
-	return &answer{Err: fmt.Errorf("%w before batch %s completed", ErrClosed, b.id())}
+	return &answer{Err: fmt.Errorf("%w before %s completed", ErrClosed, lane.Name(b.key.window, b.id()))}
 }
 
 func defectAnswer(b *batch, _ error) *answer {
-	return failure(http.StatusFailedDependency, CodeInternalError, fmt.Sprintf("batch %s ended by a defect of autobatcher", b.id()))
+	return failure(http.StatusFailedDependency, CodeInternalError, lane.Name(b.key.window, b.id())+" ended by a defect of autobatcher")
 }
 
 // lineFailure is the answer for a line that got no HTTP answer.
-func lineFailure(batchID string, r *line.Result) *answer {
-	message := "batch " + batchID + " could not answer this request"
+func lineFailure(b *batch, r *line.Result) *answer {
+	message := lane.Name(b.key.window, b.id()) + " could not answer this request"
 	if why := cmp.Or(r.Message, r.Code); why != "" {
 		message += ": " + why
 	}
@@ -136,9 +137,9 @@ func lineFailure(batchID string, r *line.Result) *answer {
 
 // lineUnreadable is the answer for a line whose result cannot be read. The line
 // was paid for, and another line would be paid for, too.
-func lineUnreadable(batchID string) *answer {
+func lineUnreadable(b *batch) *answer {
 	return paidFailure(CodeLineUnreadable,
-		"batch "+batchID+" answered this request with a result line that cannot be read")
+		lane.Name(b.key.window, b.id())+" answered this request with a result line that cannot be read")
 }
 
 // lineRefused is the answer for a line that the provider refused the input for,

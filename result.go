@@ -80,11 +80,11 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 		}
 		b.t.registry.Complete(c, &answer{Answer: a})
 	case r.Malformed:
-		b.t.registry.Complete(c, lineUnreadable(b.id()))
+		b.t.registry.Complete(c, lineUnreadable(b))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	default:
-		b.giveUp(c, lineFailure(b.id(), r))
+		b.giveUp(c, lineFailure(b, r))
 	}
 	return r.Answered() || r.Malformed
 }

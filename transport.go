@@ -101,6 +101,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/eventqueue"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/registry"
@@ -267,7 +268,9 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 				return t.answer(req, c, found, began)
 			}
 			batchID, _ := t.registry.NameOf(c)
-			return late(c.Request.deadline, batchID).Response(req), nil
+			name := ""
+			t.registry.InRealtime(c, func(r *request) { name = lane.Name(r.key.window, batchID) })
+			return late(c.Request.deadline, name, batchID).Response(req), nil
 		case <-req.Context().Done():
 			t.disconnect(w)
 			if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
@@ -317,10 +320,10 @@ func logPanic(log *slog.Logger, p any, what string, args ...any) {
 }
 
 // late is the answer for a call whose deadline has come.
-func late(deadline time.Duration, batchID string) *answer {
+func late(deadline time.Duration, name, batchID string) *answer {
 	what := fmt.Sprintf("the call's deadline of %v came before the call was sent", deadline)
 	if batchID != "" {
-		what = fmt.Sprintf("batch %s did not answer within the call's deadline of %v; the same call again takes over its line", batchID, deadline)
+		what = fmt.Sprintf("%s did not answer within the call's deadline of %v; the same call again takes over its line", name, deadline)
 	}
 	a := failure(http.StatusFailedDependency, CodeDeadlineExceeded, what)
 	a.BatchID = batchID

@@ -59,7 +59,7 @@ type Backend interface {
 var (
 	// ErrUnsure is wrapped by the error of a create that may have made a batch, if
 	// the batch could not be found. A second create would risk paying twice.
-	ErrUnsure = errors.New("it is not known whether the batch was created")
+	ErrUnsure = errors.New("it is not known whether the provider accepted it")
 
 	// ErrAbsent says that a batch was never created, or that nothing of it is left.
 	ErrAbsent = errors.New("the batch was never created")
@@ -73,7 +73,7 @@ var (
 	ErrNoCapacity = errors.New("the provider has no room")
 
 	// ErrEnded is the error of Cancel for a batch that has ended.
-	ErrEnded = errors.New("the batch has ended")
+	ErrEnded = errors.New("it has ended already")
 
 	// ErrNotListed is the Err of a Status if the provider's list does not show the
 	// batch.

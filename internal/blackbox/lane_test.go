@@ -109,10 +109,11 @@ func TestFlex(t *testing.T) {
 			if r.err != nil || r.status != tt.status || r.at > tt.within {
 				s.Errorf("%d after %v, error %v, want %d within %v: %s", r.status, r.at, r.err, tt.status, tt.within, r.body)
 			}
-			if tt.code != "" {
-				if !strings.Contains(r.body, `"`+tt.code+`"`) {
-					s.Errorf("%s; want the code %s", r.body, tt.code)
-				}
+			if tt.code != "" && !strings.Contains(r.body, `"`+tt.code+`"`) {
+				s.Errorf("%s; want the code %s", r.body, tt.code)
+			}
+			if strings.HasPrefix(tt.code, "batch_") && (!strings.Contains(r.body, `"message":"the flex call`) || strings.Contains(r.body, "the batch")) {
+				s.Errorf("%s; want a message about the flex call", r.body)
 			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)

@@ -4,6 +4,7 @@ package lane
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/turnaround"
@@ -41,6 +42,18 @@ type Choice struct {
 // that are known.
 func (c *Choice) Flex(book *turnaround.Book) bool {
 	return c.Mode == Flex || c.Mode == Auto && c.Deadline > 0 && c.Deadline-c.turnaround(book) < c.Wait
+}
+
+// Name is how messages name a batch by its completion window and its id at the provider,
+// or "" before the provider has named the batch. A call at the flex tier is named as such.
+func Name(window, id string) string {
+	switch {
+	case window == provider.FlexWindow:
+		return strings.TrimSpace("the flex call " + id)
+	case id == "":
+		return "the batch"
+	}
+	return "batch " + id
 }
 
 // UntilFlex is how long a call can wait for its batch until it must be sent at the flex
