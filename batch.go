@@ -8,6 +8,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
@@ -99,7 +100,6 @@ var (
 	errAlone     = errors.New("the batch has a single call, which the flex tier answers sooner")
 	errRejected  = errors.New("the provider rejected the input")
 	errUnread    = errors.New("the results could not be read")
-	errOverdue   = errors.New("it ran a day past its completion window")
 	errPanicked  = errors.New("a defect of autobatcher")
 )
 
@@ -228,23 +228,23 @@ func (b *batch) outcome(err error) outcome {
 // in the order of the fields. The zero value of a step is to do nothing.
 type ending struct {
 	resubmit resubmission
-	answer   func(b *batch, err error) *answer // for the calls that are not resubmitted
+	answer   func(failure.Batch, error) failure.Answer // for the calls that are not resubmitted
 	event    EventName
 	files    deletion
 	record   lastUpdate
 }
 
 var endings = [...]ending{
-	outcomeDone:      {resubmitUnanswered, verdictAnswer, byStatus, deletePolicy, updateEnded},
-	outcomeRejected:  {resubmitPlanned, verdictAnswer, byStatus, deletePolicy, updateEnded},
-	outcomeUnread:    {resubmitNone, unreadAnswer, byStatus, deleteNone, updateEnded},
-	outcomeRefused:   {resubmitPlanned, refusedAnswer, BatchSubmissionFailed, deleteInput, updateDiscarded},
-	outcomeLost:      {resubmitNone, lostAnswer, BatchTerminal, deleteNone, updateEnded},
-	outcomeTakenOver: {resubmitAll, defectAnswer, noEvent, deleteInput, updateDiscarded},
-	outcomeNoCallers: {resubmitAll, defectAnswer, noEvent, deleteInput, updateDiscarded},
-	outcomeMoved:     {resubmitMoved, defectAnswer, noEvent, deleteNone, updateDiscarded},
-	outcomeClosed:    {resubmitNone, closedAnswer, noEvent, deleteNone, updateNone},
-	outcomePanicked:  {resubmitNone, defectAnswer, noEvent, deleteNone, updateNone},
+	outcomeDone:      {resubmitUnanswered, failure.Verdict, byStatus, deletePolicy, updateEnded},
+	outcomeRejected:  {resubmitPlanned, failure.Verdict, byStatus, deletePolicy, updateEnded},
+	outcomeUnread:    {resubmitNone, failure.Unread, byStatus, deleteNone, updateEnded},
+	outcomeRefused:   {resubmitPlanned, failure.Refused, BatchSubmissionFailed, deleteInput, updateDiscarded},
+	outcomeLost:      {resubmitNone, failure.Lost, BatchTerminal, deleteNone, updateEnded},
+	outcomeTakenOver: {resubmitAll, failure.Defect, noEvent, deleteInput, updateDiscarded},
+	outcomeNoCallers: {resubmitAll, failure.Defect, noEvent, deleteInput, updateDiscarded},
+	outcomeMoved:     {resubmitMoved, failure.Defect, noEvent, deleteNone, updateDiscarded},
+	outcomeClosed:    {resubmitNone, failure.Closed, noEvent, deleteNone, updateNone},
+	outcomePanicked:  {resubmitNone, failure.Defect, noEvent, deleteNone, updateNone},
 }
 
 const (
@@ -284,7 +284,7 @@ func (b *batch) end(o outcome, err error) {
 		b.submitErr = err
 	}
 	for _, c := range append(rest, b.failed...) { // failed: of a Transport that closes
-		b.giveUp(c, e.answer(b, err))
+		b.giveUp(c, failedAnswer(e.answer(b.about(), err)))
 	}
 	b.failed = nil
 	switch e.event {
@@ -313,7 +313,7 @@ func (b *batch) end(o outcome, err error) {
 func (b *batch) leave() {
 	rest, _ := b.lines.Close(false)
 	for _, c := range append(rest, b.failed...) {
-		b.t.registry.Complete(c, defectAnswer(b, nil))
+		b.t.registry.Complete(c, failedAnswer(failure.Defect(b.about(), nil)))
 	}
 	select {
 	case <-b.submitted:
@@ -407,7 +407,7 @@ func (b *batch) updateRecord(u lastUpdate, err error) {
 	case errors.Is(err, errRejected), errors.Is(err, errUnread), err == nil:
 		b.record.End(ctx, last)
 	default:
-		last.Status = lostCode(err)
+		last.Status = failure.LostCode(err)
 		b.record.End(ctx, last)
 	}
 }

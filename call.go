@@ -1,7 +1,6 @@
 package autobatcher
 
 import (
-	"net/http"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
@@ -10,7 +9,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/registry"
-	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -48,15 +46,4 @@ type key struct {
 	window     string // completion window, or provider.FlexWindow
 	group      string // endpoint and model, where a file may hold only one
 	background bool   // the callers ask for the answers later, at any process
-}
-
-// failure is an error response of autobatcher, in OpenAI's shape.
-func failure(status int, code, message string) *answer {
-	return &answer{Answer: reply.Failure(status, code, message)}
-}
-
-// paidFailure is the failure of a call whose line may be paid for: a retry within two
-// minutes gets the same failure.
-func paidFailure(code, message string) *answer {
-	return &answer{Answer: reply.Failure(http.StatusFailedDependency, code, message), Paid: true}
 }

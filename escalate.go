@@ -2,11 +2,11 @@ package autobatcher
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
+	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/realtime"
@@ -128,8 +128,7 @@ func (e *escalator) send(req *http.Request, c *call, reason string, began time.T
 	case req.Context().Err() != nil:
 		return nil, retry.ContextError(req.Context())
 	case errors.Is(err, realtime.ErrDeadline):
-		return failure(http.StatusFailedDependency, CodeDeadlineExceeded,
-			fmt.Sprintf("the call was sent in real time, and not answered within its deadline of %v", c.Request.deadline)).Response(req), nil
+		return failedAnswer(failure.LateInRealtime(c.Request.deadline)).Response(req), nil
 	}
-	return failure(http.StatusBadGateway, CodeRealtimeFailed, "the call was sent in real time, and failed: "+err.Error()).Response(req), nil
+	return failedAnswer(failure.Realtime(err)).Response(req), nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/triage"
 )
@@ -63,7 +64,7 @@ func (b *batch) resubmit(calls []*call, delay time.Duration) {
 func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) []*queue) {
 	calls = slices.DeleteFunc(calls, func(c *call) bool {
 		if c.Recalled { // has no body
-			b.t.registry.Complete(c, failure(http.StatusFailedDependency, CodeBatchLost, "the process that made this call ended, and the call cannot be sent again without that process"))
+			b.t.registry.Complete(c, failedAnswer(failure.Orphaned(b.about())))
 		}
 		return c.Recalled
 	})
@@ -128,7 +129,7 @@ func (b *batch) carryOut() {
 		case a.Status == http.StatusFailedDependency && b.lines.RetryLater(c, b.t.opts.Resubmits):
 			b.failed = append(b.failed, c) // the fault may be the provider's
 		default:
-			b.t.registry.Complete(c, lineRefused(a))
+			b.t.registry.Complete(c, failedAnswer(failure.LineRefused(a)))
 		}
 	}
 	for _, places := range b.remedy.Groups {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
@@ -52,7 +53,7 @@ func (b *batch) readResults() error {
 	}
 	switch {
 	case b.overdue:
-		return errOverdue
+		return failure.ErrOverdue
 	case b.results.Verdict() > results.Missing:
 		return errUnread
 	}
@@ -80,11 +81,11 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 		}
 		b.t.registry.Complete(c, &answer{Answer: a})
 	case r.Malformed:
-		b.t.registry.Complete(c, lineUnreadable(b))
+		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(b.about())))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	default:
-		b.giveUp(c, lineFailure(b, r))
+		b.giveUp(c, failedAnswer(failure.Line(b.about(), r)))
 	}
 	return r.Answered() || r.Malformed
 }

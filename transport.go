@@ -100,8 +100,8 @@ import (
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/endpoint"
 	"github.com/autobatcher/autobatcher/internal/eventqueue"
+	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
-	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/realtime"
 	"github.com/autobatcher/autobatcher/internal/registry"
@@ -268,9 +268,9 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 				return t.answer(req, c, found, began)
 			}
 			batchID, _ := t.registry.NameOf(c)
-			name := ""
-			t.registry.InRealtime(c, func(r *request) { name = lane.Name(r.key.window, batchID) })
-			return late(c.Request.deadline, name, batchID).Response(req), nil
+			window := ""
+			t.registry.InRealtime(c, func(r *request) { window = r.key.window })
+			return failedAnswer(failure.Late(c.Request.deadline, window, batchID)).Response(req), nil
 		case <-req.Context().Done():
 			t.disconnect(w)
 			if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
@@ -317,15 +317,4 @@ func (t *Transport) Wake(batchID string) bool { return t.router.accounts.Wake(ba
 // logPanic logs a panic in code of the user's that was recovered.
 func logPanic(log *slog.Logger, p any, what string, args ...any) {
 	log.Error(what+" panicked", append(args, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))...)
-}
-
-// late is the answer for a call whose deadline has come.
-func late(deadline time.Duration, name, batchID string) *answer {
-	what := fmt.Sprintf("the call's deadline of %v came before the call was sent", deadline)
-	if batchID != "" {
-		what = fmt.Sprintf("%s did not answer within the call's deadline of %v; the same call again takes over its line", name, deadline)
-	}
-	a := failure(http.StatusFailedDependency, CodeDeadlineExceeded, what)
-	a.BatchID = batchID
-	return a
 }

@@ -213,7 +213,7 @@ func Parasail() Behavior {
 func DeepInfra() Behavior {
 	b := plain("deepinfra")
 	b.BasePath = "/v1/openai"
-	b.Endpoints = []string{chat, embeddings}
+	b.Endpoints = []string{chat, "/v1/completions", embeddings}
 	return b
 }
 
