@@ -1,15 +1,20 @@
 // Package clients tests openai-go with `autobatcher serve --sandbox`. Each kind of call
 // is made at two proxies: at OPENAI_BASE_URL the answer is in time, at LATE_BASE_URL
-// the answer comes after status 200 and several heartbeats.
+// the answer comes after status 200 and several heartbeats. run.sh makes the calls once
+// more at proxies that send calls at the flex tier.
 package clients
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/openai/openai-go/v3"
 	"github.com/openai/openai-go/v3/option"
@@ -68,6 +73,81 @@ func chat(prompt string) openai.ChatCompletionNewParams {
 
 func response(prompt string) responses.ResponseNewParams {
 	return responses.ResponseNewParams{Model: model, Input: responses.ResponseNewParamsInputUnion{OfString: openai.String(prompt)}}
+}
+
+// mayDiffer are the members of answers that may differ between lanes: ids, times, the tier,
+// and the counts of tokens, since the sandbox counts the bytes of the whole body.
+var mayDiffer = []string{"id", "created", "created_at", "completed_at", "service_tier", "background", "prompt_tokens", "input_tokens", "total_tokens"}
+
+// same removes the members that may differ.
+func same(value any) any {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, member := range v {
+			if slices.Contains(mayDiffer, name) {
+				delete(v, name)
+			} else {
+				v[name] = same(member)
+			}
+		}
+	case []any:
+		for i := range v {
+			v[i] = same(v[i])
+		}
+	}
+	return value
+}
+
+// The same objects come in real time, in a batch, late, at the flex tier, and in the
+// background.
+func TestSameObjects(t *testing.T) {
+	realtime := option.WithHeader("Autobatcher-Mode", "realtime")
+	type object interface{ RawJSON() string }
+	asChat := func(c openai.Client, o ...option.RequestOption) (object, error) {
+		return c.Chat.Completions.New(t.Context(), chat("Hello there"), o...)
+	}
+	asResponse := func(c openai.Client, o ...option.RequestOption) (object, error) {
+		return c.Responses.New(t.Context(), response("Hello there"), o...)
+	}
+	inBackground := func(c openai.Client, o ...option.RequestOption) (object, error) {
+		body := response("Hello there")
+		body.Background = openai.Bool(true)
+		r, err := c.Responses.New(t.Context(), body, o...)
+		for err == nil && (r.Status == "queued" || r.Status == "in_progress") {
+			time.Sleep(100 * time.Millisecond)
+			r, err = c.Responses.Get(t.Context(), r.ID, responses.ResponseGetParams{})
+		}
+		return r, err
+	}
+	var want any
+	for _, lane := range []struct {
+		name, base string
+		ask        func(openai.Client, ...option.RequestOption) (object, error)
+		options    []option.RequestOption
+	}{
+		{"chat in real time", "OPENAI_BASE_URL", asChat, []option.RequestOption{realtime}},
+		{"chat", "OPENAI_BASE_URL", asChat, nil},
+		{"chat, late", "LATE_BASE_URL", asChat, nil},
+		{"response in real time", "OPENAI_BASE_URL", asResponse, []option.RequestOption{realtime}},
+		{"response", "OPENAI_BASE_URL", asResponse, nil},
+		{"response, late", "LATE_BASE_URL", asResponse, nil},
+		{"response in the background", "OPENAI_BASE_URL", inBackground, nil},
+	} {
+		answer, err := lane.ask(openai.NewClient(option.WithBaseURL(os.Getenv(lane.base))), lane.options...)
+		var got any
+		if err == nil {
+			err = json.Unmarshal([]byte(answer.RawJSON()), &got)
+		}
+		if err != nil {
+			t.Fatalf("%s: %v", lane.name, err)
+		}
+		if got = same(got); lane.options != nil {
+			want = got
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n%v, want\n%v", lane.name, got, want)
+		}
+	}
 }
 
 func TestOpenAIGo(t *testing.T) {

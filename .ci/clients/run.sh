@@ -5,7 +5,7 @@
 # answers within the grace period, the other one commits status 200 first and sends
 # heartbeats until the answer arrives. The frameworks and openai-go make the same calls
 # at two more proxies, which send calls at the flex tier: responses run in the background
-# there, and the answers must be the same as from a batch.
+# there. In all lanes, and in real time, each client must get the same objects.
 #
 # The script fails if a check fails or cannot run. AUTOBATCHER=path uses an existing
 # command instead of a new build.
@@ -73,15 +73,15 @@ serve() {
 	done
 	base=${base#OPENAI_BASE_URL=}
 }
-serve intime 10 0.2
+serve intime 10 0.2 --client-headers on
 OPENAI_BASE_URL=$base
 serve late 0.3 0.5
 LATE_BASE_URL=$base
-serve flex 10 0.2 --provider openai --mode flex --sandbox-flex-delay 0.2
+serve flex 10 0.2 --provider openai --mode flex --sandbox-flex-delay 0.2 --client-headers on
 FLEX_BASE_URL=$base
 serve flex-late 0.3 0.2 --provider openai --mode flex --sandbox-flex-delay 0.5
 FLEX_LATE_BASE_URL=$base
-export OPENAI_BASE_URL LATE_BASE_URL OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/intime.events"
+export OPENAI_BASE_URL LATE_BASE_URL FLEX_BASE_URL FLEX_LATE_BASE_URL OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/intime.events"
 unset HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
 
 failed=
@@ -117,6 +117,9 @@ step openai-node
 twice openai-node node --test --test-reporter=dot node.test.mjs
 step JavaScript frameworks
 lanes node-frameworks node --test --test-reporter=dot frameworks.test.mjs
+step same objects in each lane
+$python "$here/test_same.py" || failed="$failed python-same"
+node --test --test-reporter=dot same.test.mjs || failed="$failed node-same"
 step openai-go
 lanes go ./go.test
 step curl

@@ -58,8 +58,11 @@ func TestUntilFlex(t *testing.T) {
 
 func TestName(t *testing.T) {
 	for _, tt := range []struct{ window, id, want string }{
-		{"24h", "batch_1", "batch batch_1"}, {"24h", "", "the batch"}, {"", "batch_1", "batch batch_1"},
-		{"flex", "resp_1", "the flex call resp_1"}, {"flex", "", "the flex call"},
+		{"24h", "batch_1", "batch batch_1"},
+		{"24h", "", "the batch"},
+		{"", "batch_1", "batch batch_1"},
+		{"flex", "resp_1", "the flex call resp_1"},
+		{"flex", "", "the flex call"},
 	} {
 		if got := Name(tt.window, tt.id); got != tt.want {
 			t.Errorf("%q %q: %q, want %q", tt.window, tt.id, got, tt.want)

@@ -1,0 +1,101 @@
+// Tests that JavaScript clients get the same objects in each lane of `autobatcher serve
+// --sandbox`: in real time, in a batch, late (after status 200 and heartbeats), at the flex
+// tier, and late at the flex tier; a response also in the background. The whole objects must
+// be equal, but for the members of mayDiffer. run.sh starts the proxies.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { generateText, streamText } from "ai";
+import OpenAI from "openai";
+
+const model = "gpt-4o-mini";
+const apiKey = process.env.OPENAI_API_KEY;
+const { OPENAI_BASE_URL: batch, LATE_BASE_URL: late, FLEX_BASE_URL: flex, FLEX_LATE_BASE_URL: flexLate } = process.env;
+const realtime = { "Autobatcher-Mode": "realtime" };
+
+const mayDiffer = new Set([
+  "service_tier", "serviceTier", // the tier that was paid for
+  "background", // a response at the flex tier runs in the background
+  "created", "created_at", "completed_at", // times
+  "timestamp", "headers", // the AI SDK's own, and the headers, which name the batch
+]);
+
+// The sandbox counts the bytes of the whole body, and lanes differ in "stream" and
+// "service_tier". These counts must be there, and be more than zero.
+const counts = new Set(["prompt_tokens", "input_tokens", "total_tokens", "inputTokens", "totalTokens", "noCacheTokens"]);
+
+// same returns a value without the members that may differ between lanes.
+function same(value) {
+  if (Array.isArray(value)) return value.map(same);
+  if (typeof value === "string" && /^(chatcmpl-|cmpl-|resp_|msg_)/.test(value)) return "an id of an answer";
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(
+    Object.entries(value).filter(([k]) => !mayDiffer.has(k)).map(([k, v]) => [k, counts.has(k) && typeof v === "number" ? v > 0 : same(v)]),
+  );
+}
+
+const userMessage = (content) => [{ role: "user", content }];
+const tools = [{ type: "function", function: { name: "get_weather", parameters: { type: "object", properties: { city: { type: "string" } } } } }];
+const sdk = (call) => (baseURL, defaultHeaders, prompt) => call(new OpenAI({ baseURL, defaultHeaders }), prompt);
+
+async function background(client, input) {
+  let answer = await client.responses.create({ model, input, background: true });
+  while (answer.status === "queued" || answer.status === "in_progress") {
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    answer = await client.responses.retrieve(answer.id);
+  }
+  return answer;
+}
+
+// parts are what a result of the AI SDK consists of, without the request, which names
+// the headers.
+const parts = async ({ content, finishReason, usage, response, providerMetadata, warnings }) => {
+  const [c, f, u, r, p, w] = await Promise.all([content, finishReason, usage, response, providerMetadata, warnings]);
+  return { content: c, finishReason: f, usage: u, response: { id: r.id, modelId: r.modelId, messages: r.messages, body: r.body }, providerMetadata: p, warnings: w };
+};
+// ai returns functions that make a call with Vercel's AI SDK, not streamed and streamed.
+const ai = (modelAt) => [
+  async (baseURL, headers, prompt) => parts(await generateText({ model: modelAt(baseURL), headers, prompt })),
+  async (baseURL, headers, prompt) => {
+    const result = streamText({ model: modelAt(baseURL), headers, prompt });
+    await result.consumeStream();
+    return parts(result);
+  },
+];
+const [aiChat, aiChatStream] = ai((baseURL) => createOpenAI({ baseURL, apiKey }).chat(model));
+const [aiResponses, aiResponsesStream] = ai((baseURL) => createOpenAI({ baseURL, apiKey }).responses(model));
+const [aiCompatible, aiCompatibleStream] = ai((baseURL) => createOpenAICompatible({ name: "proxy", baseURL, apiKey })(model));
+
+const calls = {
+  "openai chat": sdk((c, prompt) => c.chat.completions.create({ model, messages: userMessage(prompt), tools })),
+  "openai chat stream": sdk((c, prompt) =>
+    c.chat.completions.stream({ model, messages: userMessage(prompt), tools, stream_options: { include_usage: true } }).finalChatCompletion()),
+  "openai chat, JSON": sdk((c, prompt) => c.chat.completions.create({ model, messages: userMessage(prompt), n: 2, response_format: { type: "json_object" } })),
+  "openai response": sdk((c, input) => c.responses.create({ model, input })),
+  "openai response stream": sdk((c, input) => c.responses.stream({ model, input }).finalResponse()),
+  "openai completion": sdk((c, prompt) => c.completions.create({ model, prompt })),
+  "openai embeddings": sdk((c, input) => c.embeddings.create({ model, input: [input, "two"], dimensions: 16 })),
+  "openai moderation": sdk((c, input) => c.moderations.create({ input: [input, "violence"] })),
+  "openai images": sdk((c, prompt) => c.images.generate({ model: "gpt-image-1", prompt, n: 2 })),
+  "ai openai chat": aiChat, "ai openai chat stream": aiChatStream,
+  "ai openai responses": aiResponses, "ai openai responses stream": aiResponsesStream,
+  "ai openai-compatible": aiCompatible, "ai openai-compatible stream": aiCompatibleStream,
+};
+const noFlex = new Set(["openai completion", "openai embeddings", "openai moderation", "openai images"]); // no provider has these at the flex tier
+const prompts = { text: "Hello there", tools: 'sandbox: call get_weather {"city":"Oslo"}' };
+
+for (const [name, ask] of Object.entries(calls)) {
+  for (const [kind, prompt] of Object.entries(prompts)) {
+    if (kind === "tools" && !/^openai (chat|response)( stream)?$/.test(name)) continue;
+    test(`${name}, ${kind}`, async () => {
+      const lanes = { batch: ask(batch, {}, prompt), late: ask(late, {}, prompt) };
+      if (!noFlex.has(name)) Object.assign(lanes, { flex: ask(flex, {}, prompt), "flex, late": ask(flexLate, {}, prompt) });
+      if (name === "openai response") lanes.background = sdk(background)(batch, {}, prompt);
+      // In real time, the sandbox streams no tool calls.
+      const want = same(await (kind === "tools" && name === "openai chat stream" ? lanes.batch : ask(batch, realtime, prompt)));
+      assert.ok(want, "there is nothing to compare");
+      for (const [lane, call] of Object.entries(lanes)) assert.deepEqual(same(await call), want, lane);
+    });
+  }
+}

@@ -1,0 +1,221 @@
+"""Tests that Python clients get the same objects in each lane of `autobatcher serve --sandbox`.
+
+Each client makes each call in real time, in a batch, late (after status 200 and
+heartbeats), at the flex tier, and late at the flex tier; a response also in the
+background. The whole objects must be equal, but for the members of MAY_DIFFER. run.sh
+starts the proxies.
+"""
+
+import asyncio
+import dataclasses
+import os
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise the import downloads a list of prices
+
+import agents
+import litellm
+import openai
+import pytest
+from agents.models.openai_chatcompletions import OpenAIChatCompletionsModel
+from agents.models.openai_responses import OpenAIResponsesModel
+from langchain_openai import ChatOpenAI
+from llama_index.core.llms import ChatMessage
+from llama_index.llms.openai import OpenAI as LlamaIndexOpenAI
+from pydantic_ai import Agent as PydanticAgent, ModelMessagesTypeAdapter
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel as PydanticResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+agents.set_tracing_disabled(True)
+litellm.suppress_debug_info = True
+
+MODEL = "gpt-4o-mini"
+KEY = os.environ["OPENAI_API_KEY"]
+REALTIME = {"Autobatcher-Mode": "realtime"}
+BATCH, LATE, FLEX, FLEX_LATE = (
+    os.environ[name] for name in ("OPENAI_BASE_URL", "LATE_BASE_URL", "FLEX_BASE_URL", "FLEX_LATE_BASE_URL")
+)
+LANES = {"batch": BATCH, "late": LATE, "flex": FLEX, "flex, late": FLEX_LATE}
+
+MAY_DIFFER = {
+    "service_tier",  # the tier that was paid for
+    "background",  # a response at the flex tier runs in the background
+    "created",  # times
+    "created_at",
+    "completed_at",
+    "request_id",  # of the HTTP response
+    "input_token_details",  # LangChain names these after the tier
+    "output_token_details",
+    "run_id",  # Pydantic AI's and LangChain's own
+    "conversation_id",
+    "timestamp",  # Pydantic AI's own, of the request
+    "_response_ms",  # LiteLLM's own
+}
+# The ids of answers begin so. The ids of tool calls must be equal.
+ANSWER_IDS = ("chatcmpl-", "cmpl-", "resp_", "msg_", "run-", "lc_run-")
+# The sandbox counts the bytes of the whole body, and lanes differ in "stream" and
+# "service_tier". These counts must be there, and be more than zero.
+COUNTS = {"prompt_tokens", "input_tokens", "total_tokens", "cost"}
+
+PROMPTS = {"text": "Hello there", "tools": 'sandbox: call get_weather {"city":"Oslo"}'}
+WEATHER = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+
+
+def messages(prompt):
+    return [{"role": "user", "content": prompt}]
+
+
+def same(value):
+    """Return value without the members that may differ between lanes."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    elif dataclasses.is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: float(v) > 0 if k in COUNTS and v is not None else same(v) for k, v in value.items() if k not in MAY_DIFFER}
+    if isinstance(value, (list, tuple)):
+        return [same(v) for v in value]
+    if isinstance(value, str) and value.startswith(ANSWER_IDS):
+        return "an id"
+    return value
+
+
+def client(base, headers):
+    return openai.AsyncOpenAI(base_url=base, default_headers=headers)
+
+
+async def chat(c, prompt):
+    return await c.chat.completions.create(
+        model=MODEL, messages=messages(prompt), tools=[{"type": "function", "function": WEATHER}]
+    )
+
+
+async def chat_stream(c, prompt):
+    async with c.chat.completions.stream(model=MODEL, messages=messages(prompt), stream_options={"include_usage": True}) as s:
+        return await s.get_final_completion()
+
+
+async def chat_object(c, prompt):
+    return await c.chat.completions.create(model=MODEL, messages=messages(prompt), n=2, response_format={"type": "json_object"})
+
+
+async def response(c, prompt):
+    return await c.responses.create(model=MODEL, input=prompt)
+
+
+async def response_stream(c, prompt):
+    async with c.responses.stream(model=MODEL, input=prompt) as s:
+        return await s.get_final_response()
+
+
+async def background(c, prompt):
+    answer = await c.responses.create(model=MODEL, input=prompt, background=True)
+    while answer.status in ("queued", "in_progress"):
+        await asyncio.sleep(0.1)
+        answer = await c.responses.retrieve(answer.id)
+    return answer
+
+
+async def completion(c, prompt):
+    return await c.completions.create(model=MODEL, prompt=prompt)
+
+
+async def embeddings(c, prompt):
+    return await c.embeddings.create(model=MODEL, input=[prompt, "two"], dimensions=16)
+
+
+async def moderation(c, prompt):
+    return await c.moderations.create(input=[prompt, "violence"])
+
+
+async def images(c, prompt):
+    return await c.images.generate(model="gpt-image-1", prompt=prompt, n=2)
+
+
+def sdk(call):
+    async def ask(base, headers, prompt):
+        async with client(base, headers) as c:
+            return await call(c, prompt)
+
+    return ask
+
+
+def langchain(use_responses_api):
+    async def ask(base, headers, prompt):
+        llm = ChatOpenAI(model=MODEL, base_url=base, default_headers=headers, use_responses_api=use_responses_api)
+        return await llm.ainvoke(prompt)
+
+    return ask
+
+
+def openai_agents(model_class):
+    async def ask(base, headers, prompt):
+        async with client(base, headers) as c:
+            agent = agents.Agent(name="echo", model=model_class(model=MODEL, openai_client=c))
+            return (await agents.Runner.run(agent, prompt)).raw_responses
+
+    return ask
+
+
+def pydantic_ai(model_class):
+    async def ask(base, headers, prompt):
+        async with client(base, headers) as c:
+            run = await PydanticAgent(model_class(MODEL, provider=OpenAIProvider(openai_client=c))).run(prompt)
+            answers = ModelMessagesTypeAdapter.dump_python(run.all_messages(), mode="json")
+            for answer in answers:
+                answer.pop("provider_url", None)  # the address of the proxy
+            return answers
+
+    return ask
+
+
+async def litellm_chat(base, headers, prompt):
+    answer = await litellm.acompletion(
+        model="openai/" + MODEL, api_base=base, api_key=KEY, messages=messages(prompt), extra_headers=headers
+    )
+    return answer
+
+
+async def llama_index(base, headers, prompt):
+    llm = LlamaIndexOpenAI(model=MODEL, api_base=base, api_key=KEY, default_headers=headers)
+    answer = await llm.achat([ChatMessage(role="user", content=prompt)])
+    return [answer.message, answer.raw]
+
+
+CALLS = {
+    "openai chat": sdk(chat),
+    "openai chat stream": sdk(chat_stream),
+    "openai chat, JSON": sdk(chat_object),
+    "openai response": sdk(response),
+    "openai response stream": sdk(response_stream),
+    "openai completion": sdk(completion),
+    "openai embeddings": sdk(embeddings),
+    "openai moderation": sdk(moderation),
+    "openai images": sdk(images),
+    "langchain chat": langchain(False),
+    "langchain responses": langchain(True),
+    "agents chat": openai_agents(OpenAIChatCompletionsModel),
+    "agents responses": openai_agents(OpenAIResponsesModel),
+    "pydantic-ai chat": pydantic_ai(OpenAIChatModel),
+    "pydantic-ai responses": pydantic_ai(PydanticResponsesModel),
+    "litellm": litellm_chat,
+    "llama-index": llama_index,
+}
+NO_FLEX = {"openai completion", "openai embeddings", "openai moderation", "openai images"}  # no provider has these at the flex tier
+TOOLS = {"openai chat", "openai response", "openai response stream"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_same_objects_in_each_lane(name):
+    async def ask_all(prompt):
+        calls = {"realtime": CALLS[name](BATCH, REALTIME, prompt)}
+        calls |= {lane: CALLS[name](base, None, prompt) for lane, base in LANES.items() if "flex" not in lane or name not in NO_FLEX}
+        if name == "openai response":
+            calls["background"] = sdk(background)(BATCH, None, prompt)
+        return dict(zip(calls, map(same, await asyncio.gather(*calls.values()))))
+
+    for kind in ["text", "tools"] if name in TOOLS else ["text"]:
+        objects = asyncio.run(ask_all(PROMPTS[kind]))
+        want = objects.pop("realtime")
+        assert want, "there is nothing to compare"
+        for lane, got in objects.items():
+            assert got == want, f"{name}, {kind}, {lane}"
