@@ -80,12 +80,22 @@ func create(client openai.Client) func(i int) {
 	}
 }
 
-// post makes a call with net/http, over a connection of its own.
+// post makes a call with net/http, over a connection of its own. The calls begin a
+// millisecond after each other, and are made again where the server has no room for the
+// connection: aiohttp's queue has room for 128.
 func post(base string) func(i int) {
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: -1}}
 	return func(i int) {
 		body := fmt.Sprintf(`{"model":"gpt-4.1-mini","messages":[{"role":"user","content":"number %d"}]}`, i)
-		res, err := client.Post(base+"/chat/completions", "application/json", strings.NewReader(body))
+		var res *http.Response
+		err := io.EOF
+		time.Sleep(time.Duration(i) * time.Millisecond)
+		for try := 0; err != nil && try < 10; try++ {
+			res, err = client.Post(base+"/chat/completions", "application/json", strings.NewReader(body))
+			if err != nil {
+				time.Sleep(time.Second)
+			}
+		}
 		if err != nil {
 			log.Fatal(err)
 		}

@@ -60,7 +60,7 @@ echo '|---|---|---|---|'
 row 'library, Python 0.10.0' "$calls" $("$work/venv/bin/python" "$here/library.py" "$base" "$calls" "$size")
 row 'library, Go' "$calls" $("$work/measure" library "$base" "$calls" "$size")
 row 'of which openai-go' "$calls" $("$work/measure" direct "$base" "$calls" "$size")
-flags="--base-url $base --api-key sk-compare --host 127.0.0.1 --batch-size $size --batch-window 1 --poll-interval 1"
+flags="--base-url $base --api-key sk-compare --host 127.0.0.1 --batch-size $size --batch-window 1 --poll-interval 1 --mode batch"
 start "$((port + 1))" "$work/venv/bin/autobatcher" serve $flags --port "$((port + 1))"
 row 'serve, Python 0.10.0' "$served" $("$work/measure" serve "http://127.0.0.1:$((port + 1))/v1" "$served" "$pid")
 start "$((port + 2))" "$command" serve $flags --port "$((port + 2))"
