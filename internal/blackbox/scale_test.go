@@ -170,7 +170,7 @@ func crowd(t *testing.T, batches, size int) toll {
 // time and in memory, and leave nothing behind. At full scale these are a million calls.
 func TestManyCalls(t *testing.T) {
 	const batches = 20
-	size := scaled(1_500, 50_000)
+	size := scaled(300, 50_000) // the race detector allows 8,128 goroutines
 	warm(batches * size)
 	crowd(t, 1, size) // what the first batch of a process costs
 	one, all := crowd(t, 1, size), crowd(t, batches, size)
@@ -297,7 +297,7 @@ func keys(t *testing.T, n int, store journal.Store) (cost toll, polls int64) {
 // Ten thousand keys, each with a batch of its own, cost per key what a few hundred cost,
 // in CPU time, memory and requests, and are forgotten an hour later.
 func TestManyKeys(t *testing.T) {
-	few := scaled(50, 500)
+	few := scaled(30, 500)
 	many := 20 * few
 	for _, tt := range []struct {
 		name  string
