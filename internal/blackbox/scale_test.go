@@ -73,7 +73,7 @@ func peak() (stop func() int64) {
 			case <-done:
 				most <- highest
 				return
-			case <-time.After(5 * time.Millisecond):
+			case <-time.After(20 * time.Millisecond):
 			}
 		}
 	}()
@@ -121,7 +121,7 @@ func crowd(t *testing.T, batches, size int) toll {
 	m, calls := newMill(completion(300)), batches*size
 	profile := provider.Generic()
 	profile.MaxLines = size
-	tr, err := autobatcher.New(autobatcher.Options{Base: m, BatchSize: size, BatchWindow: time.Hour, QuietAfter: -1, PollInterval: 10 * time.Millisecond, Provider: &profile})
+	tr, err := autobatcher.New(autobatcher.Options{Base: m, BatchSize: size, BatchWindow: time.Hour, QuietAfter: -1, PollInterval: 200 * time.Millisecond, Provider: &profile})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,7 +170,7 @@ func crowd(t *testing.T, batches, size int) toll {
 // time and in memory, and leave nothing behind. At full scale these are a million calls.
 func TestManyCalls(t *testing.T) {
 	const batches = 20
-	size := scaled(1_500, 50_000)
+	size := scaled(300, 50_000) // the race detector allows 8,128 goroutines
 	warm(batches * size)
 	crowd(t, 1, size) // what the first batch of a process costs
 	one, all := crowd(t, 1, size), crowd(t, batches, size)
@@ -185,7 +185,7 @@ func TestManyCalls(t *testing.T) {
 	if each := all.most / int64(all.calls); each > 20<<10 {
 		t.Errorf("at the peak, a call takes %d bytes of heap and stack", each)
 	}
-	if all.left > 4*mib {
+	if all.left > int64(all.calls)*32+mib { // empty maps keep some memory
 		t.Errorf("%d bytes of heap stay after %d calls have ended", all.left, all.calls)
 	}
 }
@@ -297,7 +297,7 @@ func keys(t *testing.T, n int, store journal.Store) (cost toll, polls int64) {
 // Ten thousand keys, each with a batch of its own, cost per key what a few hundred cost,
 // in CPU time, memory and requests, and are forgotten an hour later.
 func TestManyKeys(t *testing.T) {
-	few := scaled(50, 500)
+	few := scaled(30, 500)
 	many := 20 * few
 	for _, tt := range []struct {
 		name  string

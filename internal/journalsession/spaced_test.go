@@ -21,6 +21,10 @@ func TestSpaced(t *testing.T) {
 			at = append(at, time.Since(began))
 			work()
 		})
+		later := func() {
+			time.Sleep(time.Minute)
+			synctest.Wait()
+		}
 		want := func(moments ...time.Duration) {
 			t.Helper()
 			if !slices.Equal(at, moments) {
@@ -37,13 +41,13 @@ func TestSpaced(t *testing.T) {
 			soon()
 			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Minute)
+		later()
 		want(0, 500*time.Millisecond, 3*time.Second)
 		work = runtime.Goexit
 		soon()
-		time.Sleep(time.Minute)
+		later()
 		soon()
-		time.Sleep(time.Minute)
+		later()
 		if len(at) != 5 {
 			t.Errorf("called %d times, want 5: also after a call that exited the goroutine", len(at))
 		}
