@@ -6,6 +6,7 @@ var groups = []group{
 		title: "The Transport", pkg: ".", bench: "BenchmarkCalls|BenchmarkUpload", iterate: "3x",
 		rows: []row{
 			{"50,000 calls: CPU per call, against the JSONL alone", metric{"Calls", "cpu-µs/call", ""}, metric{"Calls", "floor-µs/call", ""}, 4},
+			{"50,000 calls: CPU, against the JSONL and the callers together", metric{"Calls", "x-floor+callers", "times"}, metric{}, 1.5},
 			{"50,000 calls without a Transport: CPU per call", metric{"Calls", "callers-µs/call", ""}, metric{}, 0},
 			{"memory of a held call beyond its body", metric{"Calls", "held-B/call", ""}, metric{}, 1300},
 			{"memory that an upload of 200 MB allocates", metric{"Upload", "alloc-MB", ""}, metric{}, 16},
