@@ -1,6 +1,6 @@
-# The tasks of the project: `make test`, `make bench`, …
+# The tasks of the project: `make test`, `make performance`, …
 
-.PHONY: help build test race lint fuzz bench examples ci
+.PHONY: help build test race lint fuzz performance examples ci
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,8 @@ fuzz: ## every fuzz test for FUZZTIME
 	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's|/[^/]*:func | |' | sort -u | while read -r dir f; do \
 	  echo "$$dir $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir || exit 1; done
 
-bench: ## the benchmarks of docs/performance.md
-	go test -run '^$$' -bench . -benchtime 5x .
+performance: ## run the benchmarks, and print the tables of docs/performance.md
+	go run ./internal/performance
 
 examples: ## run each example that is a Go program, offline
 	@for dir in examples/*/; do [ -f $$dir/main.go ] || continue; echo "== $$dir"; go run ./$$dir || exit 1; done
