@@ -103,10 +103,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
-		if a.FromLine() {
-			body.OnDelivered = func() { t.registry.Read(a) }
-		}
-		body.OnUndelivered = func() { t.registry.Unread(a) }
+		body.Receiver = a
 	}
 	return res, nil
 }
