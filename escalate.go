@@ -73,6 +73,21 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 	return next, waiting
 }
 
+// climbed is the Receiver of an answer to a call that has climbed: its line in the batch is
+// of no use to a retry once the caller has read the answer.
+type climbed struct {
+	*answer
+	t       *Transport
+	earlier *call
+}
+
+// Delivered implements reply.Receiver.
+func (c climbed) Delivered() {
+	if c.answer.Delivered(); c.FromLine() {
+		c.t.registry.Dismiss(c.earlier)
+	}
+}
+
 // allow reports whether a call may be sent in real time for that reason, and takes the
 // call from the budget. The call that is sent must end spending.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {

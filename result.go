@@ -106,14 +106,10 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
-		if a.FromLine() {
-			body.OnDelivered = func() {
-				if t.registry.Read(a); a.Status < 300 {
-					t.registry.Dismiss(c.Request.earlier)
-				}
-			}
+		body.Receiver = a
+		if c.Request.earlier != nil && a.Status < 300 {
+			body.Receiver = climbed{a, t, c.Request.earlier}
 		}
-		body.OnUndelivered = func() { t.registry.Unread(a) }
 	}
 	return res, nil
 }

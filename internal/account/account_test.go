@@ -1,6 +1,7 @@
 package account_test
 
 import (
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -145,6 +146,21 @@ func TestDifferentAccountsHaveDifferentIdentities(t *testing.T) {
 	} {
 		if account.Identity(pair[0]) == account.Identity(pair[1]) {
 			t.Errorf("%q and %q have the same identity", pair[0], pair[1])
+		}
+	}
+}
+
+// The class of a name is the same whether the name is remembered or not: only so many
+// names are remembered.
+func TestManyNames(t *testing.T) {
+	for i := range 3000 {
+		team, other := fmt.Sprintf("X-Team-%d", i), fmt.Sprintf("X-Request-%d", i)
+		h := http.Header{"Authorization": {"a"}, team: {"1"}, other: {"2"}}
+		want := http.Header{"Authorization": {"a"}, team: {"1"}}
+		for range 2 {
+			if diff := cmp.Diff(want, account.Headers(account.Identity(h))); diff != "" {
+				t.Fatalf("identity (-want +got):\n%s", diff)
+			}
 		}
 	}
 }

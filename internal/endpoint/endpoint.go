@@ -92,10 +92,10 @@ type Options struct {
 type Table struct {
 	opts Options
 
-	last atomic.Pointer[found] // the URL that was called last, and so most often
+	last atomic.Pointer[found] // of the last call, and so probably of the next
 
 	mu    sync.Mutex
-	known map[place]*Endpoint
+	known map[place]*found
 }
 
 // A found is an Endpoint that was found for a URL.
@@ -115,27 +115,24 @@ const (
 	maxURL       = 1000 // bytes of a URL that is remembered
 )
 
-// size is the number of bytes of the parts that a caller can make long.
-func (p *place) size() int { return len(p.host) + len(p.path) + len(p.rawPath) + len(p.query) }
-
 // Of returns the Endpoint of a URL.
 func (t *Table) Of(u *url.URL) *Endpoint {
 	p := place{u.Scheme, u.Host, u.Path, u.RawPath, u.RawQuery}
-	last := t.last.Load()
-	if last != nil && last.place == p {
+	if last := t.last.Load(); last != nil && last.place == p {
 		return last.endpoint
 	}
 	t.mu.Lock()
-	e := t.known[p]
+	f := t.known[p]
 	t.mu.Unlock()
-	if e == nil {
-		e = t.find(u)
-		t.remember(p, e)
+	if f == nil {
+		f = &found{p, t.find(u)}
+		if len(p.host)+len(p.path)+len(p.rawPath)+len(p.query) > maxURL {
+			return f.endpoint
+		}
+		t.remember(f)
 	}
-	if p.size() <= maxURL {
-		t.last.Store(&found{p, e})
-	}
-	return e
+	t.last.Store(f)
+	return f.endpoint
 }
 
 // Base returns the Upstream of the calls below the base URL u, such as
@@ -152,16 +149,13 @@ func (t *Table) profile(u *url.URL) *provider.Profile {
 	return &found
 }
 
-func (t *Table) remember(p place, e *Endpoint) {
-	if p.size() > maxURL {
-		return
-	}
+func (t *Table) remember(f *found) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known == nil || len(t.known) >= maxEndpoints {
-		t.known = make(map[place]*Endpoint)
+		t.known = make(map[place]*found)
 	}
-	t.known[p] = e
+	t.known[f.place] = f
 }
 
 func (t *Table) find(u *url.URL) *Endpoint {

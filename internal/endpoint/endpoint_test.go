@@ -143,16 +143,36 @@ func TestAcceptRefuses(t *testing.T) {
 	}
 }
 
+// Where a batch may hold only one model, calls of different models have different groups.
+func TestGroupOf(t *testing.T) {
+	u := parse(t, "https://h.test/v1/chat/completions")
+	one, several := provider.Generic(), provider.Generic()
+	one.OneModel, several.OneModel = true, false
+	e := New(Options{Profile: &one}).Of(u)
+	for _, model := range []string{"a", "a", "b", "a", ""} {
+		if got, want := e.GroupOf(model), e.Group+" "+model; got != want {
+			t.Errorf("the group of model %q is %q, want %q", model, got, want)
+		}
+	}
+	if e := New(Options{Profile: &several}).Of(u); e.GroupOf("a") != e.Group {
+		t.Errorf("the group of a model is %q, want %q", e.GroupOf("a"), e.Group)
+	}
+}
+
 // Equal URLs share an Endpoint, and callers that name many URLs cost bounded memory.
 func TestBound(t *testing.T) {
 	table := New(Options{})
 	u := parse(t, "https://api.openai.com/v1/responses")
-	if table.Of(u) != table.Of(parse(t, u.String())) {
+	first := table.Of(u)
+	if first != table.Of(parse(t, u.String())) {
 		t.Error("an equal URL has another endpoint")
 	}
+	if other := table.Of(parse(t, "https://api.openai.com/v1/embeddings")); other == first || first != table.Of(u) {
+		t.Error("after a call to another URL, the URL has another endpoint")
+	}
 	table.Of(parse(t, "https://h.test/v1/responses?x="+strings.Repeat("y", maxURL)))
-	if len(table.known) != 1 {
-		t.Errorf("%d endpoints are held, want 1: a long URL is not remembered", len(table.known))
+	if len(table.known) != 2 {
+		t.Errorf("%d endpoints are held, want 2: a long URL is not remembered", len(table.known))
 	}
 	for i := range 3 * maxEndpoints {
 		if e := table.Of(parse(t, fmt.Sprintf("https://host-%d.test/v1/responses", i))); e.Profile.Name != "generic" {

@@ -81,7 +81,31 @@ func TestValid(t *testing.T) {
 	}
 }
 
+// Strings are read many bytes at once: each byte counts at each place.
+func TestValidStrings(t *testing.T) {
+	for size := range 100 {
+		for at := range size {
+			for c, want := range map[byte]bool{'x': true, ' ': true, 0x7f: true, 0x80: true, 0xff: true, 0x1f: false, 0: false, '\\': false, '"': false} {
+				text := []byte(`"` + strings.Repeat("x", size) + `"`)
+				text[1+at] = c
+				if got := line.Valid(text); got != want {
+					t.Fatalf("byte %q at %d of a string of %d bytes: got %v, want %v", c, at, size, got, want)
+				}
+			}
+		}
+	}
+}
+
 func TestOneLine(t *testing.T) {
+	for size := range 20 { // several bytes are read at once
+		for at := range size + 1 {
+			in := `"` + strings.Repeat("x", at) + "\u2028" + strings.Repeat("x", size-at) + `"` + "\n"
+			want := `"` + strings.Repeat("x", at) + `\u2028` + strings.Repeat("x", size-at) + `"`
+			if got := string(line.OneLine([]byte(in))); got != want {
+				t.Errorf("OneLine(%q) = %q, want %q", in, got, want)
+			}
+		}
+	}
 	for in, want := range map[string]string{
 		`{"a":"b\nc"}`:                           `{"a":"b\nc"}`,
 		"{\r\n  \"a\": 1\n}\n":                   `{  "a": 1}`,
@@ -122,6 +146,31 @@ func TestParse(t *testing.T) {
 			"an error answer",
 			`{"custom_id":"a","response":{"status_code":429,"request_id":null,"body":{"error":{"message":"slow"}}},"error":null}`,
 			line.Result{ID: "a", Status: 429, Body: []byte(`{"error":{"message":"slow"}}`)},
+		},
+		{
+			"of several members the last counts",
+			`{"response":{"status_code":500,"request_id":"r","body":{}},"custom_id":"b","custom_id":"a","response":{"status_code":500,"status_c\u006fde":200,"body":{},"body":[1]}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte(`[1]`)},
+		},
+		{
+			"a response that another follows, which is none",
+			`{"custom_id":"a","response":{"status_code":200,"body":{}},"response":null,"error":{"code":"x","message":"y"}}`,
+			line.Result{ID: "a", Code: "x", Message: "y"},
+		},
+		{
+			"a deep body",
+			`{"custom_id":"a","response":{"status_code":200,"body":` + strings.Repeat("[", 9_998) + strings.Repeat("]", 9_998) + `}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte(strings.Repeat("[", 9_998) + strings.Repeat("]", 9_998))},
+		},
+		{
+			"a body that is too deep for JSON",
+			`{"custom_id":"a","response":{"status_code":200,"body":` + strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999) + `}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte(strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999)), Malformed: true},
+		},
+		{
+			"a response that is not strict JSON",
+			`{"custom_id":"a","response":{"status_code":200,"body":{"n":NaN}}}`,
+			line.Result{ID: "a", Status: 200, Body: []byte(`{"n":NaN}`), Malformed: true},
 		},
 		{
 			"a body that is a string",

@@ -30,8 +30,8 @@ func (c *heldCall) reportFailure(res *http.Response) {
 	}
 	f := Failure{BatchID: res.Header.Get("Autobatcher-Batch-Id"), Status: res.StatusCode}
 	if body, ok := res.Body.(*reply.Body); ok {
-		f.FromLine = body.OnDelivered != nil
-		f.Refused = body.OnUndelivered == nil && res.StatusCode != http.StatusFailedDependency // 424: the deadline came
+		f.FromLine = body.Receiver != nil && body.Receiver.FromLine()
+		f.Refused = body.Receiver == nil && res.StatusCode != http.StatusFailedDependency // 424: the deadline came
 		start := bufio.NewReaderSize(c.result, maxCodeSearch)
 		text, _ := start.Peek(maxCodeSearch) // an error comes again when the body is read
 		object := gjson.GetBytes(text, "error")

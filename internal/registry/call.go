@@ -129,6 +129,22 @@ type Answer[R any] struct {
 // FromLine reports whether the answer is the provider's answer to a line.
 func (a *Answer[R]) FromLine() bool { return !a.Local && !a.Realtime && a.Err == nil }
 
+// Delivered implements reply.Receiver. An answer that is not the provider's is of no
+// use to a retry.
+func (a *Answer[R]) Delivered() {
+	if a.FromLine() {
+		a.line.lines.r.Read(a)
+	}
+}
+
+// Undelivered implements reply.Receiver. An answer of Refuse belongs to no line, and is
+// not kept.
+func (a *Answer[R]) Undelivered() {
+	if a.line != nil {
+		a.line.lines.r.Unread(a)
+	}
+}
+
 // failureKeepTime is how long a failure is kept whose caller disconnected before
 // reading the failure. SDKs retry within seconds, and the retry must receive the
 // failure instead of paying for another line.

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -120,6 +122,20 @@ func (p *process) wants(w *waiter, text string) *answer {
 	default:
 		p.Errorf("no answer, want %q", text)
 		return nil
+	}
+}
+
+func TestCustomIDs(t *testing.T) {
+	r := registry.New(time.Hour, time.Hour, func(*call) {})
+	seen := make(map[string]bool)
+	for range 100 {
+		c := &call{}
+		r.Enter(c)
+		id, err := uuid.Parse(c.ID)
+		if err != nil || id.Version() != 4 || id.Variant() != uuid.RFC4122 || id.String() != c.ID || seen[c.ID] {
+			t.Errorf("the custom id is %q, %v, want a new random UUID", c.ID, err)
+		}
+		seen[c.ID] = true
 	}
 }
 

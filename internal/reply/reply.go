@@ -258,8 +258,21 @@ func looksLikeEvents(body []byte) bool {
 	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
 }
 
+// A Receiver is told whether the caller received a response. Its methods must not block.
+type Receiver interface {
+	// FromLine reports whether the provider answered the line of the call.
+	FromLine() bool
+
+	// Delivered is called at most once, when the caller received the response.
+	Delivered()
+
+	// Undelivered is called at most once, when the caller did not receive the response.
+	// Undelivered may follow Delivered: see MarkUndelivered.
+	Undelivered()
+}
+
 // A Body is the body of a response that reports whether the caller received the
-// response. Set OnDelivered and OnUndelivered before the first Read.
+// response. Set Receiver before the first Read.
 //
 // A caller received the response if the caller read to the end, or closed the Body
 // while the context of the request was not done. A caller did not receive the
@@ -269,14 +282,8 @@ type Body struct {
 	r   bytes.Reader
 	ctx context.Context // the context of the caller's request
 
-	// OnDelivered is called at most once, when the caller received the response.
-	// Nil: no call.
-	OnDelivered func()
-
-	// OnUndelivered is called at most once, when the caller did not receive the
-	// response. OnUndelivered may follow OnDelivered: see MarkUndelivered. Nil: no
-	// call, and Close counts as delivery.
-	OnUndelivered func()
+	Receiver Receiver // nil: nobody is told, or nobody has to be told any more
+	told     bool     // Delivered was called
 }
 
 // Len returns the number of unread bytes.
@@ -301,10 +308,10 @@ func (b *Body) WriteTo(w io.Writer) (int64, error) {
 }
 
 func (b *Body) delivered() {
-	if b.OnDelivered != nil {
-		b.OnDelivered()
+	if b.Receiver != nil && !b.told {
+		b.told = true
+		b.Receiver.Delivered()
 	}
-	b.OnDelivered = nil
 }
 
 // Close implements io.Closer. Close may be called several times.
@@ -312,8 +319,8 @@ func (b *Body) Close() error {
 	if b.Len() > 0 && b.ctx.Err() != nil {
 		b.MarkUndelivered()
 	}
-	b.OnUndelivered = nil
 	b.delivered()
+	b.Receiver = nil
 	return nil
 }
 
@@ -321,11 +328,10 @@ func (b *Body) Close() error {
 // to the end. A proxy reads the Body and then may fail to send the bytes to the
 // client. Calls after the first call and after Close have no effect.
 func (b *Body) MarkUndelivered() {
-	if b.OnUndelivered != nil {
-		b.OnUndelivered()
-		b.OnDelivered = nil
+	if r := b.Receiver; r != nil {
+		b.Receiver = nil
+		r.Undelivered()
 	}
-	b.OnUndelivered = nil
 }
 
 // A RequestError says why a request cannot be batched. Response returns the

@@ -205,8 +205,8 @@ func TestUndelivered(t *testing.T) {
 		defer cancel()
 		a := reply.Answer{Status: 200, Body: []byte("{}")}
 		body := a.Response(request().WithContext(ctx)).Body.(*reply.Body)
-		undelivered := 0
-		body.OnUndelivered = func() { undelivered++ }
+		var told receiver
+		body.Receiver = &told
 		if tt.read {
 			io.Copy(io.Discard, body)
 		}
@@ -215,8 +215,15 @@ func TestUndelivered(t *testing.T) {
 		}
 		body.Close()
 		body.Close()
-		if undelivered != tt.want {
-			t.Errorf("%s: OnUndelivered called %d times, want %d", tt.name, undelivered, tt.want)
+		if told.undelivered != tt.want || told.delivered != 1-tt.want {
+			t.Errorf("%s: delivered %d times, undelivered %d times, want %d", tt.name, told.delivered, told.undelivered, tt.want)
 		}
 	}
 }
+
+// A receiver counts what it is told.
+type receiver struct{ delivered, undelivered int }
+
+func (r *receiver) FromLine() bool { return true }
+func (r *receiver) Delivered()     { r.delivered++ }
+func (r *receiver) Undelivered()   { r.undelivered++ }

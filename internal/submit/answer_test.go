@@ -60,6 +60,13 @@ func TestAnswersInPieces(t *testing.T) {
 	}
 }
 
+// A receiver calls a function for each thing that it is told.
+type receiver struct{ delivered, undelivered func() }
+
+func (r receiver) FromLine() bool { return true }
+func (r receiver) Delivered()     { r.delivered() }
+func (r receiver) Undelivered()   { r.undelivered() }
+
 // An answer counts as delivered when it is stored, and not before. An answer that
 // cannot be stored is not delivered.
 func TestStoredBeforeDelivered(t *testing.T) {
@@ -73,13 +80,15 @@ func TestStoredBeforeDelivered(t *testing.T) {
 				req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "/", http.NoBody)
 				res := (&kept.Answer{Status: 200, Body: []byte(body)}).Response(req)
 				b := res.Body.(*kept.Body)
-				b.OnDelivered = func() {
-					reports = append(reports, "delivered")
-					if !part.Has(1) {
-						t.Error("delivered before it was stored")
-					}
+				b.Receiver = receiver{
+					delivered: func() {
+						reports = append(reports, "delivered")
+						if !part.Has(1) {
+							t.Error("delivered before it was stored")
+						}
+					},
+					undelivered: func() { reports = append(reports, "undelivered") },
 				}
-				b.OnUndelivered = func() { reports = append(reports, "undelivered") }
 				if full {
 					if err := part.Close(); err != nil { // the result cannot be written
 						t.Error(err)
