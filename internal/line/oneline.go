@@ -41,7 +41,8 @@ func printable(b []byte) bool {
 	const each, high = 0x0101010101010101, 0x8080808080808080
 	for ; len(b) >= 8; b = b[8:] {
 		x := binary.LittleEndian.Uint64(b)
-		if (x|x-' '*each)&high != 0 { // a subtraction borrows where a byte is below a space
+		control := x - ' '*each // borrows where a byte is below a space
+		if (control|x)&high != 0 {
 			return false
 		}
 	}
