@@ -59,14 +59,17 @@ func PrefersAsync(h http.Header) bool {
 
 // The ids begin with what the ids of the provider do not begin with.
 const (
-	responsePrefix = "resp_autobatcher_"
-	asyncPrefix    = "call_autobatcher_"
+	ids            = "_autobatcher_" // in each
+	responsePrefix = "resp" + ids
+	asyncPrefix    = "call" + ids
 )
 
 var target = regexp.MustCompile(`^(.*)/((?:resp|call)_autobatcher_[0-9a-f]{32})(/cancel)?$`)
 
 // IsTarget reports whether a path names an answer of this package.
-func IsTarget(path string) bool { return target.MatchString(path) }
+func IsTarget(path string) bool {
+	return strings.Contains(path, ids) && target.MatchString(path)
+}
 
 // refPrefix begins the names that batches in the background have in the journal, so that
 // no process cancels such a batch because no caller waits. Other names are of capital

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -26,7 +27,7 @@ const (
 // Serve answers a request that names an id of this package: GET, DELETE, and POST …/cancel.
 // For any other request ok is false.
 func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
-	if req.URL == nil {
+	if req.URL == nil || !strings.Contains(req.URL.Path, ids) { // no expression is matched with the path of each call
 		return nil, false
 	}
 	parts := target.FindStringSubmatch(req.URL.EscapedPath())
