@@ -140,7 +140,7 @@ func (b *batch) isKept() bool {
 	if !b.key.background || b.record.Ref() == "" || time.Since(b.created) > b.t.opts.KeepFor {
 		return false
 	}
-	known, err := b.record.Look(b.t.ctx)
+	known, err := b.record.Look(b.t.journalCtx)
 	return err != nil || known.Delivered < known.Lines
 }
 

@@ -264,18 +264,10 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 				}
 			}
 		case <-deadline:
-			if found := t.registry.Leave(w, false); found != nil {
-				return t.answer(req, c, found, began)
-			}
-			batchID, _ := t.registry.NameOf(c)
-			window := ""
-			t.registry.InRealtime(c, func(r *request) { window = r.key.window })
-			return failedAnswer(failure.Late(c.Request.deadline, window, batchID)).Response(req), nil
+			return t.tooLate(req, c, w, began)
 		case <-req.Context().Done():
 			t.disconnect(w)
-			if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
-				t.registry.Dismiss(c)
-			}
+			t.dismissWithdrawn(req, c)
 			return nil, retry.ContextError(req.Context())
 		case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
 			t.disconnect(w)
@@ -284,12 +276,31 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 	}
 }
 
+// tooLate answers a call whose deadline has come. await does not do so itself, since its
+// goroutine would wait with room for failures on its stack.
+func (t *Transport) tooLate(req *http.Request, c *call, w *waiter, began time.Time) (*http.Response, error) {
+	if found := t.registry.Leave(w, false); found != nil {
+		return t.answer(req, c, found, began)
+	}
+	batchID, _ := t.registry.NameOf(c)
+	window := ""
+	t.registry.InRealtime(c, func(r *request) { window = r.key.window })
+	return failedAnswer(failure.Late(c.Request.deadline, window, batchID)).Response(req), nil
+}
+
 // answer gives the caller its answer, or gets one in real time.
 func (t *Transport) answer(req *http.Request, c *call, a *answer, began time.Time) (*http.Response, error) {
 	if a.Realtime {
 		return t.escalator.send(req, c, a.Instead.ErrorMessage(), began, a.Spending, func(served, left bool) { t.registry.EndRealtime(a, served, left) })
 	}
 	return t.respond(req, c, a)
+}
+
+// dismissWithdrawn says that no retry comes for a call in the background that was withdrawn.
+func (t *Transport) dismissWithdrawn(req *http.Request, c *call) {
+	if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
+		t.registry.Dismiss(c)
+	}
 }
 
 // disconnect is the leaving of a caller that would not read an answer: an answer

@@ -37,9 +37,30 @@ var mutants = []mutant{
 	{
 		name: "Close cancels batches that have ended",
 		file: "close.go",
-		old:  "		if b.status.Phase == backend.Ended {\n",
-		new:  "		if b.status.Phase == backend.Ended && b.overdue {\n",
+		old:  "		if b.status.Phase == backend.Ended || b.isKept() {\n",
+		new:  "		if b.isKept() {\n",
 		test: &test{"./internal/blackbox", "TestCloseDoesNotCancelACompletedBatch"},
+	},
+	{
+		name: "Close cancels batches of calls in the background",
+		file: "close.go",
+		old:  "		if b.status.Phase == backend.Ended || b.isKept() {\n",
+		new:  "		if b.status.Phase == backend.Ended {\n",
+		test: &test{"./internal/blackbox", "TestBackgroundOutlivesItsProcess"},
+	},
+	{
+		name: "a batch of calls in the background is cancelled without callers",
+		file: "poll.go",
+		old:  "	if b.isKept() || !b.lines.BeginCancel(true) {\n",
+		new:  "	if !b.lines.BeginCancel(true) {\n",
+		test: &test{"./internal/blackbox", "TestBackgroundOutlivesItsProcess"},
+	},
+	{
+		name: "the answer of a call in the background is delivered once",
+		file: "internal/background/background.go",
+		old:  "		body.MarkUndelivered() // the answer is kept, and the journal keeps the line\n",
+		new:  "		_ = body\n",
+		test: &test{"./internal/blackbox", "TestBackground$"},
 	},
 	{
 		name:  "a poll waits as long as the provider asks for",
@@ -51,7 +72,7 @@ var mutants = []mutant{
 	},
 	{
 		name:  "a cancellation is sent again without a look at the callers",
-		file:  "poll.go",
+		file:  "internal/backend/policy.go",
 		old:   "		case decide != nil && !decide():\n",
 		new:   "		case false:\n",
 		seeds: []uint64{60},
