@@ -117,7 +117,7 @@ func (j *job) state() string {
 // afterwards.
 func (j *job) first(req *http.Request) (*http.Response, error) {
 	switch {
-	case j.result.err != nil:
+	case j.result.err != nil && !j.isSent():
 		return nil, j.result.err
 	case j.result.failed():
 		return j.result.response(req), nil
