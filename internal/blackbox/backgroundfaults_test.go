@@ -274,3 +274,22 @@ func TestBackgroundShapes(t *testing.T) {
 		}
 	})
 }
+
+// A question long after the end of a batch says nothing about how long batches take.
+func TestBackgroundAnswersTeachNoTurnaround(t *testing.T) {
+	p, store := provider.OpenAI(), journal.NewMemory()
+	setup{server: batchtest.Options{Turnaround: time.Hour}, options: autobatcher.Options{Journal: store, Provider: &p}}.play(t, func(s *scene) {
+		id := s.submit()
+		s.until(14 * time.Hour)
+		for range 30 {
+			s.ask(s.tr, "GET", "/responses/"+id).state("completed")
+		}
+		auto := []edit{with("Autobatcher-Mode", "auto"), with("Autobatcher-Deadline", "3h")}
+		one, two := s.chat("a", auto...), s.chat("b", auto...)
+		for _, call := range []*pending{one, two} {
+			if r := call.wait(); r.header.Get("Autobatcher-Mode") != "" || r.status != 200 {
+				s.Errorf("%d, lane %q", r.status, r.header.Get("Autobatcher-Mode"))
+			}
+		}
+	})
+}
