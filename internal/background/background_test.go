@@ -72,7 +72,7 @@ func (noJournal) Withdraw(context.Context, journal.Hash, []journal.Hash) error {
 
 func (w *world) submit(body string) (id string) {
 	req, _ := http.NewRequestWithContext(w.Context(), http.MethodPost, "http://h.test/responses", nil)
-	res, err := w.Server.Start(req, &Asked{Body: []byte(body)})
+	res, err := w.Start(req, &Asked{Body: []byte(body)})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func atTheSameTime(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://h.test/responses", nil)
-		_, _ = w.Server.Start(req, &Asked{Body: []byte("{}")})
+		_, _ = w.Start(req, &Asked{Body: []byte("{}")})
 	})
 	all.Go(w.Close)
 	all.Wait()
@@ -158,7 +158,7 @@ func TestStartWhileClosing(t *testing.T) {
 	w.opts.Start = func(func()) bool { return false }
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://h.test/responses", nil)
 	for range 2 {
-		if _, err := w.Server.Start(req, &Asked{Body: []byte("{}")}); !errors.Is(err, w.opts.Err) {
+		if _, err := w.Start(req, &Asked{Body: []byte("{}")}); !errors.Is(err, w.opts.Err) {
 			t.Errorf("error %v", err)
 		}
 	}
@@ -186,7 +186,7 @@ func TestBodyIsHeldOnce(t *testing.T) {
 		return &Asked{Body: b[:]}
 	}()
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://h.test/responses", nil)
-	if _, err := w.Server.Start(req, asked); err != nil {
+	if _, err := w.Start(req, asked); err != nil {
 		t.Fatal(err)
 	}
 	<-taken

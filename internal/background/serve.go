@@ -187,7 +187,7 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 		s.forgetEnding(key)
 		return journalFailed(req, err)
 	}
-	return e.response(req, j)
+	return e.response(req, newJob(key, id))
 }
 
 // delete forgets a call and its answer.
