@@ -32,8 +32,8 @@ const (
 	CodeRealtimeFailed   = failure.CodeRealtimeFailed   // 502: the call was escalated, and the provider did not answer
 )
 
-// about is what the calls of the batch are told that get no answer.
-func (b *batch) about() failure.Batch {
+// about is what the calls of a batch are told that get no answer.
+func about(b *batch) failure.Batch {
 	return failure.Batch{Window: b.key.window, URL: b.url, Status: &b.status, Results: b.results, Closed: ErrClosed}
 }
 

@@ -124,9 +124,6 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	return b
 }
 
-// startQueue starts the batch of a new queue. The caller holds the lock of the collector.
-func (t *Transport) startQueue(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }
-
 // startBatch runs a batch, and reports false if the Transport is closing. Then the batch
 // is dropped or, with adopt, kept without running, and Close answers its callers.
 func (t *Transport) startBatch(b *batch, adopt bool) bool {
@@ -284,7 +281,7 @@ func (b *batch) end(o outcome, err error) {
 		b.submitErr = err
 	}
 	for _, c := range append(rest, b.failed...) { // failed: of a Transport that closes
-		b.giveUp(c, failedAnswer(e.answer(b.about(), err)))
+		b.giveUp(c, failedAnswer(e.answer(about(b), err)))
 	}
 	b.failed = nil
 	switch e.event {
@@ -313,7 +310,7 @@ func (b *batch) end(o outcome, err error) {
 func (b *batch) leave() {
 	rest, _ := b.lines.Close(false)
 	for _, c := range append(rest, b.failed...) {
-		b.t.registry.Complete(c, failedAnswer(failure.Defect(b.about(), nil)))
+		b.t.registry.Complete(c, failedAnswer(failure.Defect(about(b), nil)))
 	}
 	select {
 	case <-b.submitted:

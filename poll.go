@@ -124,7 +124,7 @@ func (b *batch) decideCancel() bool {
 	if known, err := b.record.Look(b.t.ctx); err == nil && known.Delivered == known.Lines && !b.lines.Dismissed() {
 		return false // other replicas have delivered the rest
 	}
-	if b.isKept() || !b.lines.BeginCancel(true) {
+	if b.record.Kept(b.t.journalCtx, b.created) || !b.lines.BeginCancel(true) {
 		return false
 	}
 	if !b.record.Abandon(b.t.journalCtx) {
@@ -132,16 +132,6 @@ func (b *batch) decideCancel() bool {
 		return false
 	}
 	return true
-}
-
-// isKept reports whether other processes may yet ask for answers of a batch in the
-// background that no caller here waits for.
-func (b *batch) isKept() bool {
-	if !b.key.background || b.record.Ref() == "" || time.Since(b.created) > b.t.opts.KeepFor {
-		return false
-	}
-	known, err := b.record.Look(b.t.journalCtx)
-	return err != nil || known.Delivered < known.Lines
 }
 
 // cancel asks the provider to cancel the batch, and reports the result. The lines are

@@ -64,7 +64,7 @@ func (b *batch) resubmit(calls []*call, delay time.Duration) {
 func (b *batch) requeue(calls []*call, delay time.Duration, group func([]*call) []*queue) {
 	calls = slices.DeleteFunc(calls, func(c *call) bool {
 		if c.Recalled { // has no body
-			b.t.registry.Complete(c, failedAnswer(failure.Orphaned(b.about())))
+			b.t.registry.Complete(c, failedAnswer(failure.Orphaned(about(b))))
 		}
 		return c.Recalled
 	})

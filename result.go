@@ -81,11 +81,11 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 		}
 		b.t.registry.Complete(c, &answer{Answer: a})
 	case r.Malformed:
-		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(b.about())))
+		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(about(b))))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	default:
-		b.giveUp(c, failedAnswer(failure.Line(b.about(), r)))
+		b.giveUp(c, failedAnswer(failure.Line(about(b), r)))
 	}
 	return r.Answered() || r.Malformed
 }

@@ -151,7 +151,7 @@ func New(o Options) (*Transport, error) {
 	t := &Transport{opts: o, batches: make(map[*batch]Event)}
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	t.journalCtx, t.stopJournal = retry.Outliving(t.ctx, closeGrace)
-	t.collector = collector.New(t.entry, t.startQueue)
+	t.collector = collector.New(t.entry, func(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }) // under the lock of the collector
 	t.registry = registry.New(o.KeepFor, o.AbandonAfter, t.collector.Drop)
 	t.events = eventqueue.New(o.OnEvent,
 		func(e Event, p any) { logPanic(o.Logger, p, "OnEvent", "event", e.Name) },
@@ -271,11 +271,10 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 		case <-deadline:
 			return t.tooLate(req, c, w, began)
 		case <-req.Context().Done():
-			t.disconnect(w)
-			t.dismissWithdrawn(req, c)
+			t.disconnect(req, c, w)
 			return nil, retry.ContextError(req.Context())
 		case <-req.Cancel: //nolint:staticcheck // http.Client.Timeout of old still arrives here
-			t.disconnect(w)
+			t.disconnect(req, c, w)
 			return nil, context.Canceled
 		}
 	}
@@ -301,16 +300,10 @@ func (t *Transport) answer(req *http.Request, c *call, a *answer, began time.Tim
 	return t.respond(req, c, a)
 }
 
-// dismissWithdrawn says that no retry comes for a call in the background that was withdrawn.
-func (t *Transport) dismissWithdrawn(req *http.Request, c *call) {
-	if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
-		t.registry.Dismiss(c)
-	}
-}
-
 // disconnect is the leaving of a caller that would not read an answer: an answer
-// that came at the same moment is kept for a retry.
-func (t *Transport) disconnect(w *waiter) {
+// that came at the same moment is kept for a retry. No retry comes for a call in the
+// background that was withdrawn.
+func (t *Transport) disconnect(req *http.Request, c *call, w *waiter) {
 	switch found := t.registry.Leave(w, false); {
 	case found == nil:
 	case found.Realtime:
@@ -318,6 +311,9 @@ func (t *Transport) disconnect(w *waiter) {
 		t.registry.CallerLeft()
 	case found.Err == nil:
 		t.registry.Unread(found)
+	}
+	if errors.Is(context.Cause(req.Context()), background.ErrWithdrawn) {
+		t.registry.Dismiss(c)
 	}
 }
 

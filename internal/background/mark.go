@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"regexp"
 	"strings"
+
+	"github.com/autobatcher/autobatcher/internal/journalsession"
 )
 
 // A Mark stands in the context of a call whose answer is asked for by an id.
@@ -71,18 +73,13 @@ func IsTarget(path string) bool {
 	return strings.Contains(path, ids) && target.MatchString(path)
 }
 
-// refPrefix begins the names that batches in the background have in the journal, so that
-// no process cancels such a batch because no caller waits. Other names are of capital
-// letters and digits.
-const refPrefix = "background-"
-
 // Ref returns how the name of a batch in the journal begins.
 func Ref(inBackground bool) string {
 	if inBackground {
-		return refPrefix
+		return journalsession.KeptPrefix
 	}
 	return ""
 }
 
 // IsRef reports whether a batch with the name is in the background.
-func IsRef(ref string) bool { return strings.HasPrefix(ref, refPrefix) }
+func IsRef(ref string) bool { return strings.HasPrefix(ref, journalsession.KeptPrefix) }

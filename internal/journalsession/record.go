@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -501,6 +502,22 @@ func (r *Record) Look(ctx context.Context) (journal.Batch, error) {
 		return journal.Batch{}, journal.ErrNoBatch
 	}
 	return found[0], nil
+}
+
+// KeptPrefix begins the names of batches whose lines callers may ask for later, at any
+// process, so that no process cancels such a batch because no caller waits. The names of
+// other batches are of capital letters and digits.
+const KeptPrefix = "background-"
+
+// Kept reports whether other processes may yet ask for answers of the batch, which was
+// created then: the name of the batch begins with KeptPrefix, some lines are not delivered,
+// and answers of that age are kept.
+func (r *Record) Kept(ctx context.Context, created time.Time) bool {
+	if !strings.HasPrefix(r.Ref(), KeptPrefix) || time.Since(created) > r.session.KeepFor {
+		return false
+	}
+	b, err := r.Look(ctx)
+	return err != nil || b.Delivered < b.Lines
 }
 
 // deliveryTimeout is how long AllDelivered waits for callers that are reading.
