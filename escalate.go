@@ -27,10 +27,11 @@ type escalator struct {
 
 // untilUrgent is how long a call can wait for its batch before it must be sent in real
 // time to meet its deadline, and before it must be sent at the flex tier; 0 if it never
-// must. A call goes to the flex tier in mode auto only.
+// must. A call goes to the flex tier in mode auto only. No call in the background goes: nobody
+// waits for the answer, which no batch would keep.
 func (e *escalator) untilUrgent(req *http.Request, c *call) (urgent, flex time.Duration) {
 	left := lane.TimeLeft(req.Context(), c.Request.deadline)
-	if e.t.opts.Escalate != EscalateDeadline || left == 0 {
+	if e.t.opts.Escalate != EscalateDeadline || left == 0 || c.Request.key.background {
 		return 0, 0
 	}
 	urgent = max(left-e.t.opts.EscalateMargin, 1)
@@ -89,11 +90,12 @@ func (c climbed) Delivered() {
 }
 
 // allow reports whether a call may be sent in real time for that reason, and takes the
-// call from the budget. The call that is sent must end spending.
+// call from the budget. The call that is sent must end spending. A call in the background is
+// never sent.
 func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
 	var asked price.Call
 	usd := e.t.registry.InRealtime(c, func(r *request) { asked = priced(r) })
-	if !e.t.opts.escalates(asked.Flex) || e.t.ctx.Err() != nil {
+	if !e.t.opts.escalates(asked.Flex) || c.Request.key.background || e.t.ctx.Err() != nil {
 		return nil, false
 	}
 	return e.budget.Take(c.Request.caller, asked, usd, reason)

@@ -129,6 +129,7 @@ func (t *Transport) recall(req *http.Request) (*http.Response, error) {
 			return nil, background.ErrNotFound
 		}
 	}
+	announce(req, c, t.registry.NameOf)
 	return t.await(req, c, w)
 }
 

@@ -228,12 +228,17 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return t.refuse(req, err)
 	}
+	announce(req, c, t.registry.NameOf)
+	return t.await(req, c, w)
+}
+
+// announce tells who follows a call that the call waits.
+func announce(req *http.Request, c *call, nameOf func(*call) (batchID, customID string)) {
 	if observer := caller.ObserverOf(req.Context()); observer != nil {
 		observer.Waiting(caller.Call{
-			Model: c.Request.model, Stream: c.Request.stream, Name: func() (batchID, customID string) { return t.registry.NameOf(c) },
+			Model: c.Request.model, Stream: c.Request.stream, Name: func() (batchID, customID string) { return nameOf(c) },
 		})
 	}
-	return t.await(req, c, w)
 }
 
 // await holds the caller until its call ends.

@@ -11,6 +11,7 @@
 package background
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -18,13 +19,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/answercache"
 	"github.com/autobatcher/autobatcher/internal/caller"
-	"github.com/autobatcher/autobatcher/internal/requestbody"
 	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
 )
@@ -40,6 +41,10 @@ const (
 	// withdrawnInterval is the time between two questions to the journal whether another
 	// process has withdrawn lines of this process.
 	withdrawnInterval = 30 * time.Second
+
+	// createdInterval is the time between two questions to the journal whether another
+	// process has created a batch.
+	createdInterval = time.Second
 )
 
 // A Key is how the registry and the journal know an answer.
@@ -84,7 +89,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	jobs      map[Key]*job
-	unclaimed map[Key]*job    // jobs whose callers left before they got the id, by the key of the body
+	unclaimed map[Key][]*job  // jobs whose callers left before they got the id, by the key of the body
 	endings   map[Key]*ending // failures, and jobs that were cancelled
 	cache     *answercache.Cache
 	releasing bool // calls that were sent are left to another process
@@ -93,16 +98,18 @@ type Server struct {
 
 // New returns a Server without calls.
 func New(o Options) *Server {
-	s := &Server{opts: o, jobs: make(map[Key]*job), unclaimed: make(map[Key]*job), endings: make(map[Key]*ending)}
+	s := &Server{opts: o, jobs: make(map[Key]*job), unclaimed: make(map[Key][]*job), endings: make(map[Key]*ending)}
 	s.cache = answercache.New(endingsBytes, func(e any) { delete(s.endings, e.(*ending).key) }) //nolint:forcetypeassert // end puts endings
 	return s
 }
 
-// A job is a call that runs in the background. The fields from running on are written
-// before the channel that follows is closed.
+// A job is a call that runs in the background. The result is written before ended is
+// closed.
 type job struct {
 	key      Key
 	id       string
+	body     Key  // of the body; the zero Key without a body
+	named    bool // the call has an Idempotency-Key, which decides the id
 	async    bool
 	recalled bool // the call was made by another process, or has its answer already
 	discard  bool // the answer is of no use any more once it was read
@@ -110,11 +117,16 @@ type job struct {
 	metadata []byte // of the call; nil: none
 	created  time.Time
 	batch    *journal.Batch // of a recalled job: as the journal knows the batch; nil: not known
-	cancel   context.CancelCauseFunc
+	ctx      context.Context
+	cancel   context.CancelCauseFunc // ends ctx
+	free     func()                  // gives the bytes of the body back; nil once the Transport does so
 
 	// Guarded by Server.mu.
-	name func() string // the id of the call's batch; nil until the call waits
-	seen string        // the batch for which the journal was seen to have the line
+	callers int           // of Start, that wait for the id
+	claimed bool          // a caller got the id
+	alone   *time.Timer   // runs while nobody waits for the id, or got the id
+	name    func() string // the id of the call's batch; nil until the call waits
+	seen    string        // the batch for which the journal was seen to have the line
 
 	waiting chan caller.Call // has room for the call that the Transport reports
 	sent    chan struct{}    // closed when the batch was created
@@ -152,16 +164,24 @@ func isClosed(c <-chan struct{}) bool {
 // the same id for two minutes; with the header Idempotency-Key, calls with equal keys get
 // the same id at all processes with the same journal.
 func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) {
-	j, again := s.find(req, asked)
-	if !again {
-		j.metadata = metadataOf(asked)
-		inner := s.inner(req, j, asked.Body, caller.Hold(req.Context()))
-		if !s.opts.Start(func() { s.run(j, inner, s.opts.RoundTrip) }) {
-			s.drop(j)
-			return nil, s.opts.Err
+	j, again, e := s.find(req, asked)
+	switch {
+	case e != nil:
+		return e.response(req, j), nil
+	case again && j.body != (Key{}) && j.body != s.bodyKey(req, asked):
+		s.leave(j)
+		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
+	case !again:
+		if j.named && s.isKnown(req.Context(), j) {
+			close(j.sent)
+			s.settle(j, s.opts.Err)
+			return j.accepted(req), nil
 		}
+		inner := s.inner(req, j, asked.Body)
+		j.free = caller.Hold(req.Context())
+		s.start(j, func() { s.run(j, inner, s.opts.RoundTrip) })
 	}
-	body := s.opts.Key(req, string(asked.Body))
+	asked.Body = nil // the job has the only copy
 	for {
 		select {
 		case call := <-j.waiting:
@@ -169,44 +189,78 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 				observer.Waiting(call)
 			}
 		case <-j.sent:
+			s.claim(j)
 			return j.accepted(req), nil
 		case <-j.ended:
+			s.claim(j)
 			return j.first(req)
 		case <-req.Context().Done():
-			s.leave(j, body)
+			s.leave(j)
 			return nil, req.Context().Err()
 		}
 	}
 }
 
-// find returns the job of an earlier attempt of the call, or a new job.
-func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool) {
-	id, body := newID(asked.Async), s.opts.Key(req, string(asked.Body))
-	if key := req.Header.Get("Idempotency-Key"); key != "" {
-		k := s.opts.Key(req, "idempotency key "+key).Fingerprint
+// find returns the job of an earlier attempt of the call, the ending of an earlier attempt
+// with the same Idempotency-Key, or a new job.
+func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool, e *ending) {
+	id, name, body := newID(asked.Async), req.Header.Get("Idempotency-Key"), s.bodyKey(req, asked)
+	if name != "" {
+		k := s.opts.Key(req, "idempotency key "+name).Fingerprint
 		id = id[:len(responsePrefix)] + hex.EncodeToString(k[:16])
 	}
 	key := s.opts.Key(req, id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if j := s.unclaimed[body]; j != nil && j.async == asked.Async {
-		delete(s.unclaimed, body)
-		return j, true
+	left := s.unclaimed[body]
+	switch {
+	case name != "" && s.endings[key] != nil:
+		return newJob(key, id), false, s.endings[key]
+	case name != "":
+		j = s.jobs[key]
+	case len(left) > 0:
+		j = left[0]
 	}
-	if j := s.jobs[key]; j != nil {
-		return j, true
+	if j != nil {
+		s.joinLocked(j)
+		return j, true, nil
 	}
 	j = newJob(key, id)
-	j.model = asked.Model
+	j.body, j.named, j.model, j.metadata, j.callers = body, name != "", asked.Model, metadataOf(asked), 1
 	s.addLocked(j)
-	return j, false
+	return j, false, nil
+}
+
+func (s *Server) bodyKey(req *http.Request, asked *Asked) Key {
+	return s.opts.Key(req, string(asked.Body))
+}
+
+// isKnown reports whether the journal has the line of a new job: then another process, or
+// this process before, has made the call. isKnown waits while the batch is being created.
+func (s *Server) isKnown(ctx context.Context, j *job) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(j.ctx, cancel)()
+	for {
+		known := newJob(j.key, j.id)
+		switch err := s.look(ctx, known); {
+		case err != nil, known.batch == nil:
+			return false
+		case known.batch.BatchID != "":
+			return true
+		case known.batch.State == journal.Ended, retry.Sleep(ctx, createdInterval) != nil:
+			return false
+		}
+	}
 }
 
 func newJob(key Key, id string) *job {
-	return &job{
-		key: key, id: id, async: strings.HasPrefix(id, asyncPrefix), created: time.Now(), cancel: func(error) {},
+	j := &job{
+		key: key, id: id, async: strings.HasPrefix(id, asyncPrefix), created: time.Now(),
 		waiting: make(chan caller.Call, 1), sent: make(chan struct{}), ended: make(chan struct{}),
 	}
+	j.ctx, j.cancel = context.WithCancelCause(context.Background())
+	return j
 }
 
 // newID returns an id that cannot be guessed.
@@ -220,47 +274,85 @@ func newID(async bool) string {
 	return prefix + hex.EncodeToString(random[:])
 }
 
-// leave is the leaving of a caller that did not get the id. Without the same call again,
-// nobody would ask for the answer.
-func (s *Server) leave(j *job, body Key) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.unclaimed[body] != nil {
+// joinLocked is the coming of a further caller for an id. The caller holds s.mu.
+func (s *Server) joinLocked(j *job) {
+	j.callers++
+	s.forgetUnclaimedLocked(j)
+}
+
+func (s *Server) forgetUnclaimedLocked(j *job) {
+	if j.alone == nil {
 		return
 	}
-	s.unclaimed[body] = j
-	time.AfterFunc(unclaimedFor, func() {
+	j.alone.Stop()
+	j.alone = nil
+	left := slices.DeleteFunc(s.unclaimed[j.body], func(other *job) bool { return other == j })
+	if s.unclaimed[j.body] = left; len(left) == 0 {
+		delete(s.unclaimed, j.body)
+	}
+}
+
+// claim is the leaving of a caller that got the id, or a failure.
+func (s *Server) claim(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	j.callers--
+	j.claimed = true
+}
+
+// leave is the leaving of a caller that did not get the id. If no other caller waits for the
+// id, or got the id, and the same call does not come again, nobody would ask for the answer.
+func (s *Server) leave(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j.callers--; j.callers > 0 || j.claimed {
+		return
+	}
+	if !j.named {
+		s.unclaimed[j.body] = append(s.unclaimed[j.body], j)
+	}
+	var alone *time.Timer
+	alone = time.AfterFunc(unclaimedFor, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.unclaimed[body] == j {
-			delete(s.unclaimed, body)
+		if j.alone == alone {
+			s.forgetUnclaimedLocked(j)
 			j.cancel(ErrWithdrawn)
 		}
 	})
+	j.alone = alone
 }
 
 // inner returns the call that the goroutine of a job makes: without a deadline, since
 // the caller waits elsewhere, and without what only this caller's connection has.
-func (s *Server) inner(req *http.Request, j *job, body []byte, free func()) *http.Request {
+func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by := *caller.Of(req.Context())
 	by.Realtime = nil // asks for room on the caller's connection
-	ctx, cancel := context.WithCancelCause(context.Background())
-	j.cancel = cancel
-	timer := time.AfterFunc(s.opts.KeepFor, func() { cancel(context.DeadlineExceeded) })
-	context.AfterFunc(ctx, func() { timer.Stop() })
-	ctx = context.WithValue(ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.tellSent(j) }})
-	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j, free})
-	inner := requestbody.Restore(req.Clone(ctx), body)
+	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
+	context.AfterFunc(j.ctx, func() { timer.Stop() })
+	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.tellSent(j) }})
+	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
+	inner := req.Clone(ctx)
+	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))
 	inner.Cancel = nil //nolint:staticcheck // of the caller
 	inner.Header.Del("Content-Encoding")
 	return inner
+}
+
+// A onceBody keeps no bytes once it was read and closed: the call has a copy, and waits
+// for hours.
+type onceBody struct{ bytes.Reader }
+
+// Close implements io.Closer.
+func (b *onceBody) Close() error {
+	b.Reset(nil)
+	return nil
 }
 
 // An observer reports to the caller of Start, who may have left.
 type observer struct {
 	server *Server
 	job    *job
-	free   func()
 }
 
 // Waiting implements caller.Observer.
@@ -275,13 +367,40 @@ func (o *observer) Waiting(c caller.Call) {
 }
 
 // Hold implements caller.Observer: the request of the caller holds the body until release.
-func (o *observer) Hold() (release func()) { return o.free }
+func (o *observer) Hold() (release func()) {
+	release, o.job.free = o.job.free, nil
+	return release
+}
+
+// start runs a job in a goroutine, or ends the job if the Transport is closing.
+func (s *Server) start(j *job, run func()) {
+	if !s.opts.Start(run) {
+		s.settle(j, s.opts.Err)
+	}
+}
+
+// settle ends a job that does not run.
+func (s *Server) settle(j *job, err error) {
+	j.result.err = err
+	s.drop(j)
+	close(j.ended)
+	j.cancel(nil)
+	j.release()
+}
+
+// release gives the bytes of the body back, unless the Transport holds the body.
+func (j *job) release() {
+	if j.free != nil {
+		j.free()
+	}
+}
 
 // run makes the call of a job, and keeps what a later question cannot find elsewhere.
 func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*http.Response, error)) {
 	defer j.cancel(nil)
 	defer close(j.ended)
 	defer s.drop(j)
+	defer j.release()
 	j.result.err = errors.New("the call ended by a defect of autobatcher")
 	res, err := roundTrip(req)
 	if j.result.err = err; err != nil {
@@ -311,7 +430,7 @@ func (s *Server) drop(j *job) {
 type ending struct {
 	key       Key
 	result    result
-	cancelled *job // nil: the call has failed
+	cancelled *job // without what the call needed; nil: the call has failed
 	entry     *answercache.Entry
 }
 
@@ -323,21 +442,33 @@ func (s *Server) end(j *job, e *ending) {
 		s.cache.Remove(before.entry)
 	}
 	s.endings[e.key] = e
-	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(j.metadata)), s.opts.KeepFor)
+	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(j.metadata)+len(j.model)), s.opts.KeepFor)
 }
 
 // Release ends the waiting of this process, which is about to end, for calls that were
 // sent or will be: with a journal, the lines stay for another process; without a journal,
-// nobody can ask for the answers.
+// nobody can ask for the answers, and no further call is sent.
 func (s *Server) Release() {
+	for _, j := range s.release() {
+		j.await(s.opts.Context) // before the calls that are queued are sent
+	}
+}
+
+// release returns the jobs that end although they were not sent.
+func (s *Server) release() (unsent []*job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.releasing = true
 	for _, j := range s.jobs {
-		if j.recalled || j.isSent() {
+		switch {
+		case j.recalled || j.isSent():
 			s.releaseLocked(j)
+		case !s.opts.Journal.Enabled():
+			j.cancel(s.opts.Err)
+			unsent = append(unsent, j)
 		}
 	}
+	return unsent
 }
 
 // Close is Release, and ends also the calls that were not sent.
@@ -459,12 +590,13 @@ func callURL(u *url.URL, path string) *url.URL {
 	call := *u
 	call.RawPath = path
 	call.Path, _ = url.PathUnescape(path)
-	query := call.Query()
-	for name := range query {
-		if name == "stream" || name == "starting_after" || strings.HasPrefix(name, "include") {
-			query.Del(name)
+	var kept []string // as the call wrote its query: another order is another URL
+	for parameter := range strings.SplitSeq(call.RawQuery, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if name != "stream" && name != "starting_after" && !strings.HasPrefix(name, "include") {
+			kept = append(kept, parameter)
 		}
 	}
-	call.RawQuery = query.Encode()
+	call.RawQuery = strings.Join(kept, "&")
 	return &call
 }

@@ -90,6 +90,8 @@ func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 		switch err := j.result.err; {
 		case err == nil:
 			return j.final(req)
+		case errors.Is(err, ErrWithdrawn) && attempt < recallAttempts:
+			continue // it was cancelled or deleted meanwhile
 		case !errors.Is(err, ErrNotFound):
 			return refusal(req, http.StatusServiceUnavailable, "response_unavailable", "the answer cannot be had now: "+err.Error())
 		case j.batch == nil:
@@ -110,32 +112,44 @@ func (s *Server) endingOf(key Key) *ending {
 // recall returns the job that runs for an id, or starts j, which takes over the line.
 // recall waits a little for a job that takes over a line.
 func (s *Server) recall(req *http.Request, j *job) (*job, error) {
-	if err := s.look(req.Context(), j); err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	known := s.jobs[j.key]
+	known := s.running(j.key)
 	if known == nil {
-		s.addLocked(j)
+		if err := s.look(req.Context(), j); err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		if known = s.jobs[j.key]; known == nil {
+			s.addLocked(j)
+		}
+		s.mu.Unlock()
 	}
-	s.mu.Unlock()
 	if known != nil {
 		j = known
-	} else if inner := s.inner(req, j, nil, nil); !s.opts.Start(func() { s.run(j, inner, s.opts.Recall) }) {
-		j.result.err = s.opts.Err
-		s.drop(j)
-		close(j.ended)
+	} else {
+		inner := s.inner(req, j, nil)
+		s.start(j, func() { s.run(j, inner, s.opts.Recall) })
 	}
 	if j.recalled {
-		timer := time.NewTimer(recallWait)
-		defer timer.Stop()
-		select {
-		case <-j.ended:
-		case <-timer.C:
-		case <-req.Context().Done():
-		}
+		j.await(req.Context())
 	}
 	return j, nil
+}
+
+func (s *Server) running(key Key) *job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.jobs[key]
+}
+
+// await waits a little for the end of a job.
+func (j *job) await(ctx context.Context) {
+	timer := time.NewTimer(recallWait)
+	defer timer.Stop()
+	select {
+	case <-j.ended:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // look notes what the journal knows of the call of a new job.
@@ -166,34 +180,41 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	case j.hasEnded() && j.batch == nil:
 		return notFound(req, id)
 	}
-	if err := s.withdraw(req.Context(), j); err != nil {
+	e := &ending{key: key, cancelled: &job{id: j.id, async: j.async, model: j.model, metadata: j.metadata, created: j.created}}
+	s.end(j, e) // before the job ends, for those who wait for the end
+	j.cancel(ErrWithdrawn)
+	if err := s.withdraw(req.Context(), key); err != nil {
+		s.forgetEnding(key)
 		return journalFailed(req, err)
 	}
-	e := &ending{key: key, cancelled: j}
-	s.end(j, e)
-	return e.response(req, j)
+	return e.response(req, newJob(key, id))
 }
 
 // delete forgets a call and its answer.
 func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
-	failed := s.forgetEnding(key)
-	j, err := s.recall(req, recalled(key, id))
-	if err == nil && j.hasEnded() && j.result.err == nil { // the answer was kept
-		j = recalled(key, id)
+	known := s.forgetEnding(key)
+	for attempt := 1; ; attempt++ {
+		j := recalled(key, id)
 		j.discard = true
-		j, err = s.recall(req, j)
+		j, err := s.recall(req, j)
+		if err != nil {
+			return journalFailed(req, err)
+		}
+		j.cancel(ErrWithdrawn)
+		j.await(req.Context())
+		known = known || j.batch != nil || !j.hasEnded() || !errors.Is(j.result.err, ErrNotFound)
+		if kept := j.hasEnded() && j.result.err == nil && !j.discard; !kept || attempt == recallAttempts {
+			break
+		}
 	}
-	switch {
-	case err != nil:
-		return journalFailed(req, err)
-	case j.hasEnded() && j.result.err != nil && j.batch == nil && !failed:
+	if !known {
 		return notFound(req, id)
 	}
-	if err := s.withdraw(req.Context(), j); err != nil {
+	if err := s.withdraw(req.Context(), key); err != nil {
 		return journalFailed(req, err)
 	}
 	s.forgetEnding(key) // of a call that has failed meanwhile
-	return j.deleted(req)
+	return newJob(key, id).deleted(req)
 }
 
 func (s *Server) forgetEnding(key Key) (known bool) {
@@ -207,8 +228,7 @@ func (s *Server) forgetEnding(key Key) (known bool) {
 	return e != nil
 }
 
-// withdraw ends a job, here and in the journal: nobody will ask for the answer.
-func (s *Server) withdraw(ctx context.Context, j *job) error {
-	j.cancel(ErrWithdrawn)
-	return s.opts.Journal.Withdraw(ctx, j.key.Account, []journal.Hash{j.key.Fingerprint})
+// withdraw says to the journal that nobody will ask for the answer.
+func (s *Server) withdraw(ctx context.Context, key Key) error {
+	return s.opts.Journal.Withdraw(ctx, key.Account, []journal.Hash{key.Fingerprint})
 }

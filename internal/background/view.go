@@ -117,7 +117,7 @@ func (j *job) state() string {
 // afterwards.
 func (j *job) first(req *http.Request) (*http.Response, error) {
 	switch {
-	case j.result.err != nil:
+	case j.result.err != nil && !j.isSent():
 		return nil, j.result.err
 	case j.result.failed():
 		return j.result.response(req), nil
@@ -173,18 +173,16 @@ func (j *job) failedView(r *result) response {
 	return view
 }
 
-// response is the answer to a question for a call that failed or was cancelled.
+// response is the answer to a question for a call that failed or was cancelled. asked is a
+// new job with the id.
 func (e *ending) response(req *http.Request, asked *job) *http.Response {
-	j := *asked
-	if e.cancelled == nil {
-		j.result = e.result
-		return j.final(req)
-	}
-	c := e.cancelled
-	if j.async {
+	if c := e.cancelled; c != nil && c.async {
 		return respond(req, http.StatusOK, state{c.id, "autobatcher.call", c.created.Unix(), "cancelled"})
+	} else if c != nil {
+		return respond(req, http.StatusOK, c.view("cancelled"))
 	}
-	return respond(req, http.StatusOK, c.view("cancelled"))
+	asked.result = e.result
+	return asked.final(req)
 }
 
 // deleted says that the call was deleted.

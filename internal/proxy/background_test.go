@@ -39,6 +39,7 @@ func TestBackgroundKeys(t *testing.T) {
 		body := readAll(t, post(t, client, "/v1/responses", `{"model":"m","input":"a","background":true}`, "Authorization", "Bearer one"))
 		path := "/v1/responses/" + gjson.Get(body, "id").String()
 		res := post(t, client, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"b"}]}`, "Authorization", "Bearer one", "Prefer", "respond-async")
+		readAll(t, res)
 		location, err := res.Location()
 		if err != nil || res.StatusCode != 202 {
 			t.Fatalf("%s %v %v", res.Status, res.Header, err)

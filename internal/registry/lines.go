@@ -104,8 +104,8 @@ func (s *Lines[R]) SetID(id string) {
 	s.r.mu.Lock()
 	defer s.r.mu.Unlock()
 	s.id = id
-	for _, c := range s.sent {
-		if c.lines == s {
+	if id != "" {
+		for _, c := range s.open { // also a call that took over the line of another process
 			c.tellSentLocked()
 		}
 	}

@@ -1,0 +1,199 @@
+package background
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+	"weak"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// A world is a Server whose calls a test answers.
+type world struct {
+	*testing.T
+	*Server
+	roundTrip func(*http.Request) (*http.Response, error)
+	kept      atomic.Pointer[string] // the answer that a recall gets
+	work      sync.WaitGroup
+}
+
+func newWorld(t *testing.T, roundTrip func(*http.Request) (*http.Response, error)) *world {
+	w := &world{T: t, roundTrip: roundTrip}
+	w.Server = New(Options{
+		RoundTrip: roundTrip, Recall: w.recall, Journal: noJournal{}, KeepFor: time.Hour, Context: t.Context(), Err: errors.New("closed"),
+		Key: func(r *http.Request, id string) (k Key) {
+			copy(k.Fingerprint[:], id)
+			return k
+		},
+		Start: func(f func()) bool { w.work.Go(f); return true },
+	})
+	t.Cleanup(w.work.Wait)
+	return w
+}
+
+// recall gives the answer that is kept, and keeps the answer again unless it is read.
+func (w *world) recall(*http.Request) (*http.Response, error) {
+	text := w.kept.Swap(nil)
+	if text == nil {
+		return nil, ErrNotFound
+	}
+	return w.answer(*text), nil
+}
+
+func (w *world) answer(text string) *http.Response {
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: keptBody{io.NopCloser(strings.NewReader(text)), func() { w.kept.Store(&text) }}}
+}
+
+type keptBody struct {
+	io.ReadCloser
+	keep func()
+}
+
+func (b keptBody) MarkUndelivered() { b.keep() }
+
+type noJournal struct{}
+
+func (noJournal) Enabled() bool { return false }
+func (noJournal) Find(context.Context, journal.Hash, []journal.Hash) ([]journal.Taken, error) {
+	return nil, nil
+}
+func (noJournal) Withdraw(context.Context, journal.Hash, []journal.Hash) error { return nil }
+
+func (w *world) submit(body string) (id string) {
+	req, _ := http.NewRequestWithContext(w.Context(), http.MethodPost, "http://h.test/responses", nil)
+	res, err := w.Start(req, &Asked{Body: []byte(body)})
+	if err != nil {
+		w.Fatal(err)
+	}
+	return gjson.Get(w.read(res), "id").String()
+}
+
+func (w *world) read(res *http.Response) string {
+	text, _ := io.ReadAll(res.Body)
+	return string(text)
+}
+
+func (w *world) ask(method, id string) (int, string) {
+	req, _ := http.NewRequestWithContext(w.Context(), method, "http://h.test/responses/"+id, nil)
+	res, _ := w.Serve(req)
+	return res.StatusCode, w.read(res)
+}
+
+// An answer that comes while its call is deleted is deleted, too.
+func TestDeleteAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w *world
+		w = newWorld(t, func(r *http.Request) (*http.Response, error) {
+			MarkOf(r.Context()).Sent()
+			<-r.Context().Done()
+			return w.answer(`{"status":"completed"}`), nil
+		})
+		id := w.submit("{}")
+		if status, text := w.ask("DELETE", id); status != 200 {
+			t.Errorf("DELETE: %d %s", status, text)
+		}
+		if status, text := w.ask("GET", id); status != 404 {
+			t.Errorf("after DELETE: %d %s", status, text)
+		}
+	})
+}
+
+// Questions, a cancellation and Close may come at any moment.
+func TestAtTheSameTime(t *testing.T) {
+	for range 20 {
+		synctest.Test(t, atTheSameTime)
+	}
+}
+
+func atTheSameTime(t *testing.T) {
+	w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	})
+	w.opts.Recall = w.roundTrip
+	id := newID(false)
+	var all sync.WaitGroup
+	for _, method := range []string{"GET", "DELETE", "GET"} {
+		all.Go(func() { w.ask(method, id) })
+	}
+	all.Go(func() {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://h.test/responses", nil)
+		_, _ = w.Start(req, &Asked{Body: []byte("{}")})
+	})
+	all.Go(w.Close)
+	all.Wait()
+	w.Close()
+}
+
+// The id of a call that was sent is the response, also if the process ends at that moment.
+func TestSentAndEnded(t *testing.T) {
+	for range 50 {
+		w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+			MarkOf(r.Context()).Sent()
+			return nil, errors.New("closed")
+		})
+		w.opts.Start = func(f func()) bool { f(); return true }
+		if id := w.submit("{}"); id == "" {
+			t.Fatal("no id")
+		}
+	}
+}
+
+// A process that ends answers all who wait for the same call.
+func TestStartWhileClosing(t *testing.T) {
+	w := newWorld(t, nil)
+	w.opts.Start = func(func()) bool { return false }
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://h.test/responses", nil)
+	for range 2 {
+		if _, err := w.Start(req, &Asked{Body: []byte("{}")}); !errors.Is(err, w.opts.Err) {
+			t.Errorf("error %v", err)
+		}
+	}
+	if len(w.jobs) != 0 {
+		t.Errorf("%d jobs are left", len(w.jobs))
+	}
+}
+
+// A call that runs does not hold a second copy of its body.
+func TestBodyIsHeldOnce(t *testing.T) {
+	taken := make(chan struct{})
+	w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		r.Body.Close()
+		MarkOf(r.Context()).Sent()
+		close(taken)
+		<-r.Context().Done()
+		runtime.KeepAlive(r)
+		return nil, r.Context().Err()
+	})
+	var body weak.Pointer[[1 << 20]byte]
+	asked := func() *Asked {
+		b := new([1 << 20]byte)
+		body = weak.Make(b)
+		return &Asked{Body: b[:]}
+	}()
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://h.test/responses", nil)
+	if _, err := w.Start(req, asked); err != nil {
+		t.Fatal(err)
+	}
+	<-taken
+	runtime.GC()
+	if body.Value() != nil {
+		t.Error("the body is held")
+	}
+	runtime.KeepAlive(asked)
+	w.Close()
+}
