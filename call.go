@@ -44,6 +44,6 @@ type request struct {
 type key struct {
 	account    *accounts.Account
 	window     string // completion window, or provider.FlexWindow
-	group      string // endpoint and model, where a file may hold only one
+	group      string // endpoint, and model or all parameters, where a batch may have only one
 	background bool   // the callers ask for the answers later, at any process
 }

@@ -250,8 +250,10 @@ func (b *batch) createError(ctx context.Context, err error) error {
 // as a retry may ask for them.
 func (b *batch) params(name string) backend.Params {
 	o := &b.t.opts
+	at := b.lines.Sent()[0].Request.at
 	p := backend.Params{
-		Name: name, Models: b.names.Models, Endpoint: b.key.account.Profile.Endpoint(b.lines.Sent()[0].Request.at.Suffix), Window: b.key.window, Metadata: o.Metadata,
+		Name: name, Models: b.names.Models, Endpoint: b.key.account.Profile.Endpoint(at.Suffix), Window: b.key.window, Metadata: o.Metadata,
+		Shared: at.Shared(b.key.group),
 	}
 	if o.Files == FilesExpire {
 		p.FileExpiry = b.key.account.Profile.FileExpiry(b.key.window)

@@ -94,7 +94,7 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 		return "", "", err
 	}
 	q.model, q.stream, q.usage = asked.Model, asked.Stream, asked.Usage
-	if q.at.Embeddings {
+	if q.at.Inputs {
 		q.inputs, q.stream = int32(min(asked.Inputs(), math.MaxInt32)), false // embeddings cannot be streamed
 	}
 	c.Body, c.URL = asked.Body, q.at.LineURL
@@ -111,6 +111,9 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 	if member == "" && r.meter.Budget() != nil {
 		err = r.plan(c, &asked)
 	}
+	if member == "" && err == nil {
+		c.Body, q.key.group, err = q.at.Split(c.Body, q.model)
+	}
 	return member, value, err
 }
 
@@ -118,7 +121,7 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 // fingerprint a retry of the call is known, or, in the background, who knows the id.
 func (r *router) identify(c *call, req *http.Request, raw []byte, mark *background.Mark) {
 	q := &c.Request
-	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.at.GroupOf(q.model)}
+	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.key.group}
 	if mark != nil {
 		q.key.background, c.Sent, raw = true, mark.Sent, []byte(mark.ID)
 	}

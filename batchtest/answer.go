@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -22,7 +23,7 @@ const (
 
 // Echo is the default of Options.Answer. Echo repeats the first sentence of the
 // last user message, in the shape of a chat completion, a text completion or a
-// response. Embeddings are made out of hashes, an image is a pixel whose revised prompt
+// response. Embeddings, and the scores of a reranking, are made out of hashes, an image is a pixel whose revised prompt
 // repeats the prompt, a transcription repeats the URL, and a moderation flags a text that contains "violence". The usage
 // counts four bytes as a token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
@@ -32,6 +33,8 @@ func Echo(l Line) Outcome {
 		answer = chatAnswer(l)
 	case strings.HasSuffix(l.URL, "/embeddings"):
 		answer = embeddingsAnswer(l)
+	case strings.HasSuffix(l.URL, rerank):
+		answer = rerankAnswer(l)
 	case strings.HasSuffix(l.URL, "/responses"):
 		answer = responseAnswer(l)
 	case strings.HasSuffix(l.URL, moderations):
@@ -159,6 +162,22 @@ func embeddingsAnswer(l Line) any {
 	return object{
 		"object": "list", "data": data, "model": l.Model, "usage": object{"prompt_tokens": n, "total_tokens": n},
 	}
+}
+
+// rerankAnswer ranks documents by a hash, in Voyage's shape.
+func rerankAnswer(l Line) any {
+	data := []object{}
+	eachInput(field(l.Body, "documents"), func(text []byte) {
+		score := float64(digest(text)%1000) / 1000
+		data = append(data, object{"index": len(data), "relevance_score": score})
+	})
+	slices.SortStableFunc(data, func(a, b object) int {
+		return cmp.Compare(b["relevance_score"].(float64), a["relevance_score"].(float64))
+	})
+	if k, err := strconv.Atoi(string(field(l.Body, "top_k"))); err == nil {
+		data = data[:min(max(0, k), len(data))]
+	}
+	return object{"object": "list", "data": data, "model": l.Model, "usage": object{"total_tokens": tokens(l.Body)}}
 }
 
 func moderationAnswer(l Line) any {

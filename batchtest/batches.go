@@ -1,6 +1,7 @@
 package batchtest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ type createRequest struct {
 	InputFileID  string                     `json:"input_file_id"`
 	Endpoint     string                     `json:"endpoint"`
 	Window       string                     `json:"completion_window"`
+	Params       json.RawMessage            `json:"request_params"`
 	RawMetadata  map[string]json.RawMessage `json:"metadata"`
 	OutputExpiry *struct {
 		Anchor  string `json:"anchor"`
@@ -94,7 +96,11 @@ func (s *Server) readCreate(r *http.Request) (*createRequest, error) {
 		return nil, s.badJSON(err)
 	}
 	if !s.behavior.IgnoreUnknown {
-		err = knownFields(body, "input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after")
+		known := []string{"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
+		if s.behavior.LineMembers != nil {
+			known = append(known, "request_params")
+		}
+		err = knownFields(body, known...)
 	}
 	if err == nil {
 		err = s.checkCreate(req)
@@ -158,6 +164,9 @@ func (s *Server) checkCreate(req *createRequest) (err error) {
 	if !allowed(rules.Endpoints, req.Endpoint) {
 		return invalid("endpoint", "Invalid value: '%s'. Supported values are: '%s'.", req.Endpoint, strings.Join(rules.Endpoints, "', '"))
 	}
+	if model, ok := unquote(field(req.Params, "model")); rules.LineMembers != nil && (!ok || !allowed(s.opts.Models, model)) {
+		return invalid("request_params", "Invalid 'request_params': 'model' must name a model.")
+	}
 	if !rules.offers(req.Window) {
 		if _, ok := parseWindow(req.Window); !ok && rules.UnreadableWindow != 0 {
 			return &apiError{status: rules.UnreadableWindow, message: "Internal server error."}
@@ -214,7 +223,13 @@ func (s *Server) newBatch(req *createRequest, input *file, c caller) *batch {
 		input: input, metadata: req.metadata, created: now, starts: now.Add(s.opts.Validating),
 		expires: now.Add(windowLength(req.Window)), lines: input.lines, tokens: map[string]int64{},
 	}
-	b.problems = append(slices.Clone(input.errs), s.mismatches(b)...)
+	b.problems = slices.Clone(input.errs)
+	if s.behavior.LineMembers != nil {
+		var errs []BatchError
+		b.lines, errs = s.behavior.complete(b.lines, req.Endpoint, bytes.TrimSpace(req.Params))
+		b.problems = append(b.problems, errs...)
+	}
+	b.problems = append(b.problems, s.mismatches(b)...)
 	if len(b.problems) > 0 {
 		b.lines = nil
 		return b

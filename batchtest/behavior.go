@@ -78,6 +78,11 @@ type Behavior struct {
 	// OneModel and OneEndpoint refuse a file that mixes models, or that has a line
 	// for another endpoint than the endpoint of the batch.
 	OneModel, OneEndpoint bool
+	// LineMembers are, by the endpoint of the batch, the members that the body of a line
+	// must have, and the only ones. A line then has a custom_id and a body, and a create
+	// names the model and the other parameters in request_params. Nil: a line has a method,
+	// a url and the whole body.
+	LineMembers map[string][]string
 	// UniqueIDs refuses a file in which two lines have the same custom_id.
 	UniqueIDs bool
 	// OptionalV1 treats "/chat/completions" and "/v1/chat/completions" as equal.
@@ -251,6 +256,9 @@ const (
 	AsMessage
 	// AsOutput writes the response to the output file, beside the successes.
 	AsOutput
+	// AsStatus writes to the error file a response with the status, and with the message
+	// of the error in place of the body.
+	AsStatus
 )
 
 // ListOrder is the order of a list.

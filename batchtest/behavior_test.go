@@ -59,6 +59,48 @@ func TestZhipuBehavior(t *testing.T) {
 	}
 }
 
+// Voyage refuses lines with more than the texts, and a create without a model or with
+// another window.
+func TestVoyageBehavior(t *testing.T) {
+	const good = `{"custom_id":"1","body":{"input":["a","b"]}}`
+	create := func(params, window string) string {
+		return `"endpoint":"/v1/embeddings","completion_window":"` + window + `"` + params + `}`
+	}
+	const model = `,"request_params":{"model":"m","input_type":"document"}`
+	for _, tt := range []struct{ name, lines, create, status, code string }{
+		{"good", good, create(model, "12h"), "completed", ""},
+		{"a method", strings.Replace(good, `,"body"`, `,"method":"POST","body"`, 1), create(model, "12h"), "failed", "invalid_request"},
+		{"a model on the line", strings.Replace(good, `{"input"`, `{"model":"m","input"`, 1), create(model, "12h"), "failed", "invalid_request"},
+		{"no texts", `{"custom_id":"1","body":{}}`, create(model, "12h"), "failed", "invalid_request"},
+		{"no parameters", good, create("", "12h"), "", "request_params"},
+		{"no model", good, create(`,"request_params":{"input_type":"document"}`, "12h"), "", "request_params"},
+		{"another window", good, create(model, "24h"), "", "completion_window"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			a := newAPI(t, batchtest.Options{Behavior: batchtest.Voyage()})
+			res := a.post("/batches", `{"input_file_id":"`+a.upload(tt.lines)+`",`+tt.create)
+			if tt.status == "" {
+				if res.status != 400 || !strings.Contains(res.body, tt.code) {
+					t.Errorf("%d %s, want 400 and %s", res.status, res.body, tt.code)
+				}
+				return
+			}
+			if got := a.retrieve(res.json(t)["id"]); got["status"] != tt.status {
+				t.Errorf("%v", got)
+			}
+			if b := a.server.Batches()[0]; tt.code != "" && (len(b.Errors) == 0 || b.Errors[0].Code != tt.code || b.Errors[0].Line != 1) {
+				t.Errorf("errors %v", b.Errors)
+			}
+			if tt.code == "" {
+				want := `{"input":["a","b"],"model":"m","input_type":"document"}`
+				if e := a.server.Executed()[0]; string(e.Body) != want || e.URL != "/v1/embeddings" || e.Model != "m" {
+					t.Errorf("executed %+v", e.Line)
+				}
+			}
+		})
+	}
+}
+
 func TestAzureLegacyBehavior(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Behavior: batchtest.AzureLegacy()})
 	if got := a.get("/batches"); got.status != 400 || !strings.Contains(got.body, "api-version") {

@@ -28,7 +28,7 @@
 // [Options].Behavior selects whose API the server imitates. [OpenAI] is the
 // default, and each provider of package provider has a constructor: [Doubleword],
 // [Azure], [AzureLegacy], [Groq], [Together], [Nebius], [Parasail], [DeepInfra],
-// [SiliconFlow], [Moonshot], [Zhipu], [DashScope], [LLMD] and [LiteLLM]. A
+// [SiliconFlow], [Moonshot], [Zhipu], [DashScope], [Voyage], [LLMD] and [LiteLLM]. A
 // [Behavior] is plain data: change a limit or a rule and pass the Behavior on.
 //
 // # Service tiers

@@ -40,7 +40,7 @@ func (l Line) Key() string {
 }
 
 // Prompt returns the text that the line asks about: the text of the last user
-// message, the prompt of a completion or of an image, or the input of an embedding or
+// message, the prompt of a completion or of an image, the query of a reranking, or the input of an embedding or
 // of a moderation (as JSON unless the input is a string). Empty if the body has no such text.
 func (l Line) Prompt() string {
 	switch {
@@ -52,6 +52,9 @@ func (l Line) Prompt() string {
 			return text
 		}
 		return string(input)
+	case strings.HasSuffix(l.URL, rerank):
+		query, _ := unquote(field(l.Body, "query"))
+		return query
 	case strings.HasSuffix(l.URL, "/responses"):
 		input := field(l.Body, "input")
 		if text, ok := unquote(input); ok {
@@ -156,6 +159,9 @@ func (p *parser) line(number int, raw []byte) *BatchError {
 
 // set stores a field of a line.
 func (p *parser) set(l *Line, key string, value []byte) *BatchError {
+	if p.behavior.LineMembers != nil && key != "custom_id" && key != "body" {
+		return badField("invalid_request", key, "Unknown key '"+key+"'.")
+	}
 	switch key {
 	case "custom_id":
 		return setString(&l.CustomID, "", key, value)
@@ -212,10 +218,13 @@ func badField(code, param, message string) *BatchError {
 
 // check checks a line after all fields were read.
 func (p *parser) check(l *Line) *BatchError {
+	if p.behavior.LineMembers != nil {
+		l.Method = http.MethodPost // and the batch says the url and the model
+	}
 	for _, f := range []struct{ name, value string }{
 		{"custom_id", l.CustomID}, {"method", l.Method}, {"url", l.URL}, {"body", string(l.Body[:min(1, len(l.Body))])},
 	} {
-		if f.value == "" {
+		if f.value == "" && (f.name != "url" || p.behavior.LineMembers == nil) {
 			return badField("missing_required_parameter", f.name, "Missing required parameter: '"+f.name+"'.")
 		}
 	}
@@ -225,7 +234,7 @@ func (p *parser) check(l *Line) *BatchError {
 	if l.Method != http.MethodPost {
 		return badField("invalid_method", "method", "The HTTP method must be POST.")
 	}
-	if !allowed(p.behavior.Endpoints, l.URL) {
+	if p.behavior.LineMembers == nil && !allowed(p.behavior.Endpoints, l.URL) {
 		return badField("invalid_url", "url", "The URL provided is not supported by the batch API.")
 	}
 	return p.checkBody(l)
@@ -268,19 +277,47 @@ func (p *parser) checkBody(l *Line) *BatchError {
 				bad = badField("invalid_request", "messages", "The content of a message must be a string.")
 			}
 		case "input":
-			if strings.HasSuffix(l.URL, "/embeddings") {
+			if l.URL == "" || strings.HasSuffix(l.URL, "/embeddings") {
 				eachInput(value, func([]byte) { p.inputs++ })
 			}
+		case "documents":
+			eachInput(value, func([]byte) { p.inputs++ })
 		}
 		return bad == nil
 	})
-	if bad == nil && l.Model == "" && !l.modelOptional() {
+	if bad == nil && l.Model == "" && !l.modelOptional() && rules.LineMembers == nil {
 		bad = badField("missing_required_parameter", "model", "Missing required parameter: 'body.model'.")
 	}
 	if bad == nil && l.Model != "" && !allowed(p.models, l.Model) {
 		bad = badField("model_not_found", "model", "The model '"+l.Model+"' does not exist or you do not have access to it.")
 	}
 	return bad
+}
+
+// complete returns the lines of a batch whose create has the parameters params: with the
+// url of the batch, and with the members and the model of params in the body.
+func (rules *Behavior) complete(lines []Line, endpoint string, params []byte) (whole []Line, errs []BatchError) {
+	model, _ := unquote(field(params, "model"))
+	for _, l := range lines {
+		var names []string
+		eachField(l.Body, func(key, _ []byte) bool {
+			names = append(names, string(key))
+			return true
+		})
+		if want := rules.LineMembers[endpoint]; !sameNames(names, want) && len(errs) < maxErrors {
+			err := badField("invalid_request", "body", fmt.Sprintf("The body has the keys %q; it must have %q.", names, want))
+			err.Line = l.Number
+			errs = append(errs, *err)
+		}
+		l.URL, l.Model = endpoint, model
+		l.Body = slices.Concat(bytes.TrimRight(l.Body[:len(l.Body)-1], " "), []byte(","), params[1:])
+		whole = append(whole, l)
+	}
+	return whole, errs
+}
+
+func sameNames(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 func allowed(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }

@@ -55,6 +55,7 @@ const (
 	embeddings = "/v1/embeddings"
 
 	moderations = "/moderations"
+	rerank      = "/rerank"
 	generations = "/images/generations"
 	edits       = "/images/edits"
 
@@ -253,6 +254,19 @@ func DashScope() Behavior {
 	b.MaxFileBytes = 100_000_000
 	b.Endpoints = []string{chat, embeddings}
 	b.Windows, b.MinWindow, b.MaxWindow = nil, day, 14*day
+	return b
+}
+
+// Voyage is Voyage AI: lines have only the texts to embed or to rerank, a create has the
+// model and all other parameters, and a failed line has a message in place of a body.
+func Voyage() Behavior {
+	b := plain("voyage")
+	b.ISOTimes = true
+	b.MaxInputs = 100_000
+	b.Endpoints = []string{embeddings, "/v1" + rerank}
+	b.LineMembers = map[string][]string{embeddings: {"input"}, "/v1" + rerank: {"query", "documents"}}
+	b.Windows = []string{"12h"}
+	b.FailedLines = AsStatus
 	return b
 }
 

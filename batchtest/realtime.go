@@ -11,7 +11,7 @@ import (
 
 // realtimePaths are the calls that are answered in real time, too. A path that another
 // path ends in comes later.
-var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions", moderations, generations, edits, transcriptions, translations}
+var realtimePaths = []string{"/chat/completions", "/embeddings", responses, "/completions", moderations, rerank, generations, edits, transcriptions, translations}
 
 // maxRealtime is the largest body of a realtime call.
 const maxRealtime = 64 << 20

@@ -214,6 +214,10 @@ func (b *batch) appendResponse(dst []byte, o *Outcome, serial string) []byte {
 	} else {
 		dst = append(append(append(append(append(dst, `"req_`...), b.id...), '-'), serial...), '"')
 	}
+	if !o.ok() && b.server.behavior.FailedLines == AsStatus {
+		dst = appendQuoted(append(dst, `,"message":`...), messageOf(o.Body))
+		return append(dst, `},"error":null`...)
+	}
 	dst = append(dst, `,"body":`...)
 	if o.BodyAsString {
 		dst = appendQuoted(dst, string(o.Body))
@@ -221,6 +225,14 @@ func (b *batch) appendResponse(dst []byte, o *Outcome, serial string) []byte {
 		dst = append(dst, o.Body...)
 	}
 	return append(dst, `},"error":null`...)
+}
+
+// messageOf returns the message of an error in OpenAI's shape, or the whole body.
+func messageOf(body []byte) string {
+	if message, ok := unquote(field(field(body, "error"), "message")); ok {
+		return message
+	}
+	return string(body)
 }
 
 // appendFailure writes an outcome without a response.

@@ -13,11 +13,11 @@ import (
 // Hosts, stands first.
 var constructors = []func() Profile{
 	OpenAI, AzureLegacy, Azure, Doubleword,
-	Groq, Together, Nebius, Novita, Cerebras, Perplexity, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope,
+	Groq, Together, Nebius, Novita, Cerebras, Perplexity, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope, Voyage,
 	DashScopeBatchChat, ArkBatchChat,
 	LLMD, LiteLLM,
 	Generic,
-	anthropic, ark, bedrock, fireworks, mistral, openRouter, voyage, xAI,
+	anthropic, ark, bedrock, fireworks, mistral, openRouter, xAI,
 }
 
 // ForURL returns the profile whose Hosts match the host of u, else [Generic].

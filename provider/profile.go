@@ -13,10 +13,11 @@
 //
 // The package reads no files and opens no connections. All functions are safe
 // for concurrent use. Every Profile returned belongs to the caller, who may
-// change the Profile and its slices.
+// change the Profile, its slices and its map.
 package provider
 
 import (
+	"maps"
 	"slices"
 	"time"
 )
@@ -167,6 +168,14 @@ type Profile struct {
 	// OneEndpoint: all lines of a file must go to the batch's endpoint.
 	OneEndpoint bool
 
+	// LineMembers names, for each of Endpoints, the members of a body that stand on the
+	// line: "input" of "/embeddings" at Voyage. The other members, the model among them,
+	// are parameters of the batch ("request_params"): calls share a batch if their
+	// parameters are equal, a call whose parameters have over 4 KB is refused, and lines
+	// have no method and url. The field requires OneModel and OneEndpoint. Nil: a line has
+	// the whole body.
+	LineMembers map[string][]string
+
 	// Limits. Zero: no limit known. Negative values are invalid.
 
 	// MaxLines is the most lines that a file may hold.
@@ -229,10 +238,14 @@ type Profile struct {
 	ListByOffset bool
 }
 
-// Clone returns a copy of p that shares no slice with p.
+// Clone returns a copy of p that shares no slice and no map with p.
 func (p Profile) Clone() Profile {
 	for _, list := range []*[]string{&p.Hosts, &p.AccountHeaders, &p.KeepQuery, &p.Endpoints, &p.FlexEndpoints, &p.Windows} {
 		*list = slices.Clone(*list)
+	}
+	p.LineMembers = maps.Clone(p.LineMembers)
+	for suffix, names := range p.LineMembers {
+		p.LineMembers[suffix] = slices.Clone(names)
 	}
 	return p
 }

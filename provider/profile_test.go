@@ -41,7 +41,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	want := map[string]bool{
-		"anthropic": true, "ark": true, "bedrock": true, "fireworks": true, "mistral": true, "openrouter": true, "voyage": true, "xai": true,
+		"anthropic": true, "ark": true, "bedrock": true, "fireworks": true, "mistral": true, "openrouter": true, "xai": true,
 	}
 	if diff := cmp.Diff(want, refused); diff != "" {
 		t.Errorf("refused providers (-want +got):\n%s", diff)
@@ -60,13 +60,14 @@ func TestBatches(t *testing.T) {
 		{provider.Groq(), []string{"/chat/completions", "/audio/transcriptions", "/audio/translations"}},
 		{provider.DeepInfra(), []string{"/chat/completions", "/completions", "/embeddings"}},
 		{provider.Perplexity(), []string{"/responses"}},
+		{provider.Voyage(), []string{"/embeddings", "/rerank"}},
 		{provider.DashScopeBatchChat(), nil},
 		{provider.ArkBatchChat(), nil},
 		{provider.ArkBatchChat().Clone(), nil},
 		{provider.Profile{Name: "none", Endpoints: []string{}}, nil},
 	} {
 		var got []string
-		for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/images/edits", "/audio/transcriptions", "/audio/translations", "/models", ""} {
+		for _, suffix := range []string{"/chat/completions", "/completions", "/embeddings", "/responses", "/images/edits", "/audio/transcriptions", "/audio/translations", "/rerank", "/models", ""} {
 			if tt.profile.Batches(suffix) {
 				got = append(got, suffix)
 			}
@@ -185,6 +186,13 @@ func TestValidate(t *testing.T) {
 		{func(p *provider.Profile) { p.UploadModelField, p.OneModel = "m", false }, "UploadModelField OneModel"},
 		{func(p *provider.Profile) { p.SinglePrice, p.FlexTimeout = "half price", time.Hour }, "SinglePrice Endpoints empty"},
 		{func(p *provider.Profile) { p.SinglePrice, p.Endpoints = "half price", []string{} }, "SinglePrice FlexTimeout"},
+		{func(p *provider.Profile) {
+			p.LineMembers, p.OneModel = map[string][]string{"/chat/completions": {"messages"}}, false
+		}, "LineMembers OneModel"},
+		{func(p *provider.Profile) { p.LineMembers = map[string][]string{"/chat/completions": {"messages"}} }, "LineMembers /embeddings"},
+		{func(p *provider.Profile) {
+			p.LineMembers, p.Endpoints = map[string][]string{"/rerank": {"query", "model"}}, []string{"/rerank"}
+		}, "LineMembers /rerank model"},
 		{func(p *provider.Profile) { p.DefaultWindow = "" }, "DefaultWindow empty"},
 		{func(p *provider.Profile) { p.Windows = []string{"1h", "2h"} }, "DefaultWindow 24h 1h, 2h"},
 	} {
@@ -203,14 +211,17 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// TestClone checks by reflection that a clone shares no slice with the original,
+// TestClone checks by reflection that a clone shares no slice and no map with the original,
 // so that a new field of the Profile cannot be forgotten.
 func TestClone(t *testing.T) {
 	var original provider.Profile
 	fields := reflect.ValueOf(&original).Elem()
 	for i := range fields.NumField() {
-		if fields.Field(i).Kind() == reflect.Slice {
+		switch fields.Field(i).Kind() {
+		case reflect.Slice:
 			fields.Field(i).Set(reflect.MakeSlice(fields.Field(i).Type(), 1, 1))
+		case reflect.Map:
+			fields.Field(i).Set(reflect.ValueOf(map[string][]string{"/rerank": {"query"}}))
 		}
 	}
 	clone := original.Clone()
@@ -219,9 +230,12 @@ func TestClone(t *testing.T) {
 	}
 	copied := reflect.ValueOf(clone)
 	for i := range fields.NumField() {
-		if fields.Field(i).Kind() == reflect.Slice && fields.Field(i).Pointer() == copied.Field(i).Pointer() {
+		if kind := fields.Field(i).Kind(); (kind == reflect.Slice || kind == reflect.Map) && fields.Field(i).Pointer() == copied.Field(i).Pointer() {
 			t.Errorf("the clone shares %s with the original", fields.Type().Field(i).Name)
 		}
+	}
+	if clone.LineMembers["/rerank"][0] = "changed"; original.LineMembers["/rerank"][0] != "query" {
+		t.Error("the clone shares the lists of LineMembers with the original")
 	}
 	if got := provider.Generic().Clone(); got.Endpoints != nil {
 		t.Errorf("clone of nil Endpoints = %v, want nil: nil means the default endpoints", got.Endpoints)

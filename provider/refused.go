@@ -57,15 +57,6 @@ func openRouter() Profile {
 	}
 }
 
-func voyage() Profile {
-	return Profile{
-		Name:  "voyage",
-		Hosts: []string{"api.voyageai.com"},
-		Refusal: "Voyage's Batch API names the model once for a whole batch and not on each line, unlike OpenAI's; " +
-			"call it in real time, or use its batches directly.",
-	}
-}
-
 func xAI() Profile {
 	return Profile{
 		Name:  "xai",

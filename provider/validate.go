@@ -19,7 +19,7 @@ func (p Profile) Validate() error {
 		return nil
 	}
 	checks := []func() error{
-		p.checkHosts, p.checkHeaders, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkDefaultWindow,
+		p.checkHosts, p.checkHeaders, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkLineMembers, p.checkDefaultWindow,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -133,6 +133,21 @@ func (p Profile) checkPairs() error {
 		return errors.New("OutputExpiry is set and FileExpiryMax is 0; want the longest expiry accepted")
 	case p.UploadModelField != "" && !p.OneModel:
 		return errors.New("UploadModelField is set and OneModel is not; want files of one model")
+	}
+	return nil
+}
+
+func (p Profile) checkLineMembers() error {
+	if p.LineMembers == nil {
+		return nil
+	}
+	if !p.OneModel || !p.OneEndpoint {
+		return errors.New("LineMembers are set; want OneModel and OneEndpoint, too")
+	}
+	for _, suffix := range p.endpoints() {
+		if names := p.LineMembers[suffix]; len(names) == 0 || slices.Contains(names, "model") {
+			return fmt.Errorf("LineMembers of %q are %q; want the members that stand on a line, without \"model\"", suffix, names)
+		}
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ var behaviors = map[string]func() batchtest.Behavior{
 	"llm-d":      batchtest.LLMD,
 	"azure":      batchtest.Azure,
 	"together":   batchtest.Together,
+	"voyage":     batchtest.Voyage,
 }
 
 func behaviorNames() string {

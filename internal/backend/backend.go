@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"strconv"
 	"strings"
@@ -96,6 +97,7 @@ type Params struct {
 	Models       []string          // of the lines
 	Endpoint     string            // in the provider's spelling
 	Window       string            // in the provider's spelling; empty: the provider's default
+	Shared       json.RawMessage   // the parameters of all lines, a JSON object; nil: the lines have them
 	Metadata     map[string]string // shown by the provider beside the batch
 	FileExpiry   time.Duration     // after which the provider deletes the input file; zero: the provider's default
 	OutputExpiry time.Duration     // after which the provider deletes the results; zero: the provider's default

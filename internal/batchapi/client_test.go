@@ -2,6 +2,7 @@ package batchapi_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -30,6 +31,7 @@ func TestSpelling(t *testing.T) {
 		batches string
 		create  map[string]any
 		answer  string
+		shared  string
 	}{
 		{
 			profile: provider.OpenAI(), base: "https://api.openai.com/v1",
@@ -90,6 +92,17 @@ func TestSpelling(t *testing.T) {
 			batches: "https://api.groq.com/openai/v1/batches",
 			create:  plainCreate(),
 		},
+		{
+			profile: provider.Voyage(), base: "https://api.voyageai.com/v1",
+			upload:  "https://api.voyageai.com/v1/files",
+			fields:  []part{{"purpose", "", "batch"}},
+			batches: "https://api.voyageai.com/v1/batches",
+			shared:  `{"model":"m"}`,
+			create: map[string]any{
+				"input_file_id": "f", "endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": map[string]any{"k": "v"},
+				"request_params": map[string]any{"model": "m"},
+			},
+		},
 	} {
 		t.Run(tt.profile.Name, func(t *testing.T) {
 			w := &wire{answer: func(s sent, _ int) (*http.Response, error) {
@@ -106,6 +119,10 @@ func TestSpelling(t *testing.T) {
 				Endpoint: "/v1/chat/completions", Window: "24h",
 				Metadata: map[string]string{"k": "v"}, OutputExpiry: 2 * time.Hour,
 			}
+			content := file(3)
+			if tt.shared != "" {
+				params.Shared, content.Bare = json.RawMessage(tt.shared), true
+			}
 			if b, err := c.CreateOnce(t.Context(), "f", params); b.Handle.BatchID != "b" || err != nil {
 				t.Fatalf("Create: %+v, %v", b, err)
 			}
@@ -113,7 +130,7 @@ func TestSpelling(t *testing.T) {
 			if up.method != "POST" || up.url != tt.upload || create.method != "POST" || create.url != tt.batches {
 				t.Errorf("%s %s, then %s %s", up.method, up.url, create.method, create.url)
 			}
-			want := slices.Concat(tt.fields, []part{{"file", "batch-1.jsonl", text(file(3))}})
+			want := slices.Concat(tt.fields, []part{{"file", "batch-1.jsonl", text(content)}})
 			if diff := cmp.Diff(want, parts(t, up), cmp.AllowUnexported(part{})); diff != "" {
 				t.Errorf("upload (-want +got)\n%s", diff)
 			}

@@ -91,6 +91,9 @@ func (c *Client) createBody(h backend.Handle, p backend.Params) map[string]any {
 	if p.Window != "" && !c.profile.OmitWindow {
 		body["completion_window"] = p.Window
 	}
+	if p.Shared != nil {
+		body["request_params"] = p.Shared
+	}
 	if len(p.Metadata) > 0 {
 		body["metadata"] = p.Metadata
 	}

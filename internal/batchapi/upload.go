@@ -124,6 +124,7 @@ func (c *Client) upload(ctx context.Context, p backend.Params, f line.File) (fil
 	if err != nil {
 		return file{}, err
 	}
+	f.Bare = c.profile.LineMembers != nil
 	ctx, watch := watchStall(ctx)
 	defer watch.stop()
 	var gate gate

@@ -414,7 +414,7 @@ func (v venue) testAbandoned(t *testing.T) {
 func TestRefusedProviders(t *testing.T) {
 	hosts := map[string]string{
 		"anthropic": "api.anthropic.com", "mistral": "api.mistral.ai", "fireworks": "api.fireworks.ai",
-		"xai": "api.x.ai", "openrouter": "openrouter.ai", "voyage": "api.voyageai.com",
+		"xai": "api.x.ai", "openrouter": "openrouter.ai",
 		"ark": "ark.cn-beijing.volces.com", "bedrock": "bedrock-runtime.us-east-1.amazonaws.com",
 	}
 	for name, host := range hosts {

@@ -5,6 +5,8 @@ package endpoint
 
 import (
 	"cmp"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -13,6 +15,7 @@ import (
 	"sync/atomic"
 
 	"github.com/autobatcher/autobatcher/internal/collector"
+	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -30,6 +33,7 @@ type Endpoint struct {
 	Limits     collector.Limits
 	Kind
 
+	lineMembers []string               // of a body; nil: the whole body stands on a line
 	lastGroup   *atomic.Pointer[group] // nil: a batch may hold several models
 	told        uint32                 // read and written atomically: a bit for each entry of reasons that was logged
 	badMetadata error                  // why no batch can be created with the metadata of Options
@@ -52,6 +56,36 @@ func (e *Endpoint) GroupOf(model string) string {
 		e.lastGroup.Store(last)
 	}
 	return last.name
+}
+
+// maxShared is the most bytes that the parameters of a batch may have: each call keeps them
+// until it is in a queue.
+const maxShared = 4 << 10
+
+// Split returns the body of a call's line, and the part of a batch's key that the URL and
+// the body decide: where lines have only some members of a body, the others are part of the
+// key. The error is a *reply.RequestError.
+func (e *Endpoint) Split(body []byte, model string) (own []byte, group string, err error) {
+	if e.lineMembers == nil {
+		return body, e.GroupOf(model), nil
+	}
+	own, shared, err := line.Split(body, e.lineMembers, maxShared)
+	switch {
+	case errors.Is(err, line.ErrOthersTooLong):
+		return nil, "", reply.InvalidBody("", fmt.Sprintf("the parameters beside %s belong to the batch, and have over %d bytes", strings.Join(e.lineMembers, " and "), maxShared))
+	case err != nil:
+		return nil, "", reply.InvalidBody("", "the parameters of the request body cannot be removed: "+err.Error())
+	}
+	return own, e.Group + " " + string(shared), nil
+}
+
+// Shared returns the parameters that calls with the group share, as a JSON object. Nil: the
+// lines have the parameters.
+func (e *Endpoint) Shared(group string) json.RawMessage {
+	if e.lineMembers == nil {
+		return nil
+	}
+	return json.RawMessage(strings.TrimPrefix(group, e.Group+" "))
 }
 
 // Accept returns the completion window of a call with a number of embedding inputs
@@ -168,6 +202,7 @@ func (t *Table) find(u *url.URL) *Endpoint {
 	if p.OneEndpoint {
 		e.Group = e.Suffix
 	}
+	e.lineMembers = p.LineMembers[e.Suffix]
 	if p.OneModel {
 		e.lastGroup = new(atomic.Pointer[group])
 	}

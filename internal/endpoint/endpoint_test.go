@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ func TestOf(t *testing.T) {
 			name: "embeddings with a query", url: "https://h.test/v1/embeddings?a=b", opts: Options{Calls: 1000, Bytes: 9}, profile: "generic",
 			want: Endpoint{
 				Suffix: "/embeddings", Upstream: "https://h.test/v1?a=b", LineURL: "/v1/embeddings", Group: "/embeddings",
-				Kind: Kind{Embeddings: true, NoText: true}, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 9, Inputs: 50_000},
+				Kind: Kind{Embeddings: true, Inputs: true, NoText: true}, MaxBody: 199_999_744, Limits: collector.Limits{Calls: 1000, Bytes: 9, Inputs: 50_000},
 			},
 		},
 		{
@@ -75,7 +76,7 @@ func TestOf(t *testing.T) {
 			if tt.want.Suffix == "" {
 				got.MaxBody, got.Limits = 0, collector.Limits{}
 			}
-			if got != tt.want {
+			if !reflect.DeepEqual(got, tt.want) {
 				t.Errorf("got  %+v\nwant %+v", got, tt.want)
 			}
 		})
@@ -156,6 +157,28 @@ func TestGroupOf(t *testing.T) {
 	}
 	if e := New(Options{Profile: &several}).Of(u); e.GroupOf("a") != e.Group {
 		t.Errorf("the group of a model is %q, want %q", e.GroupOf("a"), e.Group)
+	}
+}
+
+// Where lines have only some members of a body, the others belong to the batch.
+func TestSplit(t *testing.T) {
+	voyage, generic := provider.Voyage(), provider.Generic()
+	e := New(Options{Profile: &voyage}).Of(parse(t, "https://h.test/v1/rerank"))
+	own, group, err := e.Split([]byte(`{"model":"m","query":"q","top_k":1,"documents":["d"]}`), "m")
+	if string(own) != `{"query":"q","documents":["d"]}` || group != `/rerank {"model":"m","top_k":1}` || err != nil {
+		t.Errorf("%s, %s, %v", own, group, err)
+	}
+	if shared := e.Shared(group); string(shared) != `{"model":"m","top_k":1}` {
+		t.Errorf("the parameters of %s are %s", group, shared)
+	}
+	_, _, err = e.Split([]byte(`{"model":"`+strings.Repeat("m", maxShared)+`"}`), "m")
+	if refused := (*reply.RequestError)(nil); !errors.As(err, &refused) || refused.Status != 400 {
+		t.Errorf("long parameters: %v; want status 400", err)
+	}
+	e = New(Options{Profile: &generic}).Of(parse(t, "https://h.test/v1/embeddings"))
+	own, group, err = e.Split([]byte(`{"model":"m"}`), "m")
+	if string(own) != `{"model":"m"}` || group != e.GroupOf("m") || err != nil || e.Shared(group) != nil {
+		t.Errorf("%s, %s, %v, %s", own, group, err, e.Shared(group))
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 type Kind struct {
 	Stream       sse.Format // of a finished answer; None: a call that wants a stream is not batched
 	Embeddings   bool       // the calls ask for embeddings, and a "stream" in the body is ignored
+	Inputs       bool       // a batch may hold a number of inputs, such as texts to embed, and a call may have several
 	NoText       bool       // the answers have no text that costs output tokens
 	NoModel      bool       // a body need not name a model
 	Formats      bool       // the body chooses the format of the answer, and only JSON fits on a line
@@ -31,7 +32,8 @@ var kinds = map[string]Kind{
 	"/chat/completions": {Stream: sse.Chat},
 	"/completions":      {Stream: sse.Completion},
 	"/responses":        {Stream: sse.Response},
-	"/embeddings":       {Embeddings: true, NoText: true},
+	"/embeddings":       {Embeddings: true, Inputs: true, NoText: true},
+	"/rerank":           {Inputs: true, NoText: true},
 	"/moderations":      {NoModel: true, NoText: true},
 
 	"/audio/transcriptions": {Formats: true},

@@ -2,7 +2,9 @@ package line
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -45,6 +47,37 @@ func Without(body []byte, names ...string) ([]byte, error) {
 	}
 	out = append(out, '}')
 	return append(out, rest...), nil
+}
+
+// ErrOthersTooLong is the error of Split where the other members have too many bytes.
+var ErrOthersTooLong = errors.New("the other members are too long")
+
+// Split divides body, a JSON object, into an object with the members of the given names,
+// whose bytes are unchanged, and an object with the other members in a canonical form:
+// sorted by name, without space, and without null, which means the same as no member. Of
+// several members with the same name the last counts. The other members may have most
+// bytes in body.
+func Split(body []byte, names []string, most int) (own, others []byte, err error) {
+	left, size := make(map[string]json.RawMessage), 0
+	if !Members(body, func(name, value []byte) {
+		if slices.Contains(names, string(name)) {
+			return
+		}
+		if size += len(name) + len(value); size <= most {
+			left[string(name)] = value
+		}
+	}) {
+		return nil, nil, ErrNotObject
+	}
+	if size > most {
+		return nil, nil, ErrOthersTooLong
+	}
+	if own, err = Without(body, slices.Collect(maps.Keys(left))...); err != nil {
+		return nil, nil, err
+	}
+	maps.DeleteFunc(left, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
+	others, err = json.Marshal(left)
+	return own, others, err
 }
 
 // Set returns body, a valid JSON object, with one member of that name, which has the

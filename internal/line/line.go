@@ -26,17 +26,19 @@ func (l *Line) Size() int {
 
 // Append appends the line to dst, without a line break.
 func (l *Line) Append(dst []byte) []byte {
-	dst = l.appendHead(dst)
+	dst = l.appendHead(dst, false)
 	dst = append(dst, l.Body...)
 	return append(dst, end...)
 }
 
 // appendHead appends the part of the line before the body.
-func (l *Line) appendHead(dst []byte) []byte {
+func (l *Line) appendHead(dst []byte, bare bool) []byte {
 	dst = append(dst, idKey...)
 	dst = append(dst, l.ID...)
-	dst = append(dst, urlKey...)
-	dst = append(dst, l.URL...)
+	if !bare {
+		dst = append(dst, urlKey...)
+		dst = append(dst, l.URL...)
+	}
 	return append(dst, bodyKey...)
 }
 
@@ -45,13 +47,18 @@ func (l *Line) appendHead(dst []byte) []byte {
 type File struct {
 	Lines int
 	At    func(i int) *Line
+	Bare  bool // the lines have an id and a body only
 }
 
 // Size is the number of bytes a reader of the file yields.
 func (f File) Size() int64 {
 	size := int64(max(f.Lines-1, 0))
 	for i := range f.Lines {
-		size += int64(f.At(i).Size())
+		l := f.At(i)
+		size += int64(l.Size())
+		if f.Bare {
+			size -= int64(len(urlKey) + len(l.URL))
+		}
 	}
 	return size
 }
@@ -95,7 +102,7 @@ func (r *fileReader) next() bool {
 	l := r.file.At(r.line)
 	switch r.piece {
 	case 0:
-		r.head = l.appendHead(r.head[:0])
+		r.head = l.appendHead(r.head[:0], r.file.Bare)
 		r.rest = r.head
 	case 1:
 		r.rest = l.Body

@@ -50,6 +50,39 @@ func TestFileIsItsLinesJoined(t *testing.T) {
 	}
 }
 
+// A bare file has lines without a method and a url.
+func TestBareFile(t *testing.T) {
+	f := file(line.Line{ID: "a", URL: "/v1/embeddings", Body: []byte(`{"input":1}`)}, line.Line{ID: "b", Body: []byte(`{}`)})
+	f.Bare = true
+	want := `{"custom_id":"a","body":{"input":1}}` + "\n" + `{"custom_id":"b","body":{}}`
+	if err := iotest.TestReader(f.NewReader(), []byte(want)); err != nil {
+		t.Error(err)
+	}
+	if f.Size() != int64(len(want)) {
+		t.Errorf("File.Size = %d, but it reads as %d bytes", f.Size(), len(want))
+	}
+}
+
+func TestSplit(t *testing.T) {
+	for _, tt := range []struct {
+		body, own, others string
+		err               error
+	}{
+		{`{"input":[ "a" ],"model":"m"}`, `{"input":[ "a" ]}`, `{"model":"m"}`, nil},
+		{`{"z":1.50,"input":"<","a":{"y": 1,"x": 2},"model":"m"}`, `{"input":"<"}`, `{"a":{"y":1,"x":2},"model":"m","z":1.50}`, nil},
+		{`{"model":"n","inp\u0075t":1,"mod\u0065l":"m","n":null}`, `{"inp\u0075t":1}`, `{"model":"m"}`, nil},
+		{`{}`, `{}`, `{}`, nil},
+		{`{"input":"` + strings.Repeat("x", 200) + `","m":"` + strings.Repeat("x", 97) + `"}`, `{"input":"` + strings.Repeat("x", 200) + `"}`, `{"m":"` + strings.Repeat("x", 97) + `"}`, nil},
+		{`{"m":"` + strings.Repeat("x", 98) + `"}`, "", "", line.ErrOthersTooLong},
+		{`[]`, "", "", line.ErrNotObject},
+	} {
+		own, others, err := line.Split([]byte(tt.body), []string{"input"}, 100)
+		if string(own) != tt.own || string(others) != tt.others || !errors.Is(err, tt.err) {
+			t.Errorf("%s: %s and %s, %v; want %s and %s, %v", tt.body, own, others, err, tt.own, tt.others, tt.err)
+		}
+	}
+}
+
 func TestAppend(t *testing.T) {
 	l := line.Line{ID: "id-1", URL: "/v1/chat/completions", Body: []byte(`{"model":"m"}`)}
 	want := `{"custom_id":"id-1","method":"POST","url":"/v1/chat/completions","body":{"model":"m"}}`
@@ -146,6 +179,16 @@ func TestParse(t *testing.T) {
 			"an error answer",
 			`{"custom_id":"a","response":{"status_code":429,"request_id":null,"body":{"error":{"message":"slow"}}},"error":null}`,
 			line.Result{ID: "a", Status: 429, Body: []byte(`{"error":{"message":"slow"}}`)},
+		},
+		{
+			"an error with a message in place of a body",
+			`{"batch_id":"b","custom_id":"a","response":{"status_code":500,"message":"Internal \"Server\" Error"},"error":null}`,
+			line.Result{ID: "a", Status: 500, Message: `Internal "Server" Error`},
+		},
+		{
+			"a body beside a message",
+			`{"custom_id":"a","response":{"status_code":400,"message":"no","body":{}}}`,
+			line.Result{ID: "a", Status: 400, Body: []byte(`{}`)},
 		},
 		{
 			"of several members the last counts",

@@ -51,8 +51,8 @@ func (r *Result) Transient() bool {
 var ErrMalformed = errors.New("not a result line")
 
 // Parse reads a line of an output or error file, in any of the shapes that
-// providers write: an HTTP answer under "response" (OpenAI, in either file), an
-// HTTP answer serialized into the text of "error.message" (Doubleword), or no
+// providers write: an HTTP answer under "response" (OpenAI, in either file; Voyage, with a
+// message in place of the body of an error), an HTTP answer serialized into the text of "error.message" (Doubleword), or no
 // answer at all, with the reason under "error". Parse reads as much as it can of a
 // line that is not strict JSON, and marks the Result as Malformed.
 func Parse(b []byte) (Result, error) {
@@ -68,14 +68,17 @@ func Parse(b []byte) (Result, error) {
 	r.readResponse(&p)
 	if r.Status == 0 || len(r.Body) == 0 {
 		r.readError(gjson.Parse(view(p.failure)))
+		if r.Message == "" {
+			r.Message = strings.Clone(gjson.Parse(view(p.message)).String())
+		}
 	}
 	return r, nil
 }
 
 // parts are the values of a result line that are read. They share memory with the line.
 type parts struct {
-	id, failure             []byte
-	status, requestID, body []byte // of the response
+	id, failure                      []byte
+	status, requestID, body, message []byte // of the response
 }
 
 // find finds the parts of b while it validates b, in one pass. It returns false if b is
@@ -100,7 +103,7 @@ func (p *parts) find(b []byte) bool {
 // findInResponse finds the parts of the response, which begins at b[i]. It returns the
 // index behind the response, or -1 if the response is not valid.
 func (p *parts) findInResponse(b []byte, i int) int {
-	p.status, p.requestID, p.body = nil, nil, nil
+	p.status, p.requestID, p.body, p.message = nil, nil, nil, nil
 	if b[i] != '{' {
 		return scanValue(b, i, maxDepth-1)
 	}
@@ -114,6 +117,8 @@ func (p *parts) findInResponse(b []byte, i int) int {
 			p.requestID = b[i:end]
 		case string(name) == "body":
 			p.body = b[i:end]
+		case string(name) == "message":
+			p.message = b[i:end]
 		}
 		return end
 	})
@@ -123,7 +128,7 @@ func (p *parts) findInResponse(b []byte, i int) int {
 // since b is the reader's buffer.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// readResponse reads {"status_code", "request_id", "body"}. A response without a usable
+// readResponse reads {"status_code", "request_id", "body" or "message"}. A response without a usable
 // status does not count: the member "error" holds the reason then.
 func (r *Result) readResponse(p *parts) {
 	r.Status = httpStatus(gjson.Parse(view(p.status)))

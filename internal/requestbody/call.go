@@ -25,7 +25,7 @@ type Call struct {
 	Format     string // of the answer ("response_format"), where the body names the format by a string
 	MaxOutput  int64  // the most tokens that an answer may have, as the body says; 0: not named
 	Answers    int64  // the number of answers that the body asks for ("n"), at least 1
-	input      []byte // the value of "input"; shares memory with the body
+	input      []byte // the value of "input", or of the "documents" of a reranking; shares memory with the body
 	badStream  string // the value of "stream", where it is neither a boolean nor null
 }
 
@@ -101,7 +101,7 @@ func (c *Call) readMember(name, value []byte) (streams bool) {
 		c.Format = text(value)
 	case "background":
 		c.Background = string(value) == "true"
-	case "input":
+	case "input", "documents":
 		c.input = value
 	case "max_tokens", "max_completion_tokens", "max_output_tokens":
 		c.MaxOutput = max(c.MaxOutput, number(value))
@@ -145,7 +145,7 @@ func includesUsage(options []byte) bool {
 
 // Inputs is the number of embeddings that a call to the endpoint of embeddings
 // asks for: the input is a text, a list of tokens, or a list of texts or of lists
-// of tokens.
+// of tokens. The inputs of a reranking are its documents.
 func (c *Call) Inputs() int {
 	if len(c.input) == 0 || c.input[0] != '[' {
 		return 1

@@ -114,13 +114,14 @@ func TestLongModel(t *testing.T) {
 
 func TestInputs(t *testing.T) {
 	for body, want := range map[string]int{
-		`{"model":"m"}`:                                 1,
-		`{"model":"m","input":"text"}`:                  1,
-		`{"model":"m","input":[]}`:                      0,
-		`{"model":"m","input":[1,2,3]}`:                 1,
-		`{"model":"m","input":["a","b","c"]}`:           3,
-		`{"model":"m","input":[[1,2],[3]]}`:             2,
-		`{"model":"m","input":["a"],"input":["b","c"]}`: 2,
+		`{"model":"m"}`:                                   1,
+		`{"model":"m","input":"text"}`:                    1,
+		`{"model":"m","input":[]}`:                        0,
+		`{"model":"m","input":[1,2,3]}`:                   1,
+		`{"model":"m","query":"q","documents":["a","b"]}`: 2,
+		`{"model":"m","input":["a","b","c"]}`:             3,
+		`{"model":"m","input":[[1,2],[3]]}`:               2,
+		`{"model":"m","input":["a"],"input":["b","c"]}`:   2,
 	} {
 		c, err := parse([]byte(body), "")
 		if err != nil || c.Inputs() != want {

@@ -23,6 +23,7 @@ func TestUsageScanner(t *testing.T) {
 		{"chat", `{"id":"x","usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":1}},"x":null}`, 3, 4, 7},
 		{"embeddings", `{"usage": {"prompt_tokens": 5, "total_tokens": 5}}`, 5, 0, 5},
 		{"response", `{"usage" : {"input_tokens":1,"input_tokens_details":{"cached_tokens":0},"output_tokens":2,"total_tokens":3}}`, 1, 2, 3},
+		{"a total alone", `{"data":[],"model":"m","usage":{"total_tokens":33}}`, 33, 0, 33},
 		{"none", `{"usage":null,"choices":[]}`, 0, 0, 0},
 		{"in a text", `{"content":"\"usage\":{\"total_tokens\":9}"}`, 0, 0, 0},
 		{"in a schema", `{"usage":{"input_tokens":1,"output_tokens":1,"total_tokens":2},"tools":[{"usage":{"type":"string"}}]}`, 1, 1, 2},

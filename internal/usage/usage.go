@@ -50,6 +50,9 @@ func tokensOf(object gjson.Result) (t Tokens, total int64, known bool) {
 		}
 		return true
 	})
+	if t.Input == 0 && t.Output == 0 {
+		t.Input = total // of embeddings and rerankings at Voyage, which names the total alone
+	}
 	t.Cached = min(t.Cached, t.Input)
 	return t, total, known
 }
