@@ -106,6 +106,14 @@ func (m mortal) Heartbeat(ctx context.Context, owner string, lease time.Duration
 	return m.Store.Heartbeat(ctx, owner, lease)
 }
 
+// Advance stores no step of a process that is dead: its goroutines run on in the test.
+func (m mortal) Advance(ctx context.Context, owner, ref string, step journal.Step) error {
+	if err := m.ctx.Err(); err != nil {
+		return err
+	}
+	return m.Store.Advance(ctx, owner, ref, step)
+}
+
 type outcome struct {
 	status int
 	body   string
