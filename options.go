@@ -54,7 +54,6 @@ type Options struct {
 	BatchBytes int64
 
 	// PollInterval is the time between two polls of a running batch, unless the
-	// PollInterval is the time between two polls of a running batch, unless the
 	// provider asks for a longer one. A batch that runs for long is polled less often:
 	// every 60th of its age, but at least once a minute; see [Transport.Wake] for
 	// webhooks. A batch that was sent early

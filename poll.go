@@ -143,7 +143,7 @@ func (b *batch) cancel(ctx context.Context, decide func() bool) {
 		b.emit(BatchCancelledUpstream, nil)
 		return
 	}
-	b.t.opts.Logger.Warn("batch not cancelled", "batch", b.id(), "error", err)
+	b.t.opts.Logger.Warn("not cancelled", "batch", b.id(), "error", err)
 	b.emit(BatchCancelFailed, err)
 }
 

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/openai/openai-go/v3"
@@ -44,7 +45,7 @@ func main() {
 			defer transport.Close()
 			client = transport.Client()
 		} else {
-			client = &http.Client{Transport: held(make(chan struct{}, calls+1))}
+			client = &http.Client{Transport: &held{calls: int64(calls), all: make(chan struct{})}}
 		}
 		call = create(openai.NewClient(option.WithHTTPClient(client), option.WithBaseURL(base), option.WithAPIKey("sk-compare")))
 	}
@@ -56,7 +57,7 @@ func main() {
 	}
 	wg.Wait()
 	after := usage(pid)
-	fmt.Println((after.cpu - before.cpu).Microseconds()/int64(calls),
+	fmt.Println((after.cpu-before.cpu).Microseconds()/int64(calls),
 		strconv.FormatFloat(float64(after.peak-before.resident)/float64(calls), 'f', 1, 64))
 }
 
@@ -107,18 +108,25 @@ func post(base string) func(i int) {
 	}
 }
 
-// A held transport answers by itself, when as many calls wait as the channel has room for:
-// in all other ways openai-go has the same to do.
-type held chan struct{}
+// A held transport answers by itself: the first call at once, and the others when all of
+// them wait. In all other ways openai-go has the same to do.
+type held struct {
+	waiting atomic.Int64
+	calls   int64
+	all     chan struct{} // closed when all calls wait
+}
 
-func (h held) RoundTrip(req *http.Request) (*http.Response, error) {
+func (h *held) RoundTrip(req *http.Request) (*http.Response, error) {
 	asked, err := io.ReadAll(req.Body)
 	if err != nil {
 		return nil, err
 	}
-	h <- struct{}{}
-	for len(h) < cap(h) && len(h) > 1 {
-		time.Sleep(100 * time.Millisecond)
+	switch h.waiting.Add(1) {
+	case 1:
+	case h.calls + 1:
+		close(h.all)
+	default:
+		<-h.all
 	}
 	text := fmt.Sprintf(`{"id":"chatcmpl-1","object":"chat.completion","created":1,"model":"gpt-4.1-mini","choices":[{"index":0,"message":{"role":"assistant","content":%q},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`, asked)
 	return &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(text)), Request: req}, nil

@@ -54,7 +54,7 @@ func (s *journalSettings) journalFlags(p process) []cli.Flag {
 		&cli.GenericFlag{
 			Name: "keep-for", Value: &s.keepFor, Category: aboutJournal,
 			Sources: p.source("AUTOBATCHER_KEEP_FOR"),
-			Usage:   "keep a batch with undelivered results for `SECONDS`, or a duration, after the end of the batch, for callers that retry",
+			Usage:   "keep a batch with undelivered results for `SECONDS`, or a duration, after the end of the batch, for callers that retry, and answers of calls in the background for callers that ask",
 		},
 	}
 }

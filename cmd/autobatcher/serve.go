@@ -19,6 +19,10 @@ func serveCommand(p process) *cli.Command {
    POST …/chat/completions, …/embeddings, …/responses   answered by batches,
                                                         as are the other calls
                                                         that the provider batches
+   POST …/responses with "background": true             an id at once; GET, DELETE and
+                                                        POST …/cancel of the id later;
+                                                        other calls with the header
+                                                        Prefer: respond-async likewise
    GET /health                                          ok
    GET /metrics                                         metrics for Prometheus
    GET /                                                live status page

@@ -35,6 +35,9 @@ const (
 	// same call again gets the id; SDKs repeat a call within seconds.
 	unclaimedFor = 2 * time.Minute
 
+	// maxJobs bounds the calls that run: each costs a goroutine and some kilobytes.
+	maxJobs = 100_000
+
 	// endingsBytes bounds the endings that are kept: failures and cancellations.
 	endingsBytes = 4 << 20
 
@@ -164,6 +167,9 @@ func isClosed(c <-chan struct{}) bool {
 // the same id for two minutes; with the header Idempotency-Key, calls with equal keys get
 // the same id at all processes with the same journal.
 func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) {
+	if s.isFull() {
+		return refusal(req, http.StatusServiceUnavailable, "too_many_background_calls", "too many calls run in the background of this process; nothing was submitted, and a retry is safe"), nil
+	}
 	j, again, e := s.find(req, asked)
 	switch {
 	case e != nil:
@@ -252,6 +258,12 @@ func (s *Server) isKnown(ctx context.Context, j *job) bool {
 			return false
 		}
 	}
+}
+
+func (s *Server) isFull() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.jobs) >= maxJobs
 }
 
 func newJob(key Key, id string) *job {
