@@ -420,13 +420,11 @@ var mutants = []mutant{
 		seeds: []uint64{46},
 	},
 	{
-		name:  "a flex call that may have been executed falls back to a batch",
-		file:  "batch.go",
-		old:   "errors.Is(err, backend.ErrNoCapacity) && b.t",
-		new:   "(errors.Is(err, backend.ErrNoCapacity) || errors.Is(err, backend.ErrUnsure) && b.key.window == \"flex\") && b.t",
-		says:  "were paid for",
-		draws: "lanes",
-		seeds: []uint64{59},
+		name: "a flex call that may have been executed falls back to a batch",
+		file: "batch.go",
+		old:  "errors.Is(err, backend.ErrNoCapacity) && b.t",
+		new:  "(errors.Is(err, backend.ErrNoCapacity) || errors.Is(err, backend.ErrUnsure) && b.key.window == \"flex\") && b.t",
+		test: &test{"./internal/blackbox", "TestFlex$"},
 	},
 	{
 		name:  "a flex call that may have been executed falls back to real time",
@@ -462,11 +460,11 @@ var mutants = []mutant{
 	},
 	// Results, limits, credentials and errors.
 	{
-		name:  "all results count as read after the first look",
-		file:  "internal/results/ended.go",
-		old:   "	return r.SawAll(promised)\n",
-		new:   "	return true\n",
-		seeds: []uint64{45, 50},
+		name: "all results count as read after the first look",
+		file: "internal/results/ended.go",
+		old:  "	return r.SawAll(promised)\n",
+		new:  "	return true\n",
+		test: &test{"./internal/blackbox", "TestATruncatedFileIsDownloadedAgain|TestEmptyFiles"},
 	},
 	{
 		name: "a resumed download begins a line too late",
