@@ -464,7 +464,7 @@ var mutants = []mutant{
 		file: "internal/results/ended.go",
 		old:  "	return r.SawAll(promised)\n",
 		new:  "	return true\n",
-		test: &test{"./internal/blackbox", "TestATruncatedFileIsDownloadedAgain|TestEmptyFiles"},
+		test: &test{"./internal/blackbox", "TestPartialResults$"},
 	},
 	{
 		name: "a resumed download begins a line too late",
