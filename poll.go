@@ -65,6 +65,9 @@ func (b *batch) poll() error {
 // pause waits for d or for wake, which may be nil, and calls idle when no caller has
 // waited for too long. An error of idle ends the pause.
 func (b *batch) pause(d time.Duration, wake <-chan struct{}, idle func() error) error {
+	if d <= 0 {
+		return context.Cause(b.t.ctx)
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	for {

@@ -189,19 +189,16 @@ func (h *hooks) wake() {
 
 // watch posts an event at the end of each object until the Server closes.
 func (s *Server) watch(ctx context.Context, h *hooks) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
 	for {
+		var due <-chan time.Time
+		if next := s.announce(ctx, h); !next.IsZero() {
+			due = time.After(time.Until(next))
+		}
 		select {
 		case <-s.closing:
 			return
 		case <-h.changed:
-		case <-timer.C:
-		}
-		if next := s.announce(ctx, h); next.IsZero() {
-			timer.Stop()
-		} else {
-			timer.Reset(time.Until(next))
+		case <-due:
 		}
 	}
 }

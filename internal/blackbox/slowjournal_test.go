@@ -15,6 +15,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -25,10 +26,8 @@ type slowTakeOver struct {
 }
 
 func (s slowTakeOver) TakeOver(ctx context.Context, owner string, account journal.Hash, fingerprints []journal.Hash) ([]journal.Taken, error) {
-	select {
-	case <-time.After(time.Duration(s.takes.Load())):
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := retry.Sleep(ctx, time.Duration(s.takes.Load())); err != nil {
+		return nil, err
 	}
 	return s.Store.TakeOver(ctx, owner, account, fingerprints)
 }

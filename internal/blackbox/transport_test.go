@@ -541,7 +541,7 @@ func TestManyCallsAtOnce(t *testing.T) {
 				ctx, leave := context.WithCancel(s.Context())
 				defer leave()
 				if i%7 == 0 {
-					time.AfterFunc(time.Duration(i%50)*time.Second, leave)
+					time.AfterFunc(time.Duration(1+i%50)*time.Second, leave)
 				}
 				text := fmt.Sprintf("call %d", i)
 				r := s.do(s.request(ctx, "/chat/completions", chatBody(text), key(fmt.Sprint("key ", i%3))))

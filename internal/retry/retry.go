@@ -122,6 +122,9 @@ func Backoff(attempt int) time.Duration {
 
 // Sleep waits for d. It returns the cause of ctx if ctx ends first.
 func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
