@@ -35,7 +35,7 @@ type Endpoint struct {
 
 	lineMembers []string               // of a body; nil: the whole body stands on a line
 	lastGroup   *atomic.Pointer[group] // nil: a batch may hold several models
-	told        uint32                 // read and written atomically: a bit for each entry of reasons that was logged
+	logged      uint32                 // read and written atomically: a bit for each entry of reasons that was logged
 	badMetadata error                  // why no batch can be created with the metadata of Options
 	window      string                 // of calls that ask for none
 	badWindow   error                  // why window is not accepted
@@ -126,16 +126,8 @@ type Options struct {
 type Table struct {
 	opts Options
 
-	last atomic.Pointer[found] // of the last call, and so probably of the next
-
 	mu    sync.Mutex
-	known map[place]*found
-}
-
-// A found is an Endpoint that was found for a URL.
-type found struct {
-	place    place
-	endpoint *Endpoint
+	known map[place]*Endpoint
 }
 
 // New returns an empty Table.
@@ -152,21 +144,14 @@ const (
 // Of returns the Endpoint of a URL.
 func (t *Table) Of(u *url.URL) *Endpoint {
 	p := place{u.Scheme, u.Host, u.Path, u.RawPath, u.RawQuery}
-	if last := t.last.Load(); last != nil && last.place == p {
-		return last.endpoint
-	}
 	t.mu.Lock()
-	f := t.known[p]
+	e := t.known[p]
 	t.mu.Unlock()
-	if f == nil {
-		f = &found{p, t.find(u)}
-		if len(p.host)+len(p.path)+len(p.rawPath)+len(p.query) > maxURL {
-			return f.endpoint
-		}
-		t.remember(f)
+	if e == nil {
+		e = t.find(u)
+		t.remember(p, e)
 	}
-	t.last.Store(f)
-	return f.endpoint
+	return e
 }
 
 // Base returns the Upstream of the calls below the base URL u, such as
@@ -183,13 +168,16 @@ func (t *Table) profile(u *url.URL) *provider.Profile {
 	return &found
 }
 
-func (t *Table) remember(f *found) {
+func (t *Table) remember(p place, e *Endpoint) {
+	if len(p.host)+len(p.path)+len(p.rawPath)+len(p.query) > maxURL {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known == nil || len(t.known) >= maxEndpoints {
-		t.known = make(map[place]*found)
+		t.known = make(map[place]*Endpoint)
 	}
-	t.known[f.place] = f
+	t.known[p] = e
 }
 
 func (t *Table) find(u *url.URL) *Endpoint {

@@ -51,7 +51,7 @@ func TestOf(t *testing.T) {
 			name: "limits of the profile", url: "http://h.test/x/responses", opts: Options{Calls: 1000, Profile: &small}, profile: "generic",
 			want: Endpoint{
 				Suffix: "/responses", Upstream: "http://h.test/x", LineURL: "/v1/responses", Group: "/responses",
-				MaxBody: 1000, Limits: collector.Limits{Calls: 10, Bytes: 5000, Inputs: 7}, Kind: Kind{Stream: sse.Response},
+				MaxBody: 1000, Limits: collector.Limits{Calls: 10, Bytes: 5000, Inputs: 7}, Kind: Kind{Stream: sse.Response, Background: true},
 			},
 		},
 		{

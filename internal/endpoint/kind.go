@@ -23,6 +23,7 @@ type Kind struct {
 	Inputs       bool       // a batch may hold a number of inputs, such as texts to embed, and a call may have several
 	NoText       bool       // the answers have no text that costs output tokens
 	NoModel      bool       // a body need not name a model
+	Background   bool       // "background": true asks for an id at once, and the answer comes later
 	Formats      bool       // the body chooses the format of the answer, and only JSON fits on a line
 	DefaultModel string     // the model whose price applies where a body names none; "": not known
 }
@@ -31,7 +32,7 @@ type Kind struct {
 var kinds = map[string]Kind{
 	"/chat/completions": {Stream: sse.Chat},
 	"/completions":      {Stream: sse.Completion},
-	"/responses":        {Stream: sse.Response},
+	"/responses":        {Stream: sse.Response, Background: true},
 	"/embeddings":       {Embeddings: true, Inputs: true, NoText: true},
 	"/rerank":           {Inputs: true, NoText: true},
 	"/moderations":      {NoModel: true, NoText: true},
@@ -86,7 +87,7 @@ var reasons = []string{"multipart", "background", "service_tier", "stream", "res
 // such calls do not have the price of a batch; the others have the level debug.
 func (e *Endpoint) PassesThrough(log *slog.Logger, reason, why string) {
 	level, bit := slog.LevelDebug, uint32(1)<<slices.Index(reasons, reason)
-	if atomic.OrUint32(&e.told, bit)&bit == 0 {
+	if atomic.OrUint32(&e.logged, bit)&bit == 0 {
 		level = slog.LevelInfo
 	}
 	log.Log(context.Background(), level, "call passes through", "reason", why, "endpoint", e.Suffix)

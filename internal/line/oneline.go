@@ -1,9 +1,6 @@
 package line
 
-import (
-	"bytes"
-	"encoding/binary"
-)
+import "bytes"
 
 // separators are the characters at which some programs divide a text into lines,
 // beside the line break, and their escapes. Valid JSON has the separators in
@@ -16,9 +13,6 @@ var separators = []struct{ char, escape []byte }{
 // other line separators escaped. OneLine returns body unchanged if body has none.
 // Valid JSON has raw line breaks only between tokens, so the tokens stay the same.
 func OneLine(body []byte) []byte {
-	if printable(body) { // nearly always, and one pass finds out
-		return body
-	}
 	if bytes.IndexByte(body, '\n') >= 0 || bytes.IndexByte(body, '\r') >= 0 {
 		out := make([]byte, 0, len(body))
 		for _, c := range body {
@@ -34,24 +28,6 @@ func OneLine(body []byte) []byte {
 		}
 	}
 	return body
-}
-
-// printable reports whether b has only ASCII without control characters.
-func printable(b []byte) bool {
-	const each, high = 0x0101010101010101, 0x8080808080808080
-	for ; len(b) >= 8; b = b[8:] {
-		x := binary.LittleEndian.Uint64(b)
-		control := x - ' '*each // borrows where a byte is below a space
-		if (control|x)&high != 0 {
-			return false
-		}
-	}
-	for _, c := range b {
-		if c < ' ' || c >= 0x80 {
-			return false
-		}
-	}
-	return true
 }
 
 // HasLoneSurrogate reports whether a string in valid JSON has the escape of one

@@ -228,16 +228,15 @@ func scanString(b []byte, i int) int {
 }
 
 // scanPlain skips bytes that stand for themselves in a string: all bytes but the
-// quote, the backslash and control characters. It reads 32 bytes at once, and then eight.
+// quote, the backslash and control characters. It reads eight bytes at once.
 func scanPlain(b []byte, i int) int {
-	for ; i+32 <= len(b); i += 32 {
-		text := b[i : i+32]
-		if special(text)|special(text[8:])|special(text[16:])|special(text[24:]) != 0 {
-			break
-		}
-	}
+	const each, high = 0x0101010101010101, 0x8080808080808080
 	for ; i+8 <= len(b); i += 8 {
-		if found := special(b[i:]); found != 0 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		quote, backslash := x^'"'*each, x^'\\'*each
+		// The highest bit of a byte is set where a subtraction borrows: where x is below
+		// a space, or where the others are 0. Above such a byte a bit may be wrong.
+		if found := ((x - ' '*each) | (quote - each) | (backslash - each)) &^ x & high; found != 0 {
 			return i + bits.TrailingZeros64(found)/8
 		}
 	}
@@ -245,17 +244,6 @@ func scanPlain(b []byte, i int) int {
 		i++
 	}
 	return i
-}
-
-// special finds the quotes, backslashes and control characters in the first eight bytes
-// of b: the lowest bit that is set is the highest bit of the first such byte.
-func special(b []byte) uint64 {
-	const each, high = 0x0101010101010101, 0x8080808080808080
-	x := binary.LittleEndian.Uint64(b)
-	quote, backslash := x^'"'*each, x^'\\'*each
-	// The highest bit of a byte is set where a subtraction borrows: where x is below
-	// a space, or where the others are 0. Above such a byte a bit may be wrong.
-	return ((x - ' '*each) | (quote - each) | (backslash - each)) &^ x & high
 }
 
 // scanEscape reads what follows a backslash.

@@ -2,7 +2,6 @@
 package registry
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"net/http"
 	"sync"
@@ -75,7 +74,7 @@ func New[R any](keepFor, idleAfter time.Duration, dropped func(*Call[R])) *Regis
 // kept, or waits for a detached line; otherwise queue is true, and the user of
 // the Registry queues the call. ok is false after Close.
 func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
-	c.ID = newID()
+	c.ID = uuid.NewString()
 	w = &c.asked
 	*w = Waiter[R]{Ready: make(chan struct{}, 1), call: c}
 	r.mu.Lock()
@@ -92,15 +91,6 @@ func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
 	}
 	r.queued.push(c)
 	return w, true, true
-}
-
-// newID returns a random custom id, a UUID. It allocates less than uuid.NewString.
-func newID() string {
-	var id uuid.UUID
-	rand.Read(id[:])          //nolint:errcheck // never fails
-	id[6] = id[6]&0x0f | 0x40 // version 4
-	id[8] = id[8]&0x3f | 0x80 // variant 10
-	return id.String()
 }
 
 // takeOverLocked gives c a kept answer or a detached line of an earlier call, and
