@@ -11,7 +11,6 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
 	"github.com/autobatcher/autobatcher/internal/backend"
-	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/collector"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
@@ -164,7 +163,7 @@ func (b *batch) submit() error {
 func (b *batch) beginRecord() error {
 	a := b.key.account
 	err := b.record.Begin(b.t.ctx, journal.Batch{
-		Ref:     background.Ref(b.key.background),
+		Ref:     journalsession.RefPrefix(b.key.background),
 		Account: a.Hash, Upstream: a.Upstream(), Provider: b.key.account.Profile.Name,
 		Endpoint: b.url, Window: b.key.window, Models: b.names.Models, Traces: strings.Join(b.names.Traces, " "),
 	}, func() []journal.Line {

@@ -100,7 +100,7 @@ func (r retries) Place(taken []journal.Taken) {
 // of this process for the batch if there is none.
 func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 	return t.registry.LinesOf(known.Ref, func() *lineSet {
-		b := t.newBatch(t.collector.Recovered(key{account: a, window: known.Window, background: background.IsRef(known.Ref)}), recovering)
+		b := t.newBatch(t.collector.Recovered(key{account: a, window: known.Window, background: journalsession.IsKept(known.Ref)}), recovering)
 		b.url = known.Endpoint
 		b.record = t.session.Resume(&known, b.lines)
 		b.lines.SetRecord(b.record)

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net/http"
 
-	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/line"
@@ -114,13 +113,9 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	return res, nil
 }
 
-// refuse answers a request that is no call to be batched now. Only an error that is no
+// refuse answers a request that cannot be batched. Only an error that is no
 // refusal, such as a body that breaks off, is a Go error.
-func (t *Transport) refuse(req *http.Request, err error) (*http.Response, error) {
-	var asked *background.Asked
-	if errors.As(err, &asked) {
-		return t.background.Start(req, asked)
-	}
+func refuse(req *http.Request, err error) (*http.Response, error) {
 	var r *reply.RequestError
 	if !errors.As(err, &r) {
 		return nil, err

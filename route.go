@@ -16,7 +16,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
-	"github.com/autobatcher/autobatcher/internal/sse"
 	"github.com/autobatcher/autobatcher/internal/turnaround"
 )
 
@@ -99,7 +98,7 @@ func (r *router) readBody(c *call, body []byte) (member, value string, err error
 	}
 	c.Body, c.URL = asked.Body, q.at.LineURL
 	member, value = q.at.Realtime(&asked)
-	if asked.Background && q.at.Stream == sse.Response {
+	if asked.Background && q.at.Background {
 		q.background = !q.stream // a stream is held until the batch has ended, as any other
 		if c.Body, err = line.Without(c.Body, "background"); err != nil {
 			return "", "", reply.InvalidBody("background", "the request body has a background that cannot be removed: "+err.Error())
@@ -129,12 +128,13 @@ func (r *router) identify(c *call, req *http.Request, raw []byte, mark *backgrou
 	q.legacy = r.accounts.LegacyFingerprint(q.key.account, q.caller.ID, q.at.Suffix, raw)
 }
 
-// backgroundKey is how an answer is known that a caller asks for by an id.
-func (r *router) backgroundKey(req *http.Request, id string) background.Key {
+// backgroundKey is how an answer is known that a caller asks for by an id: the fingerprint
+// is that of identify.
+func (r *router) backgroundKey(req *http.Request, id []byte) background.Key {
 	at := r.endpoints.Of(req.URL)
 	k := background.Key{}
 	a := r.accounts.Of(req, at.Upstream, at.Profile)
 	k.Account = a.Hash
-	r.accounts.AppendFingerprint(k.Fingerprint[:0], a, caller.Of(req.Context()).ID, at.Suffix, []byte(id))
+	r.accounts.AppendFingerprint(k.Fingerprint[:0], a, caller.Of(req.Context()).ID, at.Suffix, id)
 	return k
 }

@@ -217,22 +217,25 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return res, nil
 	}
 	c, pass, err := t.router.route(req)
+	if asked, ok := errors.AsType[*background.Asked](err); ok {
+		return t.background.Start(req, asked)
+	}
 	switch {
 	case err != nil:
-		return t.refuse(req, err)
+		return refuse(req, err)
 	case pass != nil:
 		return t.opts.Base.RoundTrip(pass)
 	}
 	c.Freed = caller.Hold(req.Context())
 	w, err := t.enter(c)
 	if err != nil {
-		return t.refuse(req, err)
+		return refuse(req, err)
 	}
 	announce(req, c, t.registry.NameOf)
 	return t.await(req, c, w)
 }
 
-// announce tells who follows a call that the call waits.
+// announce notifies the Observer of a call that the call waits.
 func announce(req *http.Request, c *call, nameOf func(*call) (batchID, customID string)) {
 	if observer := caller.ObserverOf(req.Context()); observer != nil {
 		observer.Waiting(caller.Call{

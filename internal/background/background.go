@@ -1,5 +1,5 @@
-// Package background answers calls at once with an id, and keeps their answers for
-// whoever asks for the id: background responses of OpenAI's API, served from a batch, and
+// Package background answers calls at once with an id, and answers later requests for the
+// id: background responses of OpenAI's API, served from a batch, and
 // calls of any endpoint with the header "Prefer: respond-async".
 //
 // The call itself is an ordinary call, which a goroutine makes in place of the caller. Its
@@ -18,9 +18,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -70,9 +68,9 @@ type Options struct {
 	// or waits for a line that exists. Otherwise the error is ErrNotFound.
 	Recall func(*http.Request) (*http.Response, error)
 
-	// Key returns the key of an id, for the account and the caller of a request to the
+	// Key returns the key of a text, for the account and the caller of a request to the
 	// URL of the call.
-	Key func(r *http.Request, id string) Key
+	Key func(r *http.Request, text []byte) Key
 
 	Journal Journal
 	KeepFor time.Duration // how long the answer to an id is there, from the call on
@@ -109,16 +107,10 @@ func New(o Options) *Server {
 // A job is a call that runs in the background. The result is written before ended is
 // closed.
 type job struct {
-	key      Key
-	id       string
-	body     Key  // of the body; the zero Key without a body
-	named    bool // the call has an Idempotency-Key, which decides the id
-	async    bool
-	recalled bool // the call was made by another process, or has its answer already
-	discard  bool // the answer is of no use any more once it was read
-	model    string
-	metadata []byte // of the call; nil: none
-	created  time.Time
+	call
+	names
+	recalled bool           // the call was made by another process, or has its answer already
+	discard  bool           // the answer is of no use any more once it was read
 	batch    *journal.Batch // of a recalled job: as the journal knows the batch; nil: not known
 	ctx      context.Context
 	cancel   context.CancelCauseFunc // ends ctx
@@ -135,6 +127,13 @@ type job struct {
 	sent    chan struct{}    // closed when the batch was created
 	ended   chan struct{}    // closed when result is set
 	result  result
+}
+
+// names are how calls are known.
+type names struct {
+	key   Key  // of the id
+	body  Key  // of the body; the zero Key without a body
+	named bool // the call has an Idempotency-Key, which decides the id
 }
 
 // A result is how a call ended.
@@ -170,15 +169,16 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 	if s.isFull() {
 		return refusal(req, http.StatusServiceUnavailable, "too_many_background_calls", "too many calls run in the background of this process; nothing was submitted, and a retry is safe"), nil
 	}
-	j, again, e := s.find(req, asked)
+	id, n := s.namesOf(req, asked)
+	j, again, e := s.find(id, n, asked)
 	switch {
 	case e != nil:
-		return e.response(req, j), nil
-	case again && j.body != (Key{}) && j.body != s.bodyKey(req, asked):
+		return e.response(req), nil
+	case again && j.body != (Key{}) && j.body != n.body:
 		s.leave(j)
 		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
 	case !again:
-		if j.named && s.isKnown(req.Context(), j) {
+		if n.named && s.isKnown(req.Context(), j) {
 			close(j.sent)
 			s.settle(j, s.opts.Err)
 			return j.accepted(req), nil
@@ -207,23 +207,28 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 	}
 }
 
+// namesOf returns the id of a call, and how the call is known.
+func (s *Server) namesOf(req *http.Request, asked *Asked) (id string, n names) {
+	id = newID(asked.Async)
+	if key := req.Header.Get("Idempotency-Key"); key != "" {
+		k := s.opts.Key(req, []byte("idempotency key "+key)).Fingerprint
+		id, n.named = id[:len(responsePrefix)]+hex.EncodeToString(k[:16]), true
+	}
+	n.key, n.body = s.opts.Key(req, []byte(id)), s.opts.Key(req, asked.Body)
+	return id, n
+}
+
 // find returns the job of an earlier attempt of the call, the ending of an earlier attempt
 // with the same Idempotency-Key, or a new job.
-func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool, e *ending) {
-	id, name, body := newID(asked.Async), req.Header.Get("Idempotency-Key"), s.bodyKey(req, asked)
-	if name != "" {
-		k := s.opts.Key(req, "idempotency key "+name).Fingerprint
-		id = id[:len(responsePrefix)] + hex.EncodeToString(k[:16])
-	}
-	key := s.opts.Key(req, id)
+func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *ending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	left := s.unclaimed[body]
+	left := s.unclaimed[n.body]
 	switch {
-	case name != "" && s.endings[key] != nil:
-		return newJob(key, id), false, s.endings[key]
-	case name != "":
-		j = s.jobs[key]
+	case n.named && s.endings[n.key] != nil:
+		return nil, false, s.endings[n.key]
+	case n.named:
+		j = s.jobs[n.key]
 	case len(left) > 0:
 		j = left[0]
 	}
@@ -231,14 +236,10 @@ func (s *Server) find(req *http.Request, asked *Asked) (j *job, again bool, e *e
 		s.joinLocked(j)
 		return j, true, nil
 	}
-	j = newJob(key, id)
-	j.body, j.named, j.model, j.metadata, j.callers = body, name != "", asked.Model, metadataOf(asked), 1
+	j = newJob(n, call{id: id, async: asked.Async, model: asked.Model, metadata: metadataOf(asked), created: time.Now()})
+	j.callers = 1
 	s.addLocked(j)
 	return j, false, nil
-}
-
-func (s *Server) bodyKey(req *http.Request, asked *Asked) Key {
-	return s.opts.Key(req, string(asked.Body))
 }
 
 // isKnown reports whether the journal has the line of a new job: then another process, or
@@ -248,13 +249,12 @@ func (s *Server) isKnown(ctx context.Context, j *job) bool {
 	defer cancel()
 	defer context.AfterFunc(j.ctx, cancel)()
 	for {
-		known := newJob(j.key, j.id)
-		switch err := s.look(ctx, known); {
-		case err != nil, known.batch == nil:
+		switch b, err := s.look(ctx, j.key); {
+		case err != nil, b == nil:
 			return false
-		case known.batch.BatchID != "":
+		case b.BatchID != "":
 			return true
-		case known.batch.State == journal.Ended, retry.Sleep(ctx, createdInterval) != nil:
+		case b.State == journal.Ended, retry.Sleep(ctx, createdInterval) != nil:
 			return false
 		}
 	}
@@ -266,11 +266,8 @@ func (s *Server) isFull() bool {
 	return len(s.jobs) >= maxJobs
 }
 
-func newJob(key Key, id string) *job {
-	j := &job{
-		key: key, id: id, async: strings.HasPrefix(id, asyncPrefix), created: time.Now(),
-		waiting: make(chan caller.Call, 1), sent: make(chan struct{}), ended: make(chan struct{}),
-	}
+func newJob(n names, c call) *job {
+	j := &job{names: n, call: c, waiting: make(chan caller.Call, 1), sent: make(chan struct{}), ended: make(chan struct{})}
 	j.ctx, j.cancel = context.WithCancelCause(context.Background())
 	return j
 }
@@ -342,7 +339,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by.Realtime = nil // asks for room on the caller's connection
 	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
 	context.AfterFunc(j.ctx, func() { timer.Stop() })
-	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.tellSent(j) }})
+	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.noteSent(j) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))
@@ -397,11 +394,11 @@ func (s *Server) settle(j *job, err error) {
 	s.drop(j)
 	close(j.ended)
 	j.cancel(nil)
-	j.release()
+	j.freeBody()
 }
 
-// release gives the bytes of the body back, unless the Transport holds the body.
-func (j *job) release() {
+// freeBody gives the bytes of the body back, unless the Transport holds the body.
+func (j *job) freeBody() {
 	if j.free != nil {
 		j.free()
 	}
@@ -412,7 +409,7 @@ func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*
 	defer j.cancel(nil)
 	defer close(j.ended)
 	defer s.drop(j)
-	defer j.release()
+	defer j.freeBody()
 	j.result.err = errors.New("the call ended by a defect of autobatcher")
 	res, err := roundTrip(req)
 	if j.result.err = err; err != nil {
@@ -425,7 +422,7 @@ func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*
 	j.result.status, j.result.header = res.StatusCode, res.Header
 	j.result.body, j.result.err = io.ReadAll(res.Body)
 	if j.result.failed() && (j.recalled || j.isSent()) {
-		s.end(j, &ending{key: j.key, result: j.result})
+		s.end(&ending{key: j.key, call: j.call, result: j.result})
 	}
 }
 
@@ -441,33 +438,34 @@ func (s *Server) drop(j *job) {
 // An ending is the failure of a call, or says that the call was cancelled.
 type ending struct {
 	key       Key
+	call      call
 	result    result
-	cancelled *job // without what the call needed; nil: the call has failed
+	cancelled bool // else the call has failed, with the result
 	entry     *answercache.Entry
 }
 
 // end keeps an ending for those who ask for the id.
-func (s *Server) end(j *job, e *ending) {
+func (s *Server) end(e *ending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if before := s.endings[e.key]; before != nil {
 		s.cache.Remove(before.entry)
 	}
 	s.endings[e.key] = e
-	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(j.metadata)+len(j.model)), s.opts.KeepFor)
+	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(e.call.metadata)+len(e.call.model)), s.opts.KeepFor)
 }
 
 // Release ends the waiting of this process, which is about to end, for calls that were
 // sent or will be: with a journal, the lines stay for another process; without a journal,
 // nobody can ask for the answers, and no further call is sent.
 func (s *Server) Release() {
-	for _, j := range s.release() {
+	for _, j := range s.releaseAll() {
 		j.await(s.opts.Context) // before the calls that are queued are sent
 	}
 }
 
-// release returns the jobs that end although they were not sent.
-func (s *Server) release() (unsent []*job) {
+// releaseAll returns the jobs that end although they were not sent.
+func (s *Server) releaseAll() (unsent []*job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.releasing = true
@@ -501,8 +499,8 @@ func (s *Server) releaseLocked(j *job) {
 	}
 }
 
-// tellSent notes that the batch of a job was created.
-func (s *Server) tellSent(j *job) {
+// noteSent notes that the batch of a job was created.
+func (s *Server) noteSent(j *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(j.sent)
@@ -594,21 +592,4 @@ func (s *Server) endWithdrawn(account journal.Hash, jobs map[*job]string) {
 			j.cancel(ErrWithdrawn)
 		}
 	}
-}
-
-// callURL returns the URL of the call that a request names an answer of: without the id,
-// and without what only questions for an answer have in their query.
-func callURL(u *url.URL, path string) *url.URL {
-	call := *u
-	call.RawPath = path
-	call.Path, _ = url.PathUnescape(path)
-	var kept []string // as the call wrote its query: another order is another URL
-	for parameter := range strings.SplitSeq(call.RawQuery, "&") {
-		name, _, _ := strings.Cut(parameter, "=")
-		if name != "stream" && name != "starting_after" && !strings.HasPrefix(name, "include") {
-			kept = append(kept, parameter)
-		}
-	}
-	call.RawQuery = strings.Join(kept, "&")
-	return &call
 }

@@ -32,7 +32,7 @@ func newWorld(t *testing.T, roundTrip func(*http.Request) (*http.Response, error
 	w := &world{T: t, roundTrip: roundTrip}
 	w.Server = New(Options{
 		RoundTrip: roundTrip, Recall: w.recall, Journal: noJournal{}, KeepFor: time.Hour, Context: t.Context(), Err: errors.New("closed"),
-		Key: func(r *http.Request, id string) (k Key) {
+		Key: func(r *http.Request, id []byte) (k Key) {
 			copy(k.Fingerprint[:], id)
 			return k
 		},

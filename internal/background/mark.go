@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"net/url"
 	"regexp"
 	"strings"
-
-	"github.com/autobatcher/autobatcher/internal/journalsession"
 )
 
 // A Mark stands in the context of a call whose answer is asked for by an id.
@@ -68,18 +67,14 @@ const (
 
 var target = regexp.MustCompile(`^(.*)/((?:resp|call)_autobatcher_[0-9a-f]{32})(/cancel)?$`)
 
-// IsTarget reports whether a path names an answer of this package.
-func IsTarget(path string) bool {
-	return strings.Contains(path, ids) && target.MatchString(path)
-}
-
-// Ref returns how the name of a batch in the journal begins.
-func Ref(inBackground bool) string {
-	if inBackground {
-		return journalsession.KeptPrefix
+// match returns the parts of a path that names an answer of this package: the path of the
+// call, the id, and "/cancel" or "". Other paths have no parts.
+func match(u *url.URL) []string {
+	if u == nil || !strings.Contains(u.Path, ids) { // no expression is matched with the path of each call
+		return nil
 	}
-	return ""
+	return target.FindStringSubmatch(u.EscapedPath())
 }
 
-// IsRef reports whether a batch with the name is in the background.
-func IsRef(ref string) bool { return strings.HasPrefix(ref, journalsession.KeptPrefix) }
+// IsTarget reports whether a URL names an answer of this package.
+func IsTarget(u *url.URL) bool { return match(u) != nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -27,10 +28,7 @@ const (
 // Serve answers a request that names an id of this package: GET, DELETE, and POST …/cancel.
 // For any other request ok is false.
 func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
-	if req.URL == nil || !strings.Contains(req.URL.Path, ids) { // no expression is matched with the path of each call
-		return nil, false
-	}
-	parts := target.FindStringSubmatch(req.URL.EscapedPath())
+	parts := match(req.URL)
 	if parts == nil {
 		return nil, false
 	}
@@ -39,7 +37,7 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	}
 	ask := req.WithContext(req.Context())
 	ask.URL = callURL(req.URL, parts[1])
-	id, key := parts[2], s.opts.Key(ask, parts[2])
+	id, key := parts[2], s.opts.Key(ask, []byte(parts[2]))
 	switch method := req.Method; {
 	case method == http.MethodGet && parts[3] == "" && req.URL.Query().Get("stream") == "true":
 		return refusal(req, http.StatusBadRequest, "stream_unsupported", "the answer of a call in the background cannot be streamed; ask without stream"), true
@@ -53,9 +51,31 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	return refusal(req, http.StatusMethodNotAllowed, "method_not_allowed", "of a call in the background there are GET, DELETE and POST …/cancel"), true
 }
 
+// callURL returns the URL of the call that a request names an answer of: without the id,
+// and without what only questions for an answer have in their query.
+func callURL(u *url.URL, path string) *url.URL {
+	call := *u
+	call.RawPath = path
+	call.Path, _ = url.PathUnescape(path)
+	var kept []string // as the call wrote its query: another order is another URL
+	for parameter := range strings.SplitSeq(call.RawQuery, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if name != "stream" && name != "starting_after" && !strings.HasPrefix(name, "include") {
+			kept = append(kept, parameter)
+		}
+	}
+	call.RawQuery = strings.Join(kept, "&")
+	return &call
+}
+
+// callOf returns what an id says of its call.
+func callOf(id string) call {
+	return call{id: id, async: strings.HasPrefix(id, asyncPrefix), created: time.Now()}
+}
+
 // recalled returns a job that takes over a line.
 func recalled(key Key, id string) *job {
-	j := newJob(key, id)
+	j := newJob(names{key: key}, callOf(id))
 	j.recalled = true
 	return j
 }
@@ -78,18 +98,18 @@ func journalFailed(req *http.Request, err error) *http.Response {
 func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 	for attempt := 1; ; attempt++ {
 		if e := s.endingOf(key); e != nil {
-			return e.response(req, newJob(key, id))
+			return e.response(req)
 		}
 		j, err := s.recall(req, recalled(key, id))
 		if err != nil {
 			return journalFailed(req, err)
 		}
 		if !j.hasEnded() {
-			return j.unfinished(req, j.state())
+			return j.unfinished(req, j.status())
 		}
 		switch err := j.result.err; {
 		case err == nil:
-			return j.final(req)
+			return j.final(req, j.result)
 		case errors.Is(err, ErrWithdrawn) && attempt < recallAttempts:
 			continue // it was cancelled or deleted meanwhile
 		case !errors.Is(err, ErrNotFound):
@@ -97,7 +117,7 @@ func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 		case j.batch == nil:
 			return notFound(req, id)
 		case j.batch.State != journal.Ended, attempt == recallAttempts, retry.Sleep(req.Context(), recallPause) != nil:
-			return j.unfinished(req, j.state()) // another process has the call
+			return j.unfinished(req, j.status()) // another process has the call
 		}
 	}
 }
@@ -114,9 +134,11 @@ func (s *Server) endingOf(key Key) *ending {
 func (s *Server) recall(req *http.Request, j *job) (*job, error) {
 	known := s.running(j.key)
 	if known == nil {
-		if err := s.look(req.Context(), j); err != nil {
+		var err error
+		if j.batch, err = s.look(req.Context(), j.key); err != nil {
 			return nil, err
 		}
+		j.describe()
 		s.mu.Lock()
 		if known = s.jobs[j.key]; known == nil {
 			s.addLocked(j)
@@ -152,42 +174,49 @@ func (j *job) await(ctx context.Context) {
 	}
 }
 
-// look notes what the journal knows of the call of a new job.
-func (s *Server) look(ctx context.Context, j *job) error {
-	found, err := s.opts.Journal.Find(ctx, j.key.Account, []journal.Hash{j.key.Fingerprint})
+// look returns the batch of an undelivered line, as the journal knows the batch; nil if
+// there is no such line.
+func (s *Server) look(ctx context.Context, key Key) (*journal.Batch, error) {
+	found, err := s.opts.Journal.Find(ctx, key.Account, []journal.Hash{key.Fingerprint})
 	if err != nil || len(found) == 0 {
-		return err
+		return nil, err
 	}
-	j.batch = &found[len(found)-1].Batch
+	return &found[len(found)-1].Batch, nil
+}
+
+// describe notes what the journal knows of a call of another process.
+func (j *job) describe() {
+	if j.batch == nil {
+		return
+	}
 	j.created = j.batch.Began
 	if len(j.batch.Models) == 1 {
 		j.model = j.batch.Models[0]
 	}
-	return nil
 }
 
 // cancel has a call not made any more, if the call has no answer yet.
 func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	if e := s.endingOf(key); e != nil {
-		return e.response(req, newJob(key, id))
+		return e.response(req)
 	}
 	j, err := s.recall(req, recalled(key, id))
 	switch {
 	case err != nil:
 		return journalFailed(req, err)
 	case j.hasEnded() && j.result.err == nil:
-		return j.final(req) // as at OpenAI: too late to cancel
+		return j.final(req, j.result) // as at OpenAI: too late to cancel
 	case j.hasEnded() && j.batch == nil:
 		return notFound(req, id)
 	}
-	e := &ending{key: key, cancelled: &job{id: j.id, async: j.async, model: j.model, metadata: j.metadata, created: j.created}}
-	s.end(j, e) // before the job ends, for those who wait for the end
+	e := &ending{key: key, call: j.call, cancelled: true}
+	s.end(e) // before the job ends, for those who wait for the end
 	j.cancel(ErrWithdrawn)
 	if err := s.withdraw(req.Context(), key); err != nil {
 		s.forgetEnding(key)
 		return journalFailed(req, err)
 	}
-	return e.response(req, newJob(key, id))
+	return e.response(req)
 }
 
 // delete forgets a call and its answer.
@@ -214,7 +243,7 @@ func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
 		return journalFailed(req, err)
 	}
 	s.forgetEnding(key) // of a call that has failed meanwhile
-	return newJob(key, id).deleted(req)
+	return callOf(id).deleted(req)
 }
 
 func (s *Server) forgetEnding(key Key) (known bool) {

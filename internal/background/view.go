@@ -1,9 +1,11 @@
 package background
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"path"
+	"time"
 
 	"github.com/tidwall/gjson"
 	"github.com/tidwall/sjson"
@@ -11,8 +13,17 @@ import (
 	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
-// A response is a response of OpenAI's API without an output. The members without
-// omitempty are those that SDKs require.
+// A call is what the responses to questions for a call say about the call.
+type call struct {
+	id       string
+	async    bool // not a response of OpenAI's API
+	model    string
+	metadata []byte // nil: none, or not known
+	created  time.Time
+}
+
+// A response is a response of OpenAI's API without an output, with the members that SDKs
+// require.
 type response struct {
 	ID                string          `json:"id"`
 	Object            string          `json:"object"`
@@ -54,15 +65,15 @@ func metadataOf(asked *Asked) []byte {
 	return nil
 }
 
-// view is a job in the shape of a response without an output.
-func (j *job) view(status string) response {
-	metadata := json.RawMessage(j.metadata)
+// view is a call in the shape of a response without an output.
+func (c *call) view(status string) response {
+	metadata := json.RawMessage(c.metadata)
 	if metadata == nil {
 		metadata = json.RawMessage("{}")
 	}
 	return response{
-		ID: j.id, Object: "response", CreatedAt: j.created.Unix(), Status: status, Background: true, Metadata: metadata,
-		Model: j.model, Output: []struct{}{}, ParallelToolCalls: true, ToolChoice: "auto", Tools: []struct{}{},
+		ID: c.id, Object: "response", CreatedAt: c.created.Unix(), Status: status, Background: true, Metadata: metadata,
+		Model: c.model, Output: []struct{}{}, ParallelToolCalls: true, ToolChoice: "auto", Tools: []struct{}{},
 	}
 }
 
@@ -77,11 +88,11 @@ func respond(req *http.Request, status int, body any) *http.Response {
 }
 
 // accepted is the answer to a call: the id by which to ask for the answer.
-func (j *job) accepted(req *http.Request) *http.Response {
-	res := j.unfinished(req, "queued")
-	if j.async {
+func (c *call) accepted(req *http.Request) *http.Response {
+	res := c.unfinished(req, "queued")
+	if c.async {
 		// Relative to the call, since the path at a proxy differs from that at the provider.
-		place := path.Base(req.URL.EscapedPath()) + "/" + j.id
+		place := path.Base(req.URL.EscapedPath()) + "/" + c.id
 		if req.URL.RawQuery != "" {
 			place += "?" + req.URL.RawQuery
 		}
@@ -92,22 +103,38 @@ func (j *job) accepted(req *http.Request) *http.Response {
 }
 
 // unfinished says that a call has no answer yet.
-func (j *job) unfinished(req *http.Request, status string) *http.Response {
-	if !j.async {
-		return respond(req, http.StatusOK, j.view(status))
+func (c *call) unfinished(req *http.Request, status string) *http.Response {
+	if !c.async {
+		return respond(req, http.StatusOK, c.view(status))
 	}
-	res := respond(req, http.StatusAccepted, state{j.id, "autobatcher.call", j.created.Unix(), status})
+	res := respond(req, http.StatusAccepted, c.state(status))
 	res.Header.Set("Retry-After", "10")
 	return res
 }
 
-// state is the status of a call that has no answer yet.
-func (j *job) state() string {
-	created := j.isSent()
-	if j.batch != nil {
-		created = created || j.batch.BatchID != ""
+// cancelled says that the call was cancelled.
+func (c *call) cancelled(req *http.Request) *http.Response {
+	if !c.async {
+		return respond(req, http.StatusOK, c.view("cancelled"))
 	}
-	if created {
+	return respond(req, http.StatusOK, c.state("cancelled"))
+}
+
+// state is a call that is no response of OpenAI's API.
+func (c *call) state(status string) state {
+	return state{c.id, c.object(), c.created.Unix(), status}
+}
+
+func (c *call) object() string {
+	if c.async {
+		return "autobatcher.call"
+	}
+	return "response"
+}
+
+// status is the status of a call that has no answer yet.
+func (j *job) status() string {
+	if j.isSent() || j.batch != nil && j.batch.BatchID != "" {
 		return "in_progress"
 	}
 	return "queued"
@@ -135,17 +162,16 @@ func (r *result) response(req *http.Request) *http.Response {
 	return res
 }
 
-// final is the answer of a call that has ended.
-func (j *job) final(req *http.Request) *http.Response {
-	r := j.result
-	if j.async {
+// final is the answer to a question for a call that has ended.
+func (c *call) final(req *http.Request, r result) *http.Response {
+	if c.async {
 		return r.response(req)
 	}
 	var body []byte
 	var err error
 	if r.failed() {
-		body, err = json.Marshal(j.failedView(&r))
-	} else if body, err = sjson.SetBytes(r.body, "id", j.id); err == nil {
+		body, err = json.Marshal(c.failedView(&r))
+	} else if body, err = sjson.SetBytes(r.body, "id", c.id); err == nil {
 		body, err = sjson.SetBytes(body, "background", true)
 	}
 	if err != nil || !r.failed() && !gjson.ParseBytes(r.body).IsObject() {
@@ -159,41 +185,28 @@ func (j *job) final(req *http.Request) *http.Response {
 }
 
 // failedView is a response that has failed.
-func (j *job) failedView(r *result) response {
-	view := j.view("failed")
-	message := gjson.GetBytes(r.body, "error.message").String()
-	if message == "" {
-		message = "HTTP status " + http.StatusText(r.status)
+func (c *call) failedView(r *result) response {
+	view := c.view("failed")
+	view.Error = &failure{
+		Code:    cmp.Or(gjson.GetBytes(r.body, "error.code").String(), "server_error"),
+		Message: cmp.Or(gjson.GetBytes(r.body, "error.message").String(), "HTTP status "+http.StatusText(r.status)),
 	}
-	code := gjson.GetBytes(r.body, "error.code").String()
-	if code == "" {
-		code = "server_error"
-	}
-	view.Error = &failure{code, message}
 	return view
 }
 
-// response is the answer to a question for a call that failed or was cancelled. asked is a
-// new job with the id.
-func (e *ending) response(req *http.Request, asked *job) *http.Response {
-	if c := e.cancelled; c != nil && c.async {
-		return respond(req, http.StatusOK, state{c.id, "autobatcher.call", c.created.Unix(), "cancelled"})
-	} else if c != nil {
-		return respond(req, http.StatusOK, c.view("cancelled"))
+// response is the answer to a question for a call that failed or was cancelled.
+func (e *ending) response(req *http.Request) *http.Response {
+	if e.cancelled {
+		return e.call.cancelled(req)
 	}
-	asked.result = e.result
-	return asked.final(req)
+	return e.call.final(req, e.result)
 }
 
 // deleted says that the call was deleted.
-func (j *job) deleted(req *http.Request) *http.Response {
-	object := "response"
-	if j.async {
-		object = "autobatcher.call"
-	}
+func (c call) deleted(req *http.Request) *http.Response {
 	return respond(req, http.StatusOK, struct {
 		ID      string `json:"id"`
 		Object  string `json:"object"`
 		Deleted bool   `json:"deleted"`
-	}{j.id, object, true})
+	}{c.id, c.object(), true})
 }

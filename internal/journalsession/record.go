@@ -504,16 +504,28 @@ func (r *Record) Look(ctx context.Context) (journal.Batch, error) {
 	return found[0], nil
 }
 
-// KeptPrefix begins the names of batches whose lines callers may ask for later, at any
+// keptPrefix begins the names of batches whose lines callers may ask for later, at any
 // process, so that no process cancels such a batch because no caller waits. The names of
 // other batches are of capital letters and digits.
-const KeptPrefix = "background-"
+const keptPrefix = "background-"
+
+// RefPrefix returns how the names of batches begin whose lines callers may ask for later
+// (kept), and of all others.
+func RefPrefix(kept bool) string {
+	if kept {
+		return keptPrefix
+	}
+	return ""
+}
+
+// IsKept reports whether a batch of the name has lines that callers may ask for later.
+func IsKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix) }
 
 // Kept reports whether other processes may yet ask for answers of the batch, which was
-// created then: the name of the batch begins with KeptPrefix, some lines are not delivered,
+// created then: the name of the batch says so (IsKept), some lines are not delivered,
 // and answers of that age are kept.
 func (r *Record) Kept(ctx context.Context, created time.Time) bool {
-	if !strings.HasPrefix(r.Ref(), KeptPrefix) || time.Since(created) > r.session.KeepFor {
+	if !IsKept(r.Ref()) || time.Since(created) > r.session.KeepFor {
 		return false
 	}
 	b, err := r.Look(ctx)

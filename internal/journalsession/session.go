@@ -350,7 +350,7 @@ func (s *Session) Unfinished(ctx context.Context, account journal.Hash) (bool, e
 	return len(found) > 0, err
 }
 
-// Find returns the undelivered lines of calls of the account, whoever holds the lines.
+// Find returns the undelivered lines of calls of the account, with any holder.
 // Without a journal there are none.
 func (s *Session) Find(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) (found []journal.Taken, err error) {
 	if s.store == nil {
@@ -364,8 +364,8 @@ func (s *Session) Find(ctx context.Context, account journal.Hash, fingerprints [
 	return found, err
 }
 
-// Withdraw stores that nobody wants the answers of the calls any more, whoever holds
-// their lines.
+// Withdraw stores that nobody wants the answers of the calls any more.
+// The lines may have any holder.
 func (s *Session) Withdraw(ctx context.Context, account journal.Hash, fingerprints []journal.Hash) error {
 	if s.store == nil {
 		return nil

@@ -421,7 +421,7 @@ func TestAStoreThatPanics(t *testing.T) {
 	})
 }
 
-// A line is found and withdrawn by any process, whoever holds the line.
+// Any process finds and withdraws a line, also the line of another holder.
 func TestFindAndWithdraw(t *testing.T) {
 	bubble(t, func(t *testing.T, store journal.Store) {
 		a, b := open(t, store, false), open(t, store, false)

@@ -67,9 +67,9 @@ func Parse(b []byte) (Result, error) {
 	r := Result{ID: string(unquote(p.id))}
 	r.readResponse(&p)
 	if r.Status == 0 || len(r.Body) == 0 {
-		r.readError(gjson.Parse(view(p.failure)))
+		r.readError(gjson.Parse(View(p.failure)))
 		if r.Message == "" {
-			r.Message = strings.Clone(gjson.Parse(view(p.message)).String())
+			r.Message = strings.Clone(gjson.Parse(View(p.message)).String())
 		}
 	}
 	return r, nil
@@ -124,16 +124,16 @@ func (p *parts) findInResponse(b []byte, i int) int {
 	})
 }
 
-// view is b as a string without a copy. The caller copies the parts to keep,
-// since b is the reader's buffer.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+// View is b as a string without a copy: b must not change while the string, or a part of
+// it, is in use. The caller copies the parts to keep of a buffer that is used again.
+func View(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // readResponse reads {"status_code", "request_id", "body" or "message"}. A response without a usable
 // status does not count: the member "error" holds the reason then.
 func (r *Result) readResponse(p *parts) {
-	r.Status = httpStatus(gjson.Parse(view(p.status)))
-	r.RequestID = strings.Clone(gjson.Parse(view(p.requestID)).String())
-	r.setBody(gjson.Parse(view(p.body)))
+	r.Status = httpStatus(gjson.Parse(View(p.status)))
+	r.RequestID = strings.Clone(gjson.Parse(View(p.requestID)).String())
+	r.setBody(gjson.Parse(View(p.body)))
 }
 
 // setBody keeps the unchanged bytes of the body. If a model did not answer JSON,

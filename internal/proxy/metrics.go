@@ -96,7 +96,7 @@ func (m *metrics) countRequest(rw *responseWriter) {
 	outcome := rw.outcome()
 	m.calls.WithLabelValues(rw.endpoint, outcome).Inc()
 	if rw.endpoint == endpointOther {
-		if background.IsTarget(rw.r.URL.Path) {
+		if background.IsTarget(rw.r.URL) {
 			m.asked.Add(1)
 		}
 		return

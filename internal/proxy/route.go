@@ -186,7 +186,7 @@ func (p *Proxy) isOpenRoute(r *http.Request) bool {
 	if r.Method != http.MethodPost && strings.HasPrefix(path, "/models/") {
 		path = "/models" // a model's name may contain slashes
 	}
-	return slices.Contains(openRoutes[r.Method], path) || background.IsTarget(path) // such answers are those of the caller
+	return slices.Contains(openRoutes[r.Method], path) || background.IsTarget(r.URL) // such answers are those of the caller
 }
 
 // closesAccountRoutes reports whether only openRoutes are open. With ForwardKey

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"unicode/utf8"
-	"unsafe"
 
 	"github.com/tidwall/gjson"
 
@@ -151,8 +150,7 @@ func (c *Call) Inputs() int {
 		return 1
 	}
 	n, tokens := 0, false
-	input := unsafe.String(unsafe.SliceData(c.input), len(c.input)) // without a copy, since an input can be long
-	gjson.Parse(input).ForEach(func(_, value gjson.Result) bool {
+	gjson.Parse(line.View(c.input)).ForEach(func(_, value gjson.Result) bool {
 		tokens = value.Type == gjson.Number
 		n++
 		return !tokens

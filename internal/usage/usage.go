@@ -6,9 +6,10 @@ package usage
 import (
 	"bytes"
 	"slices"
-	"unsafe"
 
 	"github.com/tidwall/gjson"
+
+	"github.com/autobatcher/autobatcher/internal/line"
 )
 
 // Tokens is the number of tokens of an answer.
@@ -82,7 +83,7 @@ type Names struct {
 // nil.
 func (s *Scanner) Scan(b []byte) {
 	s.usage.scan(b, `"usage"`, func(value []byte) {
-		if t, total, known := tokensOf(gjson.Parse(view(value))); known {
+		if t, total, known := tokensOf(gjson.Parse(line.View(value))); known {
 			s.Tokens, s.Total = t, total
 		}
 	})
@@ -90,9 +91,6 @@ func (s *Scanner) Scan(b []byte) {
 		s.Names.scan(b)
 	}
 }
-
-// view is b as a string without a copy, for the numbers in b.
-func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 func (n *Names) scanTier(b []byte) {
 	n.tier.scan(b, `"service_tier"`, func(value []byte) {
