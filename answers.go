@@ -32,7 +32,7 @@ const (
 	CodeRealtimeFailed   = failure.CodeRealtimeFailed   // 502: the call was escalated, and the provider did not answer
 )
 
-// about is what the calls of a batch are told that get no answer.
+// about describes a batch for the error responses to its calls.
 func about(b *batch) failure.Batch {
 	return failure.Batch{Window: b.key.window, URL: b.url, Status: &b.status, Results: b.results, Closed: ErrClosed}
 }

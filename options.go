@@ -81,9 +81,11 @@ type Options struct {
 	AbandonAfter time.Duration
 
 	// KeepFor is how long to keep an answer whose caller disconnected; an
-	// identical request receives the answer. Failures are kept for 2 min at the
+	// identical request receives the answer. KeepFor is also how long an id gets the
+	// answer of a call in the background; see docs/lanes.md. Failures are kept for 2 min at the
 	// most. At most 64 MiB are kept in memory; the answers that expire first are
-	// dropped first. Default: 24 h. Negative: no answer is kept.
+	// dropped first. Default: 24 h. Negative: no answer is kept,
+	// and calls in the background pass through.
 	KeepFor time.Duration
 
 	// Resubmits is the number of times a call is resubmitted in a new batch: its batch

@@ -242,8 +242,8 @@ type Store interface {
 	// change lines of other living owners and delivered lines.
 	Deliver(ctx context.Context, owner, ref string, lines []int) error
 
-	// Withdraw records as delivered all lines that Find would return, whoever holds
-	// the lines, and returns their number: nobody wants the answers any more. Withdraw
+	// Withdraw records as delivered all lines that Find would return, of any holder,
+	// and returns their number: nobody wants the answers any more. Withdraw
 	// needs no owner and no lease. For the holder a withdrawn line is a delivered
 	// line: a later Deliver, Release, Hold or SetResponse does nothing. After an error
 	// some lines may have been withdrawn; another Withdraw withdraws the rest. Withdraw

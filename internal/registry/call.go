@@ -57,8 +57,8 @@ type Call[R any] struct {
 	asked Waiter[R] // the caller, while and after it waits
 }
 
-// tellSentLocked reports that the batch of the call exists. The caller holds Registry.mu.
-func (c *Call[R]) tellSentLocked() {
+// notifySentLocked reports that the batch of the call exists. The caller holds Registry.mu.
+func (c *Call[R]) notifySentLocked() {
 	if c.Sent != nil {
 		c.Sent()
 		c.Sent = nil

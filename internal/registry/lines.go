@@ -54,7 +54,7 @@ func (s *Lines[R]) addLocked(c *Call[R], customID string, place int) {
 		s.waiting++
 	}
 	if s.id != "" {
-		c.tellSentLocked()
+		c.notifySentLocked()
 	}
 	s.watchIdleLocked()
 }
@@ -106,7 +106,7 @@ func (s *Lines[R]) SetID(id string) {
 	s.id = id
 	if id != "" {
 		for _, c := range s.open { // also a call that took over the line of another process
-			c.tellSentLocked()
+			c.notifySentLocked()
 		}
 	}
 	s.endSendingLocked()

@@ -258,7 +258,7 @@ func looksLikeEvents(body []byte) bool {
 	return bytes.HasPrefix(body, []byte("data:")) || bytes.HasPrefix(body, []byte("event:"))
 }
 
-// A Receiver is told whether the caller received a response. Its methods must not block.
+// A Receiver is notified whether the caller received a response. Its methods must not block.
 type Receiver interface {
 	// FromLine reports whether the provider answered the line of the call.
 	FromLine() bool
@@ -282,8 +282,8 @@ type Body struct {
 	r   bytes.Reader
 	ctx context.Context // the context of the caller's request
 
-	Receiver Receiver // nil: nobody is told, or nobody has to be told any more
-	told     bool     // Delivered was called
+	Receiver Receiver // nil: there is none, or the last notification was sent
+	notified bool     // Delivered was called
 }
 
 // Len returns the number of unread bytes.
@@ -308,8 +308,8 @@ func (b *Body) WriteTo(w io.Writer) (int64, error) {
 }
 
 func (b *Body) delivered() {
-	if b.Receiver != nil && !b.told {
-		b.told = true
+	if b.Receiver != nil && !b.notified {
+		b.notified = true
 		b.Receiver.Delivered()
 	}
 }

@@ -205,8 +205,8 @@ func TestUndelivered(t *testing.T) {
 		defer cancel()
 		a := reply.Answer{Status: 200, Body: []byte("{}")}
 		body := a.Response(request().WithContext(ctx)).Body.(*reply.Body)
-		var told receiver
-		body.Receiver = &told
+		var notified receiver
+		body.Receiver = &notified
 		if tt.read {
 			io.Copy(io.Discard, body)
 		}
@@ -215,13 +215,13 @@ func TestUndelivered(t *testing.T) {
 		}
 		body.Close()
 		body.Close()
-		if told.undelivered != tt.want || told.delivered != 1-tt.want {
-			t.Errorf("%s: delivered %d times, undelivered %d times, want %d", tt.name, told.delivered, told.undelivered, tt.want)
+		if notified.undelivered != tt.want || notified.delivered != 1-tt.want {
+			t.Errorf("%s: delivered %d times, undelivered %d times, want %d", tt.name, notified.delivered, notified.undelivered, tt.want)
 		}
 	}
 }
 
-// A receiver counts what it is told.
+// A receiver counts its notifications.
 type receiver struct{ delivered, undelivered int }
 
 func (r *receiver) FromLine() bool { return true }

@@ -111,12 +111,6 @@ func (m *model) step() {
 		m.compare(fmt.Sprintf("Discard(%s, %s)", owner, ref), func(s journal.Store) (any, error) { return nil, s.Discard(ctx, owner, ref) })
 	case 7:
 		m.compare(fmt.Sprintf("Claim(%s, %s)", owner, ref), func(s journal.Store) (any, error) { return s.Claim(ctx, owner, ref) })
-	case 8:
-		account, fingerprints := m.account(), m.fingerprints()
-		m.compare(fmt.Sprintf("TakeOver(%s, %v, %v)", owner, account[:8], fingerprints), func(s journal.Store) (any, error) {
-			taken, err := s.TakeOver(ctx, owner, account, hashes(fingerprints...))
-			return taken, err
-		})
 	case 9:
 		m.changes(owner, ref)
 	case 10:
@@ -125,11 +119,6 @@ func (m *model) step() {
 		if ended, begun := m.age(), m.age(); m.rand.IntN(4) == 0 { // more often would leave an empty journal
 			m.compare(fmt.Sprintf("Forget(%v, %v)", ended, begun), func(s journal.Store) (any, error) { return s.Forget(ctx, ended, begun) })
 		}
-	case 12:
-		account, fingerprints := m.account(), m.fingerprints()
-		m.compare(fmt.Sprintf("Held(%s, %v, %v)", owner, account[:8], fingerprints), func(s journal.Store) (any, error) {
-			return s.Held(ctx, owner, account, hashes(fingerprints...))
-		})
 	case 13:
 		m.compare("Owners()", func(s journal.Store) (any, error) {
 			all, err := s.Owners(ctx)
@@ -138,22 +127,31 @@ func (m *model) step() {
 			}
 			return all, err
 		})
-	case 14:
-		account, fingerprints := m.account(), m.fingerprints()
-		m.compare(fmt.Sprintf("Find(%v, %v)", account[:8], fingerprints), func(s journal.Store) (any, error) {
-			return s.Find(ctx, account, hashes(fingerprints...))
-		})
-	case 15:
-		account, fingerprints := m.account(), m.fingerprints()
-		m.compare(fmt.Sprintf("Withdraw(%v, %v)", account[:8], fingerprints), func(s journal.Store) (any, error) {
-			return s.Withdraw(ctx, account, hashes(fingerprints...))
-		})
+	case 8, 12, 14, 15:
+		m.lookup(owner)
 	}
 	f := journal.Filter{Unfinished: m.rand.IntN(2) == 0, Orphans: m.rand.IntN(4) == 0}
 	if account := m.account(); m.rand.IntN(4) == 0 {
 		f.Account = &account
 	}
 	m.compare("", func(s journal.Store) (any, error) { return s.Batches(ctx, f) })
+}
+
+// lookup calls a method that finds lines by fingerprint.
+func (m *model) lookup(owner string) {
+	ctx, account, fingerprints := m.Context(), m.account(), m.fingerprints()
+	prints := hashes(fingerprints...)
+	methods := []struct {
+		name string
+		do   func(journal.Store) (any, error)
+	}{
+		{"TakeOver", func(s journal.Store) (any, error) { return s.TakeOver(ctx, owner, account, prints) }},
+		{"Held", func(s journal.Store) (any, error) { return s.Held(ctx, owner, account, prints) }},
+		{"Find", func(s journal.Store) (any, error) { return s.Find(ctx, account, prints) }},
+		{"Withdraw", func(s journal.Store) (any, error) { return s.Withdraw(ctx, account, prints) }},
+	}
+	method := methods[m.rand.IntN(len(methods))]
+	m.compare(fmt.Sprintf("%s(%s, %v, %v)", method.name, owner, account[:8], fingerprints), method.do)
 }
 
 // changes calls methods that change lines.

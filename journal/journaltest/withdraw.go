@@ -9,8 +9,7 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// withdrawTests are about lines found and withdrawn by any process, whoever holds
-// the lines.
+// withdrawTests are about lines of any holder, which any process finds and withdraws.
 var withdrawTests = []test{
 	{"lines of every holder are found, and withdrawn", func(s *suite) {
 		s.everyHolder()
