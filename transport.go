@@ -93,6 +93,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/accounts"
+	"github.com/autobatcher/autobatcher/internal/aside"
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/background"
 	"github.com/autobatcher/autobatcher/internal/budget"
@@ -216,7 +217,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res, ok := t.background.Serve(req); ok {
 		return res, nil
 	}
-	c, pass, err := t.router.route(req)
+	var (
+		c    *call
+		w    *waiter
+		pass *http.Request
+		err  error
+	)
+	aside.Run(func() { c, w, pass, err = t.prepare(req) }) // the caller's goroutine waits with a small stack
 	if asked, ok := errors.AsType[*background.Asked](err); ok {
 		return t.background.Start(req, asked)
 	}
@@ -226,13 +233,22 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	case pass != nil:
 		return t.opts.Base.RoundTrip(pass)
 	}
+	return t.await(req, c, w)
+}
+
+// prepare makes a call of a request, and enters the call. Without a call, the request is to
+// be passed through as pass, or err says why the request cannot be answered.
+func (t *Transport) prepare(req *http.Request) (c *call, w *waiter, pass *http.Request, err error) {
+	c, pass, err = t.router.route(req)
+	if c == nil {
+		return nil, nil, pass, err
+	}
 	c.Freed = caller.Hold(req.Context())
-	w, err := t.enter(c)
-	if err != nil {
-		return refuse(req, err)
+	if w, err = t.enter(c); err != nil {
+		return nil, nil, nil, err
 	}
 	announce(req, c, t.registry.NameOf)
-	return t.await(req, c, w)
+	return c, w, nil, nil
 }
 
 // announce notifies the Observer of a call that the call waits.

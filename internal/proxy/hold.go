@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/autobatcher/autobatcher/internal/aside"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -21,8 +23,9 @@ import (
 // A heldCall is a call that waits for the result of its batch.
 type heldCall struct {
 	*responseWriter
-	p    *Proxy
-	body *requestBody
+	p      *Proxy
+	body   *requestBody
+	cancel context.CancelCauseFunc
 
 	place queuePlace
 
@@ -39,37 +42,71 @@ type heldCall struct {
 	stopped  bool       // no further heartbeat is sent
 }
 
-// hold answers a call through the Transport.
-func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
-	rw.usage = &usage.Scanner{}
-	defer p.held.Add(-1)
+// hold begins a call that the Transport answers, and returns what waits for the answer.
+// hold returns nil if the call has its answer.
+func (p *Proxy) hold(rw *responseWriter) (wait func()) {
+	c := &heldCall{responseWriter: rw, p: p, place: queuePlace{limit: &p.queue}}
 	p.held.Add(1)
+	defer func() {
+		if wait == nil {
+			c.end()
+		}
+	}()
+	req, refusal := c.begin()
+	if refusal != nil {
+		rw.writeFailure(*refusal)
+		return nil
+	}
+	return func() { c.wait(req) }
+}
+
+// wait waits for the answer, for up to a day. Nothing deep runs on the goroutine that waits.
+func (c *heldCall) wait(req *http.Request) {
+	defer c.end()
+	res, err := c.p.opts.Transport.RoundTrip(req)
+	aside.Run(func() { c.answer(res, err) })
+}
+
+// begin returns the request for the Transport, or a refusal.
+func (c *heldCall) begin() (*http.Request, *failure) {
+	p, r := c.p, c.r
+	c.usage = &usage.Scanner{}
 	switch {
 	case p.queue.full(): // before the body is sent; reserveQueue decides
 		p.refusals.WithLabelValues(refusedQueue).Inc()
-		rw.writeFailure(failTooManyCalls)
-		return
+		return nil, &failTooManyCalls
 	case r.ContentLength > p.opts.MaxBody:
-		rw.writeFailure(failTooLarge)
-		return
+		return nil, &failTooLarge
 	}
-	c := &heldCall{responseWriter: rw, p: p, place: queuePlace{limit: &p.queue}}
-	c.body = newRequestBody(rw, &p.memory, p.opts.MaxBody, c.reserveQueue)
-	defer c.endPassThrough()
-	defer c.place.release()
-	defer c.body.held.release()
-	defer c.body.Close()
+	c.body = newRequestBody(c.responseWriter, &p.memory, p.opts.MaxBody, c.reserveQueue)
 	if !c.body.held.add(largeHeader(r.Header)) {
 		p.countBodyRefusal(errNoMemory)
-		rw.writeFailure(failNoMemory)
-		return
+		return nil, &failNoMemory
 	}
-	defer c.stopHeartbeats()
 	known := *c.caller
 	known.Realtime = c.passThrough
-	ctx, cancel := withCancel(caller.Observe(caller.With(r.Context(), &known), c))
-	defer cancel(nil)
-	res, err := p.opts.Transport.RoundTrip(p.newRequest(r.WithContext(ctx), c.body))
+	var ctx context.Context
+	ctx, c.cancel = withCancel(caller.Observe(caller.With(r.Context(), &known), c))
+	return p.newRequest(r.WithContext(ctx), c.body), nil
+}
+
+// end releases what the call holds.
+func (c *heldCall) end() {
+	if c.cancel != nil {
+		c.cancel(nil)
+	}
+	c.stopHeartbeats()
+	if c.body != nil {
+		c.body.Close()
+		c.body.held.release()
+	}
+	c.place.release()
+	c.endPassThrough()
+	c.p.held.Add(-1)
+}
+
+// answer sends the result of RoundTrip to the client.
+func (c *heldCall) answer(res *http.Response, err error) {
 	c.place.release()
 	c.stopHeartbeats()
 	c.bytesIn, _ = c.body.progress()
@@ -78,7 +115,7 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 		return
 	}
 	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
-		p.watchResponse(res)                               // of a call that was answered in real time
+		c.p.watchResponse(res)                             // of a call that was answered in real time
 		c.realtime = res.Header.Get(callheader.Mode) == "" // else the call was escalated, and has a cost
 	}
 	defer res.Body.Close()

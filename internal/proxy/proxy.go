@@ -57,6 +57,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/aside"
 	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/endpoint"
@@ -151,14 +152,25 @@ func (p *Proxy) Usage() Usage {
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rw := &responseWriter{w: w, r: r, started: time.Now()}
 	defer p.finish(rw)
+	var next func()
+	// The goroutine may serve many calls of a connection, and waits for most of its time: its
+	// stack stays at 4 KB.
+	aside.Run(func() { next = p.serve(rw, r) })
+	if next != nil {
+		next()
+	}
+}
+
+// serve answers a request, or returns what answers the request: a call that waits.
+func (p *Proxy) serve(rw *responseWriter, r *http.Request) (next func()) {
 	path := r.URL.Path
 	switch path {
 	case "/health":
 		serveHealth(rw, r)
-		return
+		return nil
 	case WebhookPath:
 		p.serveWebhook(rw, r)
-		return
+		return nil
 	}
 	if !isOwnPage(path) {
 		rw.endpoint = cmp.Or(p.batchedEndpoint(r), endpointOther)
@@ -177,8 +189,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodOptions:
 		p.serveOptions(rw, r)
 	default:
-		p.serveCall(rw, r)
+		return p.serveCall(rw, r)
 	}
+	return nil
 }
 
 // finish ends every request, also after a panic. If nothing was sent before the
@@ -200,11 +213,16 @@ func (p *Proxy) finish(rw *responseWriter) {
 	if rw.aborted {
 		panic(http.ErrAbortHandler)
 	}
+	aside.Run(rw.end)
+}
+
+// end sends the rest of a response.
+func (rw *responseWriter) end() {
 	switch {
 	case rw.status == http.StatusSwitchingProtocols: // the connection belongs to the upgraded protocol
 	case rw.r.ProtoMajor == 1 || rw.bytesOut > http2Buffer:
 		rw.Flush() // with a timeout; net/http would flush without a timeout
-	default: // net/http sends the response after finish; a client that accepts no bytes must not keep the stream
+	default: // net/http sends the response after end; a client that accepts no bytes must not keep the stream
 		_ = http.NewResponseController(rw.w).SetWriteDeadline(time.Now().Add(stallTimeout))
 	}
 }
@@ -226,10 +244,10 @@ func serveHealth(rw *responseWriter, r *http.Request) {
 
 // serveCall answers a request for the upstream: serveCall checks the
 // credentials and the route, then holds the call or passes the request through.
-func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) {
+func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) (next func()) {
 	if refusal := p.checkCall(rw, r); refusal != nil {
 		rw.writeFailure(*refusal)
-		return
+		return nil
 	}
 	// The mode is decided here, once: the Transport must read the same headers.
 	callheader.Keep(r.Header)
@@ -240,10 +258,11 @@ func (p *Proxy) serveCall(rw *responseWriter, r *http.Request) {
 	case rw.endpoint == endpointOther && isWebSocket(r.Header) && asked.Mode != lane.Realtime && p.similarPath(r.URL) != "":
 		rw.writeFailure(failNearMiss(r, p.similarPath(r.URL)))
 	case rw.endpoint == endpointOther || asked.Mode == lane.Realtime, requestbody.IsForm(r.Header) && !p.opts.RefuseClientHeaders:
-		p.passThrough(rw, r)
+		return func() { p.passThrough(rw, r) }
 	default:
-		p.hold(rw, r)
+		return p.hold(rw)
 	}
+	return nil
 }
 
 // checkCall returns why a request for the upstream is refused, or nil.
