@@ -56,8 +56,8 @@ type Options struct {
 	// PollInterval is the time between two polls of a running batch, unless the
 	// provider asks for a longer one. A batch that runs for long is polled less often:
 	// every 60th of its age, but at least once a minute; see [Transport.Wake] for
-	// webhooks. A batch that was sent early
-	// (see QuietAfter and NoMoreCalls) is polled sooner: first after a tenth of
+	// webhooks. A batch that was sent early (see QuietAfter and NoMoreCalls) is polled
+	// sooner while fewer than ten batches of the account run: first after a tenth of
 	// PollInterval, then after half of its age. Default: 5 s.
 	PollInterval time.Duration
 

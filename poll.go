@@ -31,7 +31,7 @@ func (b *batch) poll() error {
 	defer watch.Done()
 	attempts := backend.PollPolicy.Start()
 	interval := func() time.Duration {
-		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early())
+		return backend.PollInterval(time.Since(b.created), b.t.opts.PollInterval, b.key.account.Profile.MinPoll, b.queue.Early() && watch.Soon())
 	}
 	var wait time.Duration // 0 if the batch has run for a while, or if the create was its answer
 	if b.recovered == "" && b.status.Phase != backend.Ended {

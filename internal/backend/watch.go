@@ -87,6 +87,14 @@ func (w *Watch) wakeLocked() {
 // Woken receives when the batch is to be polled at once.
 func (w *Watch) Woken() <-chan struct{} { return w.woken }
 
+// Soon reports whether so few batches run that a young batch may be polled sooner. Of more
+// batches, one request asks for all.
+func (w *Watch) Soon() bool {
+	w.cache.mu.Lock()
+	defer w.cache.mu.Unlock()
+	return len(w.cache.watches) < manyBatches
+}
+
 // Interval returns the time until the next poll of the batch, where normal is the time
 // without webhooks. The time is longer while each of the last trustAfter batches that
 // ended was announced. The end of a batch that was announced may be visible a little

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -361,4 +362,41 @@ func TestPollsOfManyBatches(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Batches that are sent early, one after another, are polled together, too, once several run.
+func TestPollsOfEarlyBatches(t *testing.T) {
+	const n, few, interval = 100, 10, 5 * time.Second
+	var mu sync.Mutex
+	var polls []time.Duration
+	u := openAI(batchtest.Options{Turnaround: 50 * time.Minute}, autobatcher.Options{QuietAfter: time.Second, PollInterval: interval})
+	u.base = func(next http.RoundTripper) http.RoundTripper {
+		began := time.Now()
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/batches") {
+				mu.Lock()
+				defer mu.Unlock()
+				polls = append(polls, time.Since(began))
+			}
+			return next.RoundTrip(r)
+		})
+	}
+	u.run(t, "", func(s *scene) {
+		var calls []*pending
+		for i := range n {
+			s.until(time.Duration(i) * 12 * time.Second) // later than a window, so that each batch is sent early
+			calls = append(calls, s.chat(fmt.Sprint(i)))
+		}
+		for _, c := range calls {
+			c.wait()
+		}
+		if len(s.srv.Batches()) != n {
+			s.Fatalf("%d batches, want %d", len(s.srv.Batches()), n)
+		}
+		for i := range len(polls) - 2 {
+			if polls[i] > (few+1)*12*time.Second && polls[i] < 50*time.Minute && polls[i+2]-polls[i] < interval-time.Second {
+				s.Errorf("polls at %v: three within %v", polls[i:i+3], interval)
+			}
+		}
+	})
 }
