@@ -64,11 +64,14 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	c := b.lines.Find(r.ID)
 	switch {
 	case c == nil:
+		cost := ""
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
-			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "" || b.key.background && reports(b))
+			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "" || b.key.background && reports(b))
 		}
 		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
-			b.t.registry.KeepReleased(b.lines, r.ID, &answer{Answer: reply.FromResult(r), Counted: b.key.background}, b.key.background && reports(b))
+			a := &answer{Answer: reply.FromResult(r), Counted: b.key.background}
+			a.Cost = cost
+			b.t.registry.KeepReleased(b.lines, r.ID, a, b.key.background && reports(b))
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
