@@ -8,6 +8,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tidwall/sjson"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/journal"
@@ -101,6 +103,38 @@ func (s *scene) askOften(o autobatcher.Options, tt asking) {
 	if text := string(s.upload().Content); strings.Count(text, "call ") != 3 {
 		s.Errorf("input = %s", text)
 	}
+}
+
+// Answers that are too many for the memory are read again, without counts and events.
+func TestBackgroundAnswersBeyondMemory(t *testing.T) {
+	p, store := provider.OpenAI(), journal.NewMemory()
+	pad := strings.Repeat("x", 33<<20)
+	server := batchtest.Options{Turnaround: time.Hour, Answer: func(l batchtest.Line) batchtest.Outcome {
+		o := batchtest.Echo(l)
+		o.Body, _ = sjson.SetBytes(o.Body, "metadata.pad", pad)
+		return o
+	}}
+	o := autobatcher.Options{Journal: store, Provider: &p}
+	setup{server: server, options: o}.play(t, func(s *scene) {
+		o.OnEvent = s.record
+		other := s.another(o)
+		one, two := s.send("/responses", inBackground), s.send("/responses", inBackground)
+		ids := []string{one.wait().id(), two.wait().id()}
+		s.until(2 * time.Hour)
+		before, downloads := s.eventNames(), s.count("GET", "/files/", "/content")
+		for range 2 {
+			for _, id := range ids {
+				s.ask(other, "GET", "/responses/"+id).state("completed").says("hello")
+			}
+		}
+		if n := s.count("GET", "/files/", "/content") - downloads; n < 2 {
+			s.Errorf("%d downloads at the other process, want more than one", n)
+		}
+		st := other.Stats()
+		if after := s.eventNames(); st.Answered != 0 || st.Cost != (autobatcher.Cost{}) || len(after) != len(before) {
+			s.Errorf("the other process has counted %+v, and events %v", st, after[len(before):])
+		}
+	})
 }
 
 // Other processes know a call that is sent again because its batch gave no answer.
