@@ -431,7 +431,16 @@ func (b *batch) emit(name EventName, err error) {
 		b.t.batches[b] = e
 	}
 	b.t.mu.Unlock()
-	b.t.events.Emit(e)
+	if reports(b) {
+		b.t.events.Emit(e)
+	}
+}
+
+// reports says whether this process reports and counts the batch. Answers of calls in the
+// background are read again for each process that is asked for them: the owner of the
+// batch reports the batch, once.
+func reports(b *batch) bool {
+	return b.recovered == "" || !b.key.background || b.recovered != journal.Ended && b.record.Mine()
 }
 
 // endEvent is the event for a batch that the provider ended.

@@ -116,8 +116,12 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 // recall makes a call without a body: it gets the answer that is kept for its
 // fingerprint, or waits for a line that an earlier call has left.
 func (t *Transport) recall(req *http.Request) (*http.Response, error) {
+	mark := background.MarkOf(req.Context())
+	if kept := t.registry.Kept(mark.Line, mark.Discard); kept != nil {
+		return kept.Response(req), nil
+	}
 	c := &call{Request: request{at: t.router.endpoints.Of(req.URL), caller: caller.Of(req.Context())}, Recalled: true}
-	t.router.identify(c, req, nil, background.MarkOf(req.Context()))
+	t.router.identify(c, req, nil, mark)
 	w, queued, ok := t.registry.Enter(c)
 	if !ok {
 		return nil, ErrClosed

@@ -10,7 +10,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
-	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -36,8 +35,8 @@ func (b *batch) readResults() error {
 			return errRejected
 		}
 	}
-	if b.key.window == provider.FlexWindow && b.lines.Count() == 0 {
-		b.readPartial() // the answer of a call whose caller has left
+	if (b.key.window == provider.FlexWindow || b.key.background && reports(b)) && b.lines.Count() == 0 {
+		b.readPartial() // the answers of calls whose callers have left
 	}
 	batch := results.Ended{
 		Status: b.status, LateResults: b.key.account.Profile.LateResults,
@@ -65,20 +64,27 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	c := b.lines.Find(r.ID)
 	switch {
 	case c == nil:
+		cost := ""
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
-			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
+			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "" || b.key.background && reports(b))
 		}
 		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
-			b.t.registry.KeepReleased(b.lines, r.ID, &answer{Answer: reply.FromResult(r)})
+			a := &answer{Answer: reply.FromResult(r), Counted: b.key.background}
+			a.Cost = cost
+			b.t.registry.KeepReleased(b.lines, r.ID, a, b.key.background && reports(b))
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	case r.Answered():
 		a := reply.FromResult(r)
-		if a.Status < 300 && (!c.Recalled || b.recovered != journal.Ended) { // else an earlier process has counted the line
+		switch {
+		case a.Status >= 300:
+		case reports(b):
 			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, priced(&c.Request), a.Body)
+		default:
+			a.Cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, priced(&c.Request), a.Body, false)
 		}
-		b.t.registry.Complete(c, &answer{Answer: a})
+		b.t.registry.Complete(c, &answer{Answer: a, Counted: !reports(b)})
 	case r.Malformed:
 		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(about(b))))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):

@@ -122,7 +122,7 @@ func (r *router) identify(c *call, req *http.Request, raw []byte, mark *backgrou
 	q := &c.Request
 	q.key = key{account: r.accounts.Of(req, q.at.Upstream, q.at.Profile), window: q.window, group: q.key.group}
 	if mark != nil {
-		q.key.background, c.Sent, raw = true, mark.Sent, []byte(mark.ID)
+		q.key.background, c.ByID, c.Sent, raw = true, true, mark.Sent, []byte(mark.ID)
 	}
 	r.accounts.AppendFingerprint(c.Fingerprint[:0], q.key.account, q.caller.ID, q.at.Suffix, raw)
 	q.legacy = r.accounts.LegacyFingerprint(q.key.account, q.caller.ID, q.at.Suffix, raw)

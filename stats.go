@@ -11,7 +11,7 @@ import (
 type Stats struct {
 	Queued   int   // calls that were not sent yet
 	Running  int   // calls whose line was sent and whose caller waits
-	Answered int64 // callers that got the answer of their line, since New
+	Answered int64 // callers that got the answer of their line, since New; of calls in the background, the answers
 	Errors   int64 // of Answered: callers whose answer has a status of 400 or more
 	Failed   int64 // callers that got an error of their batch or of autobatcher, since New
 	Left     int64 // callers that stopped waiting before their answer came, since New

@@ -4,7 +4,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/google/go-cmp/cmp"
+	"github.com/tidwall/gjson"
 )
 
 func echo(url, body string) answer {
@@ -230,6 +233,49 @@ func TestRealtimeOutcomes(t *testing.T) {
 			if res, err := a.attempt(req); err == nil {
 				t.Errorf("%s: %s", name, fmt.Sprint(res))
 			}
+		}
+	})
+}
+
+// Tool calls come in pieces, as at OpenAI.
+func TestRealtimeStreamOfToolCalls(t *testing.T) {
+	const arguments = `{"city":"Oslo","days":2}`
+	answer := func(l batchtest.Line) batchtest.Outcome {
+		o := batchtest.Outcome{Body: []byte(`{"id":"chatcmpl-1","choices":[{"index":0,"finish_reason":"tool_calls","message":{"role":"assistant","content":null,
+			"tool_calls":[{"id":"call_1","type":"function","function":{"name":"a","arguments":"{}"}},{"id":"call_2","type":"function","function":{"name":"b","arguments":` + strconv.Quote(arguments) + `}}]}}]}`)}
+		if strings.HasSuffix(l.URL, "/responses") {
+			o.Body = []byte(`{"id":"resp_1","status":"completed","output":[{"id":"fc_1","type":"function_call","status":"completed","call_id":"call_1","name":"b","arguments":` + strconv.Quote(arguments) + `}]}`)
+		}
+		return o
+	}
+	onBothTransports(t, batchtest.Options{Answer: answer}, func(t *testing.T, a *api) {
+		text := a.post("/chat/completions", `{"model":"m","stream":true,"messages":[{"role":"user","content":"Hi"}]}`).body
+		got, finish := map[int64]string{}, ""
+		for event := range strings.SplitSeq(text, "\n\n") {
+			choice := gjson.Get(strings.TrimPrefix(event, "data: "), "choices.0")
+			for _, call := range choice.Get("delta.tool_calls").Array() {
+				got[call.Get("index").Int()] += call.Get("id").String() + call.Get("function.name").String() + call.Get("function.arguments").String()
+			}
+			finish += choice.Get("finish_reason").String()
+		}
+		if want := (map[int64]string{0: "call_1a{}", 1: "call_2b" + arguments}); !maps.Equal(got, want) || finish != "tool_calls" {
+			t.Errorf("calls %v, finish %q:\n%s", got, finish, text)
+		}
+		text = a.post("/responses", `{"model":"m","stream":true,"input":"Hi"}`).body
+		var whole strings.Builder
+		pieces := 0
+		for line := range strings.Lines(text) {
+			event := gjson.Parse(strings.TrimPrefix(line, "data: "))
+			switch event.Get("type").String() {
+			case "response.output_item.added":
+				whole.WriteString(event.Get("item.arguments").String())
+			case "response.function_call_arguments.delta":
+				whole.WriteString(event.Get("delta").String())
+				pieces++
+			}
+		}
+		if whole.String() != arguments || pieces < 2 {
+			t.Errorf("arguments %q in %d pieces:\n%s", whole.String(), pieces, text)
 		}
 	})
 }

@@ -10,31 +10,62 @@ import (
 	"strings"
 )
 
-// streamChat sends the text of a chat completion as server-sent events, word by word.
+// streamChat sends the first choice of a chat completion as server-sent events: the text
+// word by word, and the arguments of tool calls member by member.
 func streamChat(w http.ResponseWriter, l Line, body []byte) {
 	beginStream(w)
 	id, _ := unquote(field(body, "id"))
 	tier, _ := unquote(field(body, "service_tier"))
-	var message []byte
-	eachItem(field(body, "choices"), func(choice []byte) bool {
-		message = field(choice, "message")
+	var choice []byte
+	eachItem(field(body, "choices"), func(first []byte) bool {
+		choice = first
 		return false
 	})
-	text, _ := unquote(field(message, "content"))
+	message := field(choice, "message")
 	send := func(delta any, finish any) {
 		sendEvent(w, "", chunk(l, id, tier, []any{object{"index": 0, "delta": delta, "finish_reason": finish}}))
 	}
-	send(object{"role": "assistant", "content": ""}, nil)
-	for word := range strings.SplitAfterSeq(text, " ") {
-		send(object{"content": word}, nil)
+	if text, isText := unquote(field(message, "content")); isText {
+		send(object{"role": "assistant", "content": ""}, nil)
+		for word := range strings.SplitAfterSeq(text, " ") {
+			send(object{"content": word}, nil)
+		}
+	} else {
+		send(object{"role": "assistant", "content": nil}, nil)
 	}
-	send(object{}, "stop")
+	calls := 0
+	eachItem(field(message, "tool_calls"), func(call []byte) bool {
+		for _, delta := range toolCall(calls, call) {
+			send(object{"tool_calls": []any{delta}}, nil)
+		}
+		calls++
+		return true
+	})
+	finish, known := unquote(field(choice, "finish_reason"))
+	if !known {
+		finish = "stop"
+	}
+	send(object{}, finish)
 	if string(field(field(l.Body, "stream_options"), "include_usage")) == "true" {
 		last := chunk(l, id, tier, []any{})
 		last["usage"] = json.RawMessage(field(body, "usage"))
 		sendEvent(w, "", last)
 	}
 	_, _ = io.WriteString(w, "data: [DONE]\n\n")
+}
+
+// toolCall returns the pieces of a tool call: first the name, then the arguments.
+func toolCall(index int, call []byte) []object {
+	function := field(call, "function")
+	arguments, _ := unquote(field(function, "arguments"))
+	pieces := []object{{
+		"index": index, "id": json.RawMessage(field(call, "id")), "type": json.RawMessage(field(call, "type")),
+		"function": json.RawMessage(withField(function, "arguments", "")),
+	}}
+	for piece := range strings.SplitAfterSeq(arguments, ":") {
+		pieces = append(pieces, object{"index": index, "function": object{"arguments": piece}})
+	}
+	return pieces
 }
 
 // streamText sends the text of a text completion as server-sent events, word by word.
@@ -115,6 +146,10 @@ func (s *responseStream) item(index int, item []byte) {
 	if field(item, "content") != nil {
 		begun = withField(begun, "content", []any{})
 	}
+	arguments, isCall := unquote(field(item, "arguments"))
+	if isCall {
+		begun = withField(begun, "arguments", "")
+	}
 	s.send("response.output_item.added", object{"output_index": index, "item": json.RawMessage(begun)})
 	id, _ := unquote(field(item, "id"))
 	part := 0
@@ -123,6 +158,14 @@ func (s *responseStream) item(index int, item []byte) {
 		part++
 		return true
 	})
+	if kind, _ := unquote(field(item, "type")); isCall && kind == "function_call" {
+		for piece := range strings.SplitAfterSeq(arguments, ":") {
+			s.send("response.function_call_arguments.delta", object{"item_id": id, "output_index": index, "delta": piece})
+		}
+		s.send("response.function_call_arguments.done", object{
+			"item_id": id, "output_index": index, "name": json.RawMessage(field(item, "name")), "arguments": arguments,
+		})
+	}
 	s.send("response.output_item.done", object{"output_index": index, "item": json.RawMessage(item)})
 }
 

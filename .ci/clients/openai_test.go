@@ -98,6 +98,11 @@ func same(value any) any {
 	return value
 }
 
+// raw is an object that the SDK has put together.
+type raw string
+
+func (r raw) RawJSON() string { return string(r) }
+
 // The same objects come in real time, in a batch, late, at the flex tier, and in the
 // background.
 func TestSameObjects(t *testing.T) {
@@ -108,6 +113,23 @@ func TestSameObjects(t *testing.T) {
 	}
 	asResponse := func(c openai.Client, o ...option.RequestOption) (object, error) {
 		return c.Responses.New(t.Context(), response("Hello there"), o...)
+	}
+	asStream := func(c openai.Client, o ...option.RequestOption) (object, error) {
+		body := chat(`sandbox: call get_weather {"city":"Oslo"}`)
+		body.Tools = []openai.ChatCompletionToolUnionParam{openai.ChatCompletionFunctionTool(openai.FunctionDefinitionParam{Name: "get_weather"})}
+		stream := c.Chat.Completions.NewStreaming(t.Context(), body, o...)
+		defer stream.Close()
+		var answer openai.ChatCompletionAccumulator
+		for stream.Next() {
+			if !answer.AddChunk(stream.Current()) {
+				return nil, errors.New("the accumulator refused a chunk")
+			}
+		}
+		if len(answer.Choices) == 0 || len(answer.Choices[0].Message.ToolCalls) != 1 {
+			return nil, fmt.Errorf("no tool call: %w", stream.Err())
+		}
+		text, err := json.Marshal(answer.ChatCompletion)
+		return raw(text), errors.Join(err, stream.Err())
 	}
 	inBackground := func(c openai.Client, o ...option.RequestOption) (object, error) {
 		body := response("Hello there")
@@ -128,6 +150,9 @@ func TestSameObjects(t *testing.T) {
 		{"chat in real time", "OPENAI_BASE_URL", asChat, []option.RequestOption{realtime}},
 		{"chat", "OPENAI_BASE_URL", asChat, nil},
 		{"chat, late", "LATE_BASE_URL", asChat, nil},
+		{"chat stream with a tool call in real time", "OPENAI_BASE_URL", asStream, []option.RequestOption{realtime}},
+		{"chat stream with a tool call", "OPENAI_BASE_URL", asStream, nil},
+		{"chat stream with a tool call, late", "LATE_BASE_URL", asStream, nil},
 		{"response in real time", "OPENAI_BASE_URL", asResponse, []option.RequestOption{realtime}},
 		{"response", "OPENAI_BASE_URL", asResponse, nil},
 		{"response, late", "LATE_BASE_URL", asResponse, nil},

@@ -8,6 +8,8 @@ starts the proxies.
 
 import asyncio
 import dataclasses
+import functools
+import operator
 import os
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise the import downloads a list of prices
@@ -57,7 +59,8 @@ ANSWER_IDS = ("chatcmpl-", "cmpl-", "resp_", "msg_", "run-", "lc_run-")
 COUNTS = {"prompt_tokens", "input_tokens", "total_tokens", "cost"}
 
 PROMPTS = {"text": "Hello there", "tools": 'sandbox: call get_weather {"city":"Oslo"}'}
-WEATHER = {"name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+# strict: otherwise the SDK in Python streams no tool calls.
+WEATHER = {"strict": True, "name": "get_weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 
 
 def messages(prompt):
@@ -90,7 +93,9 @@ async def chat(c, prompt):
 
 
 async def chat_stream(c, prompt):
-    async with c.chat.completions.stream(model=MODEL, messages=messages(prompt), stream_options={"include_usage": True}) as s:
+    async with c.chat.completions.stream(
+        model=MODEL, messages=messages(prompt), tools=[{"type": "function", "function": WEATHER}], stream_options={"include_usage": True}
+    ) as s:
         return await s.get_final_completion()
 
 
@@ -104,7 +109,8 @@ async def response(c, prompt):
 
 async def response_stream(c, prompt):
     async with c.responses.stream(model=MODEL, input=prompt) as s:
-        return await s.get_final_response()
+        arguments = [e.delta async for e in s if e.type == "response.function_call_arguments.delta"]
+        return [await s.get_final_response(), "".join(arguments)]
 
 
 async def background(c, prompt):
@@ -139,10 +145,13 @@ def sdk(call):
     return ask
 
 
-def langchain(use_responses_api):
+def langchain(use_responses_api, stream=False):
     async def ask(base, headers, prompt):
         llm = ChatOpenAI(model=MODEL, base_url=base, default_headers=headers, use_responses_api=use_responses_api)
-        return await llm.ainvoke(prompt)
+        llm = llm.bind_tools([{"type": "function", "function": WEATHER}])
+        if not stream:
+            return await llm.ainvoke(prompt)
+        return functools.reduce(operator.add, [chunk async for chunk in llm.astream(prompt)])
 
     return ask
 
@@ -192,7 +201,9 @@ CALLS = {
     "openai moderation": sdk(moderation),
     "openai images": sdk(images),
     "langchain chat": langchain(False),
+    "langchain chat stream": langchain(False, stream=True),
     "langchain responses": langchain(True),
+    "langchain responses stream": langchain(True, stream=True),
     "agents chat": openai_agents(OpenAIChatCompletionsModel),
     "agents responses": openai_agents(OpenAIResponsesModel),
     "pydantic-ai chat": pydantic_ai(OpenAIChatModel),
@@ -201,7 +212,7 @@ CALLS = {
     "llama-index": llama_index,
 }
 NO_FLEX = {"openai completion", "openai embeddings", "openai moderation", "openai images"}  # no provider has these at the flex tier
-TOOLS = {"openai chat", "openai response", "openai response stream"}
+TOOLS = {f"{name}{stream}" for name in ("openai chat", "openai response", "langchain chat", "langchain responses") for stream in ("", " stream")}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -216,6 +227,6 @@ def test_the_same_objects_in_each_lane(name):
     for kind in ["text", "tools"] if name in TOOLS else ["text"]:
         objects = asyncio.run(ask_all(PROMPTS[kind]))
         want = objects.pop("realtime")
-        assert want, "there is nothing to compare"
+        assert want and (kind == "text" or "Oslo" in str(want)), f"there is nothing to compare: {want}"
         for lane, got in objects.items():
             assert got == want, f"{name}, {kind}, {lane}"

@@ -112,6 +112,7 @@ type job struct {
 	recalled bool           // the call was made by another process, or has its answer already
 	discard  bool           // the answer is of no use any more once it was read
 	batch    *journal.Batch // of a recalled job: as the journal knows the batch; nil: not known
+	line     string         // of a recalled job: the name of the line in the batch
 	ctx      context.Context
 	cancel   context.CancelCauseFunc // ends ctx
 	free     func()                  // gives the bytes of the body back; nil once the Transport does so
@@ -249,7 +250,7 @@ func (s *Server) isKnown(ctx context.Context, j *job) bool {
 	defer cancel()
 	defer context.AfterFunc(j.ctx, cancel)()
 	for {
-		switch b, err := s.look(ctx, j.key); {
+		switch b, _, err := s.look(ctx, j.key); {
 		case err != nil, b == nil:
 			return false
 		case b.BatchID != "":
@@ -339,7 +340,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by.Realtime = nil // asks for room on the caller's connection
 	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
 	context.AfterFunc(j.ctx, func() { timer.Stop() })
-	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.noteSent(j) }})
+	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func() { s.noteSent(j) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))

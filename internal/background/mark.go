@@ -15,6 +15,13 @@ type Mark struct {
 	// the id finds the line, at any process with the same journal.
 	ID string
 
+	// Line is the name of the line in the journal, if the journal was asked for a call
+	// that is recalled; otherwise "".
+	Line string
+
+	// Discard says that a kept answer of a recalled call is of no use any more.
+	Discard bool
+
 	// Sent is called when the provider has created the batch of the call. Sent must not
 	// block.
 	Sent func()

@@ -135,7 +135,7 @@ func (s *Server) recall(req *http.Request, j *job) (*job, error) {
 	known := s.running(j.key)
 	if known == nil {
 		var err error
-		if j.batch, err = s.look(req.Context(), j.key); err != nil {
+		if j.batch, j.line, err = s.look(req.Context(), j.key); err != nil {
 			return nil, err
 		}
 		j.describe()
@@ -174,14 +174,15 @@ func (j *job) await(ctx context.Context) {
 	}
 }
 
-// look returns the batch of an undelivered line, as the journal knows the batch; nil if
-// there is no such line.
-func (s *Server) look(ctx context.Context, key Key) (*journal.Batch, error) {
+// look returns the newest batch with an undelivered line of a call, as the journal knows
+// the batch, and the name of the line; nil if there is no such line.
+func (s *Server) look(ctx context.Context, key Key) (b *journal.Batch, line string, err error) {
 	found, err := s.opts.Journal.Find(ctx, key.Account, []journal.Hash{key.Fingerprint})
 	if err != nil || len(found) == 0 {
-		return nil, err
+		return nil, "", err
 	}
-	return &found[len(found)-1].Batch, nil
+	newest := &found[len(found)-1]
+	return &newest.Batch, newest.Lines[len(newest.Lines)-1].CustomID, nil
 }
 
 // describe notes what the journal knows of a call of another process.

@@ -55,6 +55,7 @@ type state struct {
 	Object    string `json:"object"`
 	CreatedAt int64  `json:"created_at"`
 	Status    string `json:"status"`
+	Location  string `json:"location,omitempty"` // of the answer, relative to the call
 }
 
 // metadataOf returns the metadata of a call to the endpoint of responses, or nil.
@@ -87,18 +88,22 @@ func respond(req *http.Request, status int, body any) *http.Response {
 	return a.Response(req)
 }
 
-// accepted is the answer to a call: the id by which to ask for the answer.
+// accepted is the answer to a call: the id by which to ask for the answer. The body names
+// the place, too: a proxy may have sent the headers before.
 func (c *call) accepted(req *http.Request) *http.Response {
-	res := c.unfinished(req, "queued")
-	if c.async {
-		// Relative to the call, since the path at a proxy differs from that at the provider.
-		place := path.Base(req.URL.EscapedPath()) + "/" + c.id
-		if req.URL.RawQuery != "" {
-			place += "?" + req.URL.RawQuery
-		}
-		res.Header.Set("Location", place)
-		res.Header.Set("Preference-Applied", "respond-async")
+	if !c.async {
+		return c.unfinished(req, "queued")
 	}
+	// Relative to the call, since the path at a proxy differs from that at the provider.
+	place := path.Base(req.URL.EscapedPath()) + "/" + c.id
+	if req.URL.RawQuery != "" {
+		place += "?" + req.URL.RawQuery
+	}
+	state := c.state("queued")
+	state.Location = place
+	res := pending(req, state)
+	res.Header.Set("Location", place)
+	res.Header.Set("Preference-Applied", "respond-async")
 	return res
 }
 
@@ -107,7 +112,11 @@ func (c *call) unfinished(req *http.Request, status string) *http.Response {
 	if !c.async {
 		return respond(req, http.StatusOK, c.view(status))
 	}
-	res := respond(req, http.StatusAccepted, c.state(status))
+	return pending(req, c.state(status))
+}
+
+func pending(req *http.Request, s state) *http.Response {
+	res := respond(req, http.StatusAccepted, s)
 	res.Header.Set("Retry-After", "10")
 	return res
 }
@@ -122,7 +131,7 @@ func (c *call) cancelled(req *http.Request) *http.Response {
 
 // state is a call that is no response of OpenAI's API.
 func (c *call) state(status string) state {
-	return state{c.id, c.object(), c.created.Unix(), status}
+	return state{ID: c.id, Object: c.object(), CreatedAt: c.created.Unix(), Status: status}
 }
 
 func (c *call) object() string {

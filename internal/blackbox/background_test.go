@@ -207,7 +207,7 @@ func TestRespondAsync(t *testing.T) {
 			s.Fatal(err)
 		}
 		place := strings.TrimPrefix(location.String(), s.srv.URL)
-		if !strings.HasPrefix(place, "/chat/completions/call_autobatcher_") || r.header.Get("Preference-Applied") != "respond-async" {
+		if !strings.HasPrefix(place, "/chat/completions/call_autobatcher_") || gjson.Get(r.body, "location").String() != r.header.Get("Location") || r.header.Get("Preference-Applied") != "respond-async" {
 			s.Fatalf("header = %v", r.header)
 		}
 		s.ask(s.tr, "GET", place).want(202, 10*time.Second)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 )
@@ -21,12 +23,13 @@ import (
 //	go test ./internal/blackbox -run TestLaneTimes -v
 func TestLaneTimes(t *testing.T) {
 	const (
-		chat     = "/chat/completions"
-		response = "/responses"
+		chat       = "/chat/completions"
+		response   = "/responses"
+		background = "/responses in the background"
 	)
 	server := batchtest.Options{Turnaround: 7 * time.Minute, FlexDelay: 30 * time.Second}
 	var table strings.Builder
-	table.WriteString("\n| lane | calls | first answer | last answer | requests | per 1,000 calls |\n|---|---|---|---|---|---|\n")
+	table.WriteString("\n| lane | calls | last id | first answer | last answer | requests | per 1,000 calls |\n|---|---|---|---|---|---|---|\n")
 	for _, tt := range []struct {
 		mode autobatcher.Mode
 		path string
@@ -36,6 +39,7 @@ func TestLaneTimes(t *testing.T) {
 		requests [3]int
 	}{
 		{autobatcher.ModeBatch, chat, [3]time.Duration{8 * time.Minute, 8 * time.Minute, 8 * time.Minute}, [3]int{90, 90, 180}},
+		{autobatcher.ModeBatch, background, [3]time.Duration{8 * time.Minute, 8 * time.Minute, 8 * time.Minute}, [3]int{90, 90, 180}},
 		{autobatcher.ModeFlex, chat, [3]time.Duration{31 * time.Second, 31 * time.Second, 31 * time.Second}, [3]int{1, 20, 2000}},
 		{autobatcher.ModeFlex, response, [3]time.Duration{36 * time.Second, 36 * time.Second, 36 * time.Second}, [3]int{9, 180, 18000}},
 		{autobatcher.ModeAuto, chat, [3]time.Duration{33 * time.Second, 8 * time.Minute, 8 * time.Minute}, [3]int{1, 90, 180}},
@@ -47,12 +51,17 @@ func TestLaneTimes(t *testing.T) {
 			u.base = func(next http.RoundTripper) http.RoundTripper { return counting{next, &sent} }
 			u.run(t, fmt.Sprintf("%s, %d calls to %s", tt.mode, calls, tt.path), func(s *scene) {
 				replies := make(chan reply, calls)
+				ids := make(chan time.Duration, calls)
 				for n := range calls {
-					body := chatBody(fmt.Sprint(n))
-					if tt.path == response {
-						body = responseBody(fmt.Sprint(n))
+					text := fmt.Sprint(n)
+					switch tt.path {
+					case response:
+						go func() { replies <- s.do(s.request(s.Context(), response, responseBody(text))) }()
+					case background:
+						go func() { replies <- s.collect(responseBody(text), 5*time.Second, ids) }()
+					default:
+						go func() { replies <- s.do(s.request(s.Context(), chat, chatBody(text))) }()
 					}
-					go func() { replies <- s.do(s.request(s.Context(), tt.path, body)) }()
 				}
 				var at []time.Duration
 				for range calls {
@@ -67,12 +76,31 @@ func TestLaneTimes(t *testing.T) {
 				if last > tt.last[i] || requests > tt.requests[i] {
 					s.Errorf("the last answer came after %v, want %v; the provider saw %d requests, want %d", last, tt.last[i], requests, tt.requests[i])
 				}
-				fmt.Fprintf(&table, "| %s, `%s` | %d | %v | %v | %d | %d |\n", tt.mode, tt.path, calls,
+				close(ids)
+				var id time.Duration
+				for at := range ids {
+					if id = max(id, at); at > 15*time.Second {
+						s.Errorf("an id came after %v", at)
+					}
+				}
+				fmt.Fprintf(&table, "| %s, `%s` | %d | %v | %v | %v | %d | %d |\n", tt.mode, tt.path, calls, id.Round(time.Millisecond),
 					first.Round(time.Millisecond), last.Round(time.Millisecond), requests, requests*1000/calls)
 			})
 		}
 	}
 	t.Log(table.String())
+}
+
+// collect makes a call in the background, and asks for the answer at intervals. ids
+// receives when the id came.
+func (s *scene) collect(body string, interval time.Duration, ids chan<- time.Duration) reply {
+	r := s.do(s.request(s.Context(), "/responses", strings.Replace(body, "{", `{"background":true,`, 1)))
+	ids <- r.at
+	for id := r.id(); r.status == 200 && gjson.Get(r.body, "status").String() != "completed" && r.at < time.Hour; {
+		time.Sleep(interval)
+		r = s.ask(s.tr, "GET", "/responses/"+id)
+	}
+	return r
 }
 
 // counting counts the requests to the provider.

@@ -41,6 +41,7 @@ type Record struct {
 	session *Session
 	lines   Lines
 	expired atomic.Bool   // the lease expired while this process had the batch
+	mine    atomic.Bool   // the last Claim made this process own the batch
 	sending chan struct{} // holds a token; the goroutine that sends updates has the token
 
 	mu        sync.Mutex
@@ -426,11 +427,19 @@ func (r *Record) HoldLater() { r.expired.Store(true) }
 // Claim makes this process own the batch if no process does, and reports whether
 // this process owns the batch now.
 func (r *Record) Claim(ctx context.Context) (mine bool, err error) {
-	if ref := r.Ref(); ref != "" {
-		return r.session.Claim(ctx, ref)
+	ref := r.Ref()
+	if ref == "" {
+		return true, nil
 	}
-	return true, nil
+	if mine, err = r.session.Claim(ctx, ref); err == nil {
+		r.mine.Store(mine)
+	}
+	return mine, err
 }
+
+// Mine reports whether the last Claim that the journal answered made this process own
+// the batch.
+func (r *Record) Mine() bool { return r.mine.Load() }
 
 // Claim makes this process own a batch that no process owns, and reports whether
 // this process owns the batch now. Without a journal the answer is yes.

@@ -171,8 +171,8 @@ func (m *Meter) Book(b *Bill, id string, c Call, body []byte) string {
 // BookUnclaimed is Book for a line without a caller: the line is paid for all the same.
 // Without total, the line is added to the bill only. If a caller gets the answer later,
 // from another reading of the results, the line is not added to the total again.
-func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total bool) {
-	m.book(b, id, c, body, func(hash uint64) bool {
+func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total bool) string {
+	return m.book(b, id, c, body, func(hash uint64) bool {
 		if total {
 			m.unclaimed.add(hash)
 		}

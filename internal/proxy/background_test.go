@@ -74,3 +74,33 @@ func TestBackgroundKeys(t *testing.T) {
 		}
 	})
 }
+
+// TestBackgroundAfterGrace checks that a client finds its answer also if status 200 was
+// sent before the batch was created.
+func TestBackgroundAfterGrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _, _ := newKeyedProxy(t, batchtest.Options{Turnaround: time.Hour}, autobatcher.Options{QuietAfter: -1}, proxy.Options{Grace: time.Second, Heartbeat: time.Second})
+		res := post(t, client, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"b"}]}`, "Authorization", "Bearer one", "Prefer", "respond-async")
+		body := readAll(t, res)
+		if res.StatusCode != 200 || res.Header.Get("Location") != "" || !strings.HasPrefix(body, "\n") {
+			t.Errorf("%s %v %q; want a status that was sent early", res.Status, res.Header, body)
+		}
+		location, err := res.Request.URL.Parse(gjson.Get(body, "location").String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		ask, err := http.NewRequest(http.MethodGet, location.String(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask.Header.Set("Authorization", "Bearer one")
+		answer, err := client.Do(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := readAll(t, answer); answer.StatusCode != 200 || !strings.Contains(text, "You said: b") {
+			t.Errorf("GET %s: %s %s", location, answer.Status, text)
+		}
+	})
+}

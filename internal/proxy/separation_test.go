@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ func newKeyedProxy(t *testing.T, server batchtest.Options, to autobatcher.Option
 	if !o.ForwardKey {
 		o.ClientKeys = []string{"one", "two"}
 	}
-	o.Upstream, o.Transport, o.Stats, o.Grace = parse(t, upstream.URL), tr, tr.Stats, -1
+	o.Upstream, o.Transport, o.Stats, o.Grace = parse(t, upstream.URL), tr, tr.Stats, cmp.Or(o.Grace, -1)
 	return serve(t, newProxy(t, o)), upstream, tr
 }
 

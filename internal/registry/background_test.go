@@ -1,6 +1,11 @@
 package registry_test
 
-import "testing"
+import (
+	"testing"
+	"testing/synctest"
+
+	"github.com/autobatcher/autobatcher/journal"
+)
 
 // A call that takes over a line before the batch is known to exist is notified when the batch is created.
 func TestSentAfterATakeOver(t *testing.T) {
@@ -21,5 +26,85 @@ func TestSentAfterATakeOver(t *testing.T) {
 	s.SetID("batch_1")
 	if notified != 1 {
 		t.Errorf("notified %d times, want once", notified)
+	}
+}
+
+// An answer that is kept for a line of another process belongs to that line of the batch.
+func TestKeptAnswerOfALineThatIsTakenOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		first, second := start(t, store, keepFor), start(t, store, keepFor)
+		a, waitA, _ := first.enter("a")
+		b, waitB, _ := first.enter("b")
+		first.batch(a, b)
+		first.Leave(waitA, false)
+		first.Leave(waitB, false)
+		synctest.Wait()
+		again, w, _ := second.enter("b")
+		second.takeOver(again)
+		second.Complete(again, ok("B"))
+		s := second.NewLines(nil)
+		s.SetRecord(second.session.NewRecord(s))
+		second.KeepReleased(s, a.ID, ok("A"), true)
+		second.Unread(second.wants(w, "B"))
+		synctest.Wait()
+		if kept := second.Kept(a.ID, false); kept == nil || string(kept.Body) != "A" {
+			t.Errorf("kept %v", kept)
+		}
+		again, w, _ = second.enter("b")
+		second.takeOver(again)
+		second.Read(second.wants(w, "B"))
+		synctest.Wait()
+		for text, want := range map[string]int{"a": 1, "b": 0} {
+			var hash journal.Hash
+			copy(hash[:], text)
+			if found, err := store.Find(t.Context(), journal.Hash{}, []journal.Hash{hash}); err != nil || len(found) != want {
+				t.Errorf("line %s: %v %v; want %d", text, found, err, want)
+			}
+		}
+		if n := second.Counters().Answered; n != 3 {
+			t.Errorf("%d answers are counted, want 3", n)
+		}
+		if second.Kept(a.ID, true) == nil || second.Kept(a.ID, false) != nil {
+			t.Error("the answer was not kept, or not forgotten")
+		}
+	})
+}
+
+// The journal has the line of a call that is sent again until it has the next line.
+func TestLineBefore(t *testing.T) {
+	for name, tt := range map[string]struct {
+		then func(p *process, c *call, w *waiter)
+		refs int // batches with a line of the call afterwards
+	}{
+		"waits":      {then: func(*process, *call, *waiter) {}, refs: 1},
+		"sent again": {then: func(p *process, c *call, _ *waiter) { p.batch(c) }, refs: 1},
+		"leaves":     {then: func(p *process, _ *call, w *waiter) { p.Leave(w, false) }},
+		"withdrawn":  {then: func(p *process, c *call, _ *waiter) { p.Withdraw(c) }},
+		"the process ends": {then: func(p *process, _ *call, w *waiter) {
+			p.Close()
+			p.Leave(w, false)
+		}, refs: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := journal.NewMemory()
+				p := start(t, store, keepFor)
+				c := &call{Request: "a", ByID: true}
+				copy(c.Fingerprint[:], "a")
+				w, _, _ := p.Enter(c)
+				before, _ := p.batch(c)
+				p.Requeue([]*call{c}, func([]*call) {})
+				tt.then(p, c, w)
+				synctest.Wait()
+				found, err := store.Find(t.Context(), journal.Hash{}, []journal.Hash{journal.Hash(c.Fingerprint)})
+				if err != nil || len(found) != tt.refs {
+					t.Fatalf("%v %v; want %d batches", found, err, tt.refs)
+				}
+				if before.Find(c.ID) != nil {
+					t.Error("the batch before has the call")
+				}
+			})
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/answercache"
 	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/journalsession"
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
@@ -39,6 +40,9 @@ type Call[R any] struct {
 	// earlier call, and is never sent.
 	Recalled bool
 
+	// ByID says that other processes may ask the journal for the call while the call waits.
+	ByID bool
+
 	// Guarded by Registry.mu.
 	state     state
 	releasing bool               // the journal was asked to release the line
@@ -51,10 +55,26 @@ type Call[R any] struct {
 	place     int                // of its line in the input file
 	answer    *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
 	kept      *answercache.Entry // of answer
+	before    *lineBefore        // of a call ByID that is sent again, until the journal has its next line; nil: none
 	prev      *Call[R]           // in a chain of calls with equal fingerprints
 	next      *Call[R]
 
 	asked Waiter[R] // the caller, while and after it waits
+}
+
+// A lineBefore is the line of a call in a batch that did not answer the call.
+type lineBefore struct {
+	record *journalsession.Record
+	place  int
+}
+
+// endBeforeLocked has the journal note that the line before is of no use any more. The
+// caller holds Registry.mu.
+func (c *Call[R]) endBeforeLocked() {
+	if c.before != nil {
+		c.before.record.Delivered(c.before.place)
+		c.before = nil
+	}
 }
 
 // notifySentLocked reports that the batch of the call exists. The caller holds Registry.mu.
@@ -121,6 +141,7 @@ type Answer[R any] struct {
 	Realtime bool
 	Reopen   bool                // the line may yet answer a retry
 	Paid     bool                // a failure of a batch that the provider may have executed
+	Counted  bool                // in Counters already, or another process counts the answer; of calls that are recalled
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost
 	line     *Call[R]            // the call whose line gave the answer

@@ -48,6 +48,9 @@ func (s *Lines[R]) joinableLocked() bool { return !s.cancelling && !s.closed }
 // addLocked makes c the call of a line. The caller holds r.mu.
 func (s *Lines[R]) addLocked(c *Call[R], customID string, place int) {
 	c.ID, c.place, c.lines, c.state = customID, place, s, stateOpen
+	if c.before != nil && c.before.place == place && c.before.record.Ref() == s.record.Ref() && s.record.Ref() != "" {
+		c.before = nil // the call has its line back
+	}
 	s.open[customID] = c
 	delete(s.leaving, customID) // a caller waits for the line
 	if c.waiter != nil {
@@ -84,12 +87,16 @@ func (s *Lines[R]) settleLocked(c *Call[R], failure *Answer[R]) {
 	}
 }
 
-// Known makes the lines findable by the batch's name in the journal.
+// Known makes the lines findable by the batch's name in the journal. Earlier lines of the
+// calls are of no use any more.
 func (s *Lines[R]) Known(ref string) {
 	if ref != "" {
 		s.r.mu.Lock()
 		defer s.r.mu.Unlock()
 		s.ref, s.r.sets[ref] = ref, s
+		for _, c := range s.sent {
+			c.endBeforeLocked()
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/answercache"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
 )
 
@@ -138,14 +139,8 @@ func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
 
 // answerLocked hands the waiter of c its answer. The caller holds r.mu.
 func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
-	switch {
-	case a.Local || a.Err != nil:
-		r.counters.Failed++
-	case !a.Realtime:
-		r.counters.Answered++
-		if a.Status >= http.StatusBadRequest {
-			r.counters.Errors++
-		}
+	if !c.Recalled || !a.Counted {
+		r.countLocked(a)
 	}
 	if a.FromLine() && a.line.lines.record.BeginRead() {
 		a.line.reading = true
@@ -157,6 +152,20 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	c.freeBodyLocked()
 	if !a.Realtime { // the caller stays until the call was answered in real time
 		r.leftLocked()
+	}
+}
+
+// countLocked counts an answer. The caller holds r.mu.
+func (r *Registry[R]) countLocked(a *Answer[R]) {
+	a.Counted = true
+	switch {
+	case a.Local || a.Err != nil:
+		r.counters.Failed++
+	case !a.Realtime:
+		r.counters.Answered++
+		if a.Status >= http.StatusBadRequest {
+			r.counters.Errors++
+		}
 	}
 }
 
@@ -271,6 +280,7 @@ func (r *Registry[R]) Withdraw(c *Call[R]) bool {
 	}
 	r.queued.remove(c)
 	c.state, c.waiter = stateDone, nil
+	c.endBeforeLocked()
 	c.freeBodyLocked()
 	c.Reservation.Release()
 	r.leftLocked()
@@ -292,6 +302,7 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 				continue // the line may be paid for
 			}
 			c.state = stateDone
+			c.endBeforeLocked()
 			c.Reservation.Release()
 			r.answerLocked(c, answer(err))
 		}
@@ -320,6 +331,9 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		c.state = stateDone
 		c.Reservation.Release()
 		r.dropped(c)
+		if !r.closed { // else another process says what became of the call
+			c.endBeforeLocked()
+		}
 		c.freeBodyLocked()
 		return nil
 	case stateOpen:
@@ -368,6 +382,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	a.BatchID, a.CustomID, a.line = s.id, c.ID, c
 	s.removeLocked(c)
 	c.state, c.sending = stateDone, false
+	c.endBeforeLocked()
 	c.Reservation.Release()
 	if c.waiter == nil {
 		c.freeBodyLocked()
@@ -425,19 +440,42 @@ func (r *Registry[R]) keepTime(a *Answer[R]) time.Duration {
 
 // KeepReleased keeps the answer to the first line of a batch for a retry to come. The
 // journal has released the line, so that the retry gets the answer once the journal has
-// given the line back to this process.
-func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R]) {
+// given the line back to this process, or by Kept. With count, the answer counts as one
+// that a caller got.
+func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R], count bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	keepFor := r.keepTime(a)
 	if keepFor <= 0 || r.kept[customID] != nil {
 		return
 	}
+	if count {
+		r.countLocked(a)
+	}
 	c := &Call[R]{state: stateDone, lines: s, answer: a}
 	c.ID = customID
 	a.BatchID, a.CustomID, a.line = s.id, customID, c
 	r.kept[customID] = c
 	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
+}
+
+// Kept returns the provider's answer to a line that is kept for a retry, or nil. The
+// answer stays, and the journal is not changed: Kept is for calls that the journal has
+// been asked for. With forget, the answer is kept no longer.
+func (r *Registry[R]) Kept(customID string, forget bool) *reply.Answer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cache.Prune()
+	c := r.kept[customID]
+	if c == nil || !c.answer.FromLine() {
+		return nil
+	}
+	a := c.answer.Answer
+	if forget {
+		r.cache.Remove(c.kept)
+		r.dropKeptLocked(c)
+	}
+	return &a
 }
 
 // Read says that a caller has read an answer to its end.
@@ -613,8 +651,13 @@ func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
 		s := c.lines
 		s.removeLocked(c)
 		c.sending = false
-		s.record.Delivered(c.place)
+		if c.ByID && c.before == nil && c.waiter != nil {
+			c.before = &lineBefore{s.record, c.place}
+		} else {
+			s.record.Delivered(c.place)
+		}
 		if c.waiter == nil {
+			c.endBeforeLocked()
 			r.detached.remove(c)
 			c.state = stateDone
 			c.freeBodyLocked()
@@ -665,7 +708,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	}
 	r.unqueueLocked(c)
 	if kept := r.kept[l.CustomID]; kept != nil {
-		kept.lines = s
+		kept.lines, kept.place = s, l.N
 		s.settleLocked(kept, kept.answer)
 		r.takeKeptLocked(c, kept)
 		return

@@ -56,6 +56,20 @@ var mutants = []mutant{
 		test: &test{"./internal/blackbox", "TestBackgroundOutlivesItsProcess"},
 	},
 	{
+		name: "each question for a call in the background reports the batch again",
+		file: "batch.go",
+		old:  "b.recovered != journal.Ended && b.record.Mine()\n",
+		new:  "b.recovered != \"\"\n",
+		test: &test{"./internal/blackbox", "TestBackgroundAnswersCountOnce"},
+	},
+	{
+		name: "a call in the background that is sent again is unknown meanwhile",
+		file: "internal/registry/registry.go",
+		old:  "		if c.ByID && c.before == nil && c.waiter != nil {\n",
+		new:  "		if c.ByID && c.before != nil {\n",
+		test: &test{"./internal/blackbox", "TestBackgroundSentAgain"},
+	},
+	{
 		name: "the answer of a call in the background is delivered once",
 		file: "internal/background/background.go",
 		old:  "		body.MarkUndelivered() // the answer is kept, and the journal keeps the line\n",
@@ -166,8 +180,8 @@ var mutants = []mutant{
 	{
 		name:  "resubmitted lines stay in the journal",
 		file:  "internal/registry/registry.go",
-		old:   "		s.record.Delivered(c.place)\n		if c.waiter == nil {\n",
-		new:   "		if c.waiter == nil {\n",
+		old:   "		} else {\n			s.record.Delivered(c.place)\n		}\n",
+		new:   "		}\n",
 		seeds: []uint64{10, 30, 59},
 	},
 	{
@@ -445,8 +459,8 @@ var mutants = []mutant{
 	{
 		name:  "the answer to a call that was held open is lost when its caller leaves",
 		file:  "result.go",
-		old:   "	if b.key.window == provider.FlexWindow && b.lines.Count() == 0 {\n",
-		new:   "	if b.key.window == provider.FlexWindow && b.lines.Count() < 0 {\n",
+		old:   "key.background && reports(b)) && b.lines.Count() == 0 {\n",
+		new:   "key.background && reports(b)) && b.lines.Count() < 0 {\n",
 		draws: "lanes",
 		seeds: []uint64{50},
 	},
