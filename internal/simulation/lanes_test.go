@@ -140,7 +140,9 @@ type flexPost struct {
 	ended   time.Time // when the process learned of the response; zero before
 	refused bool      // the provider had no room
 	unsure  bool      // the process cannot know whether the provider has executed the call
-	id      string    // of the response, as the process learned the id
+	id      string    // of the response, as the process learned the id; of an error, the id of the request
+	failed  int       // the status of an error that is the answer; else 0
+	told    bool      // a client got the error
 }
 
 // noteFlexPost notes that a process sends a call at the flex tier. The result is nil for
@@ -180,6 +182,8 @@ func (w *world) noteFlexEnd(f *flexPost, res *http.Response, err error) {
 		f.refused = true
 	case res.StatusCode < 300:
 		f.id = gjson.GetBytes(body, "id").String()
+	default:
+		f.id, f.failed = res.Header.Get("X-Request-Id"), res.StatusCode
 	}
 }
 
@@ -312,7 +316,7 @@ func (w *world) unsureFlex(id ident) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.flexPosts {
-		held := f.id != "" && !f.background && len(w.handed[lineID{batch: f.id}]) == 0
+		held := f.id != "" && f.held() && !f.told && len(w.handed[lineID{batch: f.id}]) == 0
 		if f.ident == id && (f.unsure && !f.by.diedBy(f.ended) || held) {
 			n++
 		}
@@ -336,14 +340,32 @@ func (w *world) unsureFlex(id ident) (n int) {
 	return n
 }
 
-// heldAway reports whether a process cannot have the answer of a flex call that was held
-// open: another process has received the answer.
+// heldAway reports whether a process may not have the answer of a flex call that was held
+// open: another process has received the answer, or the answer was an error, which the
+// process has forgotten since another process had taken the line over.
 func (w *world) heldAway(p *replica, id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return id != "" && slices.ContainsFunc(w.flexPosts, func(f *flexPost) bool {
-		return f.id == id && !f.background && f.by != p
+		return f.id == id && f.held() && (f.by != p || f.failed > 0)
 	})
+}
+
+// held reports whether only the process that sent a call has the answer.
+func (f *flexPost) held() bool { return !f.background || f.failed > 0 }
+
+// failedHeld reports whether a process got an error with a status as the answer to a flex
+// call, and notes that a client has the error.
+func (w *world) failedHeld(p *replica, id string, status int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flexPosts {
+		if f.id == id && f.by == p && f.failed == status {
+			f.told = true
+			return true
+		}
+	}
+	return false
 }
 
 // flexGone reports whether a process cannot get the answer of a flex call, so that the
@@ -356,9 +378,11 @@ func (w *world) flexGone(p *replica, id, code string) bool {
 	}
 	b, l, found := w.find(lineID{batch: id})
 	switch {
+	case w.heldAway(p, id):
+		return true
 	case !found || l.BatchID != "":
 		return false
-	case w.heldAway(p, id), l.Outcome.Missing, b.CancelRequested && w.cancelledByUs(id):
+	case l.Outcome.Missing, b.CancelRequested && w.cancelledByUs(id):
 		return true
 	}
 	return p.hasLapsed() && !w.handedAt(lineID{batch: id}).IsZero()
