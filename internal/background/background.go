@@ -178,14 +178,16 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 		s.leave(j)
 		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
 	case !again:
-		if n.named && s.isKnown(req.Context(), j) {
-			close(j.sent)
-			s.settle(j, s.opts.Err)
-			return j.accepted(req), nil
-		}
 		inner := s.inner(req, j, asked.Body)
 		j.free = caller.Hold(req.Context())
-		s.start(j, func() { s.run(j, inner, s.opts.RoundTrip) })
+		s.start(j, func() {
+			if j.named && s.isKnown(j) {
+				s.noteSent(j)
+				s.settle(j, s.opts.Err)
+				return
+			}
+			s.run(j, inner, s.opts.RoundTrip)
+		})
 	}
 	asked.Body = nil // the job has the only copy
 	for {
@@ -243,19 +245,17 @@ func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *
 }
 
 // isKnown reports whether the journal has the line of a new job: then another process, or
-// this process before, has made the call. isKnown waits while the batch is being created.
-func (s *Server) isKnown(ctx context.Context, j *job) bool {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(j.ctx, cancel)()
+// this process before, has made the call. isKnown waits while the batch is being created,
+// also if the caller leaves: the same call again waits for the same job.
+func (s *Server) isKnown(j *job) bool {
 	for {
-		switch b, err := s.look(ctx, j.key); {
+		switch b, err := s.look(j.ctx, j.key); {
 		case err != nil, b == nil:
 			return false
 		case b.BatchID != "":
 			return true
-		case b.State == journal.Ended, retry.Sleep(ctx, createdInterval) != nil:
-			return false
+		case b.State == journal.Ended, retry.Sleep(j.ctx, createdInterval) != nil:
+			return false // a job that was cancelled sends nothing
 		}
 	}
 }
@@ -326,7 +326,10 @@ func (s *Server) leave(j *job) {
 		defer s.mu.Unlock()
 		if j.alone == alone {
 			s.forgetUnclaimedLocked(j)
-			j.cancel(ErrWithdrawn)
+			// Another process may have found the batch in the journal, and returned the id.
+			if found := j.named && j.isSent() && s.opts.Journal.Enabled(); !found {
+				j.cancel(ErrWithdrawn)
+			}
 		}
 	})
 	j.alone = alone

@@ -665,7 +665,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	}
 	r.unqueueLocked(c)
 	if kept := r.kept[l.CustomID]; kept != nil {
-		kept.lines = s
+		kept.lines, kept.place = s, l.N
 		s.settleLocked(kept, kept.answer)
 		r.takeKeptLocked(c, kept)
 		return

@@ -301,6 +301,7 @@ func (w *world) watchCancel(p *replica, req *http.Request) {
 	}
 	id := path[strings.LastIndex(path, "/")+1:]
 	w.checkCancel(p, id)
+	w.checkKept(p, id)
 	for _, b := range w.known() {
 		if b.BatchID == id && b.Held > 0 {
 			w.failf("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
@@ -317,7 +318,7 @@ func (w *world) checkUnused() {
 	}
 	for _, b := range w.known() {
 		p := w.record.beganBy(b.Ref)
-		if b.State != journal.Running || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
+		if b.State != journal.Running || isKept(b.Ref) || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
 			continue
 		}
 		if !w.cancelledByUs(b.BatchID) {
@@ -360,6 +361,7 @@ func (w *world) checkIdle() {
 // check checks what must hold in the end.
 func (w *world) check() {
 	w.checkPaid()
+	w.checkBackground()
 	w.checkEscalated()
 	if w.journal {
 		w.checkOrphans()
@@ -397,9 +399,9 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id]; n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedBackground[id]; n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedBackground[id])
 		}
 	}
 }
