@@ -326,13 +326,20 @@ func (s *Server) leave(j *job) {
 		defer s.mu.Unlock()
 		if j.alone == alone {
 			s.forgetUnclaimedLocked(j)
-			// Another process may have found the batch in the journal, and returned the id.
-			if found := j.named && j.isSent() && s.opts.Journal.Enabled(); !found {
-				j.cancel(ErrWithdrawn)
-			}
+			j.cancel(s.abandonCause(j))
 		}
 	})
 	j.alone = alone
+}
+
+// abandonCause is the cause of the end of a job whose id no caller here got. Another process may
+// have found the line of a call with an Idempotency-Key, or will: then the line is left to
+// the journal.
+func (s *Server) abandonCause(j *job) error {
+	if j.named && s.opts.Journal.Enabled() {
+		return errUnclaimed
+	}
+	return ErrWithdrawn
 }
 
 // inner returns the call that the goroutine of a job makes: without a deadline, since

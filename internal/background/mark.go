@@ -32,6 +32,9 @@ func MarkOf(ctx context.Context) *Mark {
 // the call any more: no retry will come.
 var ErrWithdrawn = errors.New("the response was cancelled or deleted")
 
+// errUnclaimed ends a call for whose id no caller has waited for a while.
+var errUnclaimed = errors.New("no caller waits for the id of the response")
+
 // ErrNotFound says that a recall found neither an answer nor a line.
 var ErrNotFound = errors.New("no line of the call is known")
 

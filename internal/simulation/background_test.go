@@ -18,6 +18,7 @@ import (
 	"github.com/tidwall/sjson"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/internal/journalsession"
 )
 
@@ -178,7 +179,7 @@ func (w *world) excuseAttempt(c *backgroundCall, p *replica) {
 	known := last.by == p && time.Since(last.at) < unclaimedFor
 	if c.name != "" && w.journal {
 		elsewhere := slices.ContainsFunc(c.left, func(a pastAttempt) bool { return a.by != p && !a.by.isDead() })
-		known = !elsewhere || w.isSent(c.ident)
+		known = !elsewhere || c.alone && w.isSent(c.ident)
 	}
 	if !known {
 		w.mu.Lock()
@@ -323,14 +324,14 @@ func (w *world) collect(d dice, client int, c *backgroundCall) {
 		case !w.journal && (c.by.isDead() || c.by.ending.Load()): // without a journal only the process knows the id
 			return
 		case time.Since(unknownSince) < w.unknownLimit():
-		case w.mayLose():
+		case w.mayLose(), w.isUnanswered(c): // a failure is known to one process only
 			return
 		default:
 			w.failf("%v has the id %s, which no process has known for %v", c.ident, c.id, time.Since(unknownSince))
 			return
 		}
 	}
-	if !w.never && !w.mayLose() && c.state != completed && !w.isSpoilt(c.ident) {
+	if !w.never && !w.nights && !w.mayLose() && c.state != completed && !w.isSpoilt(c.ident) {
 		w.failf("%v has the id %s for %v, and is %q", c.ident, c.id, time.Since(c.returned), c.state)
 	}
 }
@@ -346,6 +347,44 @@ func (w *world) isSpoilt(id ident) bool {
 		}
 	}
 	return false
+}
+
+// lookedFor counts the calls in batches that isLookedFor names.
+func (w *world) lookedFor(batches []autobatcher.BatchStats) (n int) {
+	for _, b := range batches {
+		if w.isLookedFor(b.ID) {
+			n += b.Calls
+		}
+	}
+	return n
+}
+
+// isLookedFor reports whether a batch has a result that the provider lost or spoiled, for
+// a call in the background: the result is looked for during a day.
+func (w *world) isLookedFor(batchID string) bool {
+	b, _, _ := w.find(lineID{batch: batchID})
+	return slices.ContainsFunc(b.Lines, func(l batchtest.BatchLine) bool {
+		return strings.HasPrefix(textOf(l.Body), "background ") && l.Finished && !answered(l)
+	})
+}
+
+// isUnanswered reports whether the provider has answered no line of a call, or may not have
+// answered its line, if the call has several lines or there are equal calls.
+func (w *world) isUnanswered(c *backgroundCall) bool {
+	all, unanswered := true, 0
+	for _, b := range w.srv.Batches() {
+		for _, l := range b.Lines {
+			if (ident{b.APIKey, textOf(l.Body)}) != c.ident {
+				continue
+			}
+			if !b.Ended.IsZero() && (!answered(l) || len(b.Errors) > 0) {
+				unanswered++
+			} else {
+				all = false
+			}
+		}
+	}
+	return unanswered > 0 && (all || !c.alone || w.excusedAttempts(c.ident) > 0)
 }
 
 // unknownLimit is how long processes may not know an id: another process is sending the
@@ -476,7 +515,7 @@ func (w *world) checkFailedByID(p *replica, c *backgroundCall, res *http.Respons
 	w.tally.add(countErrored, 1)
 	switch {
 	case w.isRefusal(c.key, status, code), !c.withdrawn.IsZero(), failedWhole:
-	case found && !b.Ended.IsZero() && !answered(l) && code == "batch_lost": // a process without the prompt cannot send the call again
+	case !b.Ended.IsZero() && !answered(l) && code == "batch_lost": // a process without the prompt cannot send the call again
 	default:
 		w.checkError(p, c.clientCall, id, status, code, body)
 	}
