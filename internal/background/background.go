@@ -30,7 +30,8 @@ import (
 
 const (
 	// unclaimedFor is how long a call runs whose caller left before it got the id. The
-	// same call again gets the id; SDKs repeat a call within seconds.
+	// same call again gets the id; SDKs repeat a call within seconds. The line of a call
+	// with an Idempotency-Key stays in the journal.
 	unclaimedFor = 2 * time.Minute
 
 	// maxJobs bounds the calls that run: each costs a goroutine and some kilobytes.
