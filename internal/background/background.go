@@ -122,7 +122,7 @@ type job struct {
 	claimed bool          // a caller got the id
 	alone   *time.Timer   // runs while nobody waits for the id, or got the id
 	name    func() string // the id of the call's batch; nil until the call waits
-	seen    string        // the batch for which the journal was seen to have the line
+	seen    string        // the batch for which the journal has had the line
 
 	waiting chan caller.Call // has room for the call that the Transport reports
 	sent    chan struct{}    // closed when the batch was created
@@ -183,7 +183,7 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 		j.free = caller.Hold(req.Context())
 		s.start(j, func() {
 			if j.named && s.isKnown(j) {
-				s.noteSent(j)
+				s.noteSent(j, "")
 				s.settle(j, s.opts.Err)
 				return
 			}
@@ -350,7 +350,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by.Realtime = nil // asks for room on the caller's connection
 	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
 	context.AfterFunc(j.ctx, func() { timer.Stop() })
-	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func() { s.noteSent(j) }})
+	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Sent: func(recorded string) { s.noteSent(j, recorded) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))
@@ -510,11 +510,13 @@ func (s *Server) releaseLocked(j *job) {
 	}
 }
 
-// noteSent notes that the batch of a job was created.
-func (s *Server) noteSent(j *job) {
+// noteSent notes that the batch of a job was created, and whether the journal has the line:
+// from then on another process may withdraw the line.
+func (s *Server) noteSent(j *job, recorded string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(j.sent)
+	j.seen = recorded
 	if s.releasing {
 		s.releaseLocked(j)
 	}

@@ -15,9 +15,9 @@ type Mark struct {
 	// the id finds the line, at any process with the same journal.
 	ID string
 
-	// Sent is called when the provider has created the batch of the call. Sent must not
-	// block.
-	Sent func()
+	// Sent is called when the provider has created the batch of the call, with the id of
+	// the batch, or with "" if the journal does not know the batch. Sent must not block.
+	Sent func(recorded string)
 }
 
 type markKey struct{}

@@ -276,6 +276,27 @@ func TestBackgroundWithdrawnAtAThirdProcess(t *testing.T) {
 	})
 }
 
+// A call that is deleted at another process right after its batch was created is not kept by
+// the first process.
+func TestBackgroundWithdrawnAtOnce(t *testing.T) {
+	store := journal.NewMemory()
+	o := autobatcher.Options{Journal: store}
+	setup{server: batchtest.Options{Turnaround: time.Hour}, options: o}.play(t, func(s *scene) {
+		other := s.another(o)
+		id := s.submit()
+		if r := s.ask(other, "DELETE", "/responses/"+id); r.status != 200 {
+			s.Errorf("DELETE: %d %s", r.status, r.body)
+		}
+		s.until(10 * time.Minute)
+		if b := s.batch(); b.Status != "cancelled" {
+			s.Errorf("the batch is %s", b.Status)
+		}
+		for _, tr := range []*autobatcher.Transport{s.tr, other} {
+			s.ask(tr, "GET", "/responses/"+id).fails("response_not_found")
+		}
+	})
+}
+
 // Without a journal nobody can ask for an answer after the end of the process.
 func TestBackgroundShutdownWithoutJournal(t *testing.T) {
 	setup{server: batchtest.Options{Turnaround: time.Hour}}.play(t, func(s *scene) {

@@ -66,14 +66,14 @@ type backgroundCall struct {
 	left  []pastAttempt          // attempts without a response
 	asked map[*replica]time.Time // when each process was first asked for the answer
 
-	late      bool // was reported
-	id        string
-	place     string          // URL of the answer
-	by        *replica        // the process that returned the id
-	returned  time.Time       // when
-	withdrawn time.Time       // when the client began to cancel or delete the call
-	state     backgroundState // the last state that the client has learned
-	line      lineID          // whose answer the client got
+	late, refused bool // late was reported; a failure came from a refusal of the key
+	id            string
+	place         string          // URL of the answer
+	by            *replica        // the process that returned the id
+	returned      time.Time       // when
+	withdrawn     time.Time       // when the client began to cancel or delete the call
+	state         backgroundState // the last state that the client has learned
+	line          lineID          // whose answer the client got
 }
 
 // A pastAttempt is an attempt that ended without a response.
@@ -384,7 +384,8 @@ func (w *world) isUnanswered(c *backgroundCall) bool {
 			}
 		}
 	}
-	return unanswered > 0 && (all || !c.alone || w.excusedAttempts(c.ident) > 0)
+	gone := c.by.isDead() || c.by.ending.Load() // with the prompt, which it may have been sending again
+	return (unanswered > 0 || gone) && (all || !c.alone || w.excusedAttempts(c.ident) > 0)
 }
 
 // unknownLimit is how long processes may not know an id: another process is sending the
@@ -513,8 +514,10 @@ func (w *world) checkFailedByID(p *replica, c *backgroundCall, res *http.Respons
 	failedWhole := w.failedWhole[id.batch]
 	w.mu.Unlock()
 	w.tally.add(countErrored, 1)
+	refused := w.isRefusal(c.key, status, code)
+	c.refused = c.refused || refused
 	switch {
-	case w.isRefusal(c.key, status, code), !c.withdrawn.IsZero(), failedWhole:
+	case refused, !c.withdrawn.IsZero(), failedWhole:
 	case !b.Ended.IsZero() && !answered(l) && code == "batch_lost": // a process without the prompt cannot send the call again
 	default:
 		w.checkError(p, c.clientCall, id, status, code, body)
@@ -634,7 +637,7 @@ func (w *world) countLines(id ident) (n int) {
 // whose id nobody knows.
 func (w *world) checkBackground() {
 	for _, c := range w.backgroundCalls {
-		if !c.alone || c.id == "" || !c.withdrawn.IsZero() || c.state != failed && c.state != unknownID || !w.journal || w.mayLose() || w.excusedAttempts(c.ident) > 0 {
+		if !c.alone || c.id == "" || c.refused || !c.withdrawn.IsZero() || c.state != failed && c.state != unknownID || !w.journal || w.mayLose() || w.excusedAttempts(c.ident) > 0 {
 			continue
 		}
 		for _, b := range w.srv.Batches() {
