@@ -349,7 +349,7 @@ func (w *world) checkIdle() {
 		}
 	}
 	for _, b := range w.known() {
-		if b.State != journal.Ended {
+		if b.State != journal.Ended && !w.isLookedFor(b.BatchID) {
 			w.failf("batch %s %q is %s for ever; owner %q", b.Ref, b.BatchID, b.State, b.Owner)
 		}
 		if b.Held != 0 && w.record.doubtfulTakeOvers.Load() == 0 && !w.isLookedFor(b.BatchID) {
@@ -399,7 +399,7 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id] + w.excusedBackground[id]; n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedBackground[id] + w.excusedFlex(id, excused[ident{}]); n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
 			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedBackground[id])
 		}

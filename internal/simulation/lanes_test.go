@@ -316,7 +316,7 @@ func (w *world) unsureFlex(id ident) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.flexPosts {
-		held := f.id != "" && f.held() && !f.told && len(w.handed[lineID{batch: f.id}]) == 0
+		held := f.id != "" && f.held() && !f.told && !w.isDelivered(f.id)
 		if f.ident == id && (f.unsure && !f.by.diedBy(f.ended) || held) {
 			n++
 		}
@@ -338,6 +338,34 @@ func (w *world) unsureFlex(id ident) (n int) {
 		}
 	}
 	return n
+}
+
+// isDelivered reports whether a client has the answer of a flex call, and the process that
+// handed the answer out had a chance to write that down. The caller holds world.mu and
+// record.mu.
+func (w *world) isDelivered(id string) bool {
+	r := w.record
+	ref := r.ids[id]
+	return slices.ContainsFunc(w.handed[lineID{batch: id}], func(h delivery) bool {
+		return !h.by.isDead() || len(r.lines[ref]) > 0 && slices.Contains(r.deliveredTo[lineID{ref, r.lines[ref][0].CustomID}], h.by)
+	})
+}
+
+// excusedFlex is how many lines more may be paid for since a response got lost while no
+// caller waited: without a journal, a retry after two minutes does not learn of that. The
+// first call of a line that the journal lost is not known either.
+func (w *world) excusedFlex(id ident, byUnknown int) (n int) {
+	if !w.lanes.drawn {
+		return 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flexPosts {
+		if f.ident == id && f.unsure && !w.journal {
+			n++
+		}
+	}
+	return n + byUnknown
 }
 
 // heldAway reports whether a process may not have the answer of a flex call that was held
