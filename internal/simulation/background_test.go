@@ -91,6 +91,7 @@ const (
 	completed    backgroundState = "completed"
 	failed       backgroundState = "failed"
 	cancelled    backgroundState = "cancelled"
+	deleted      backgroundState = "deleted"
 	unknownID    backgroundState = "not found"
 )
 
@@ -179,7 +180,7 @@ func (w *world) excuseAttempt(c *backgroundCall, p *replica) {
 	known := last.by == p && time.Since(last.at) < unclaimedFor
 	if c.name != "" && w.journal {
 		elsewhere := slices.ContainsFunc(c.left, func(a pastAttempt) bool { return a.by != p && !a.by.isDead() })
-		known = !elsewhere || c.alone && w.isSent(c.ident)
+		known = !elsewhere || c.alone && w.isInJournal(c.ident)
 	}
 	if !known {
 		w.mu.Lock()
@@ -188,13 +189,18 @@ func (w *world) excuseAttempt(c *backgroundCall, p *replica) {
 	}
 }
 
-// isSent reports whether a process has sent a line of a call.
-func (w *world) isSent(id ident) bool {
+// isInJournal reports whether the journal has a line of a call that a process has sent.
+func (w *world) isInJournal(id ident) bool {
+	r := w.record
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, l := range w.sent {
-		if l.ident == id {
-			return true
+	for ref, lines := range r.lines {
+		for _, l := range lines {
+			if w.sent[l.CustomID].ident == id && r.discarded[ref] == "" && len(r.deliveredTo[lineID{ref, l.CustomID}]) == 0 {
+				return true
+			}
 		}
 	}
 	return false
@@ -302,6 +308,8 @@ func (w *world) collect(d dice, client int, c *backgroundCall) {
 			again--
 		case state == running:
 			w.checkLateID(p, c)
+		case state == cancelled && !c.withdrawn.IsZero(): // the answer to an earlier request was lost
+			return
 		case state == cancelled:
 			w.failf("%v is cancelled at %s, and nobody has cancelled the call", c.ident, p.name)
 			return
@@ -324,14 +332,14 @@ func (w *world) collect(d dice, client int, c *backgroundCall) {
 		case !w.journal && (c.by.isDead() || c.by.ending.Load()): // without a journal only the process knows the id
 			return
 		case time.Since(unknownSince) < w.unknownLimit():
-		case w.mayLose(), w.isUnanswered(c): // a failure is known to one process only
+		case w.mayLose(), !c.withdrawn.IsZero(), w.isUnanswered(c): // a failure is known to one process only
 			return
 		default:
 			w.failf("%v has the id %s, which no process has known for %v", c.ident, c.id, time.Since(unknownSince))
 			return
 		}
 	}
-	if !w.never && !w.nights && !w.mayLose() && c.state != completed && !w.isSpoilt(c.ident) {
+	if !w.never && !w.nights && !w.mayLose() && c.state != completed && c.withdrawn.IsZero() && !w.isSpoilt(c.ident) {
 		w.failf("%v has the id %s for %v, and is %q", c.ident, c.id, time.Since(c.returned), c.state)
 	}
 }
@@ -451,7 +459,7 @@ func (w *world) stateOf(p *replica, c *backgroundCall, res *http.Response, body 
 	case code == "journal_failed", code == "response_unavailable":
 		return nothingKnown
 	case gjson.GetBytes(body, "deleted").Bool():
-		return unknownID
+		return deleted
 	}
 	word := gjson.GetBytes(body, "status").String()
 	switch {
@@ -574,7 +582,7 @@ func (w *world) withdraw(p *replica, c *backgroundCall, method string) bool {
 	w.mu.Unlock()
 	state := w.ask(p, c, method, place, c.key)
 	w.logf("%s %s at %s: %q", method, place, p.name, state)
-	return state == cancelled || state == unknownID && method == http.MethodDelete
+	return state == cancelled || state == deleted // not found: another process may be sending the call again
 }
 
 // checkWithdrawn checks that a call which was cancelled or deleted has no answer any more.
