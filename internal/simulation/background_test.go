@@ -399,7 +399,10 @@ func (w *world) isUnanswered(c *backgroundCall) bool {
 // unknownLimit is how long processes may not know an id: another process is sending the
 // call again, and may have to wait for the provider's limits.
 func (w *world) unknownLimit() time.Duration {
-	if w.server.MaxEnqueuedTokens > 0 || slices.Contains(w.drawn, "creations") || w.unreliable() {
+	switch {
+	case w.server.MaxEnqueuedTokens > 0 || slices.Contains(w.drawn, "creations"):
+		return 10 * time.Hour
+	case w.unreliable():
 		return lateLimit
 	}
 	return 30 * time.Minute

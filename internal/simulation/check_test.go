@@ -46,6 +46,14 @@ import (
 //      sent. Only a tier without room makes a call fall back. A response that no client
 //      waits for is cancelled, and no response is deleted whose answer no client has.
 //
+//  11. The id of a call in the background gets the answer of its own call, the same at
+//     each process and each time, within two hours of the batch's end, the last fault
+//     or the first question to the process; or the call is failed, and then 1 and 4
+//     hold. Two calls never have the same id, or the same line. Another key does not
+//     know the id. A call that was cancelled or deleted has no answer ten minutes later.
+//     No process cancels a batch with a line that is to answer an id. No request for an
+//     id, and no call that asks for an id, hangs.
+//
 // These are all the exceptions. An executed line beyond the number of calls is
 // excused
 //
@@ -56,6 +64,19 @@ import (
 //   - if the journal failed to carry out or to answer a request about the line
 //     (excuse, excuseLines, excusePrints), or has forgotten the line long after the
 //     batch's end (KeepFor).
+//
+// A call in the background whose client has made a further attempt may be paid for once
+// more
+//
+//   - without an Idempotency-Key, if the attempt came to another process, or two minutes
+//     after the client had left;
+//   - with an Idempotency-Key, if the attempt came to another process, while the process
+//     of an earlier attempt lived and the journal did not have the line.
+//
+// An id may be unknown if there is no journal and the process that returned the id has
+// ended; if the journal failed; if another process knows that the call has failed, or
+// is sending the call again, or died while it sent the call again. Results that the
+// provider lost or spoiled are looked for during a day, while the call is in progress.
 //
 // An answer is handed out twice only if the process that handed it out first died,
 // or lost the journal, before the process could write the delivery down; or if a

@@ -68,6 +68,7 @@ var mutants = []mutant{
 		old:   "		kept.lines, kept.place = s, l.N\n",
 		new:   "		kept.lines = s\n",
 		draws: "background",
+		seeds: []uint64{57},
 	},
 	{
 		name:  "a call that another process has given the id of is withdrawn",
@@ -75,6 +76,7 @@ var mutants = []mutant{
 		old:   "	if j.named && s.opts.Journal.Enabled() {\n		return errUnclaimed\n",
 		new:   "	if j.named && !s.opts.Journal.Enabled() {\n		return errUnclaimed\n",
 		draws: "background",
+		seeds: []uint64{60},
 	},
 	{
 		name:  "a retry at another process does not look for its Idempotency-Key",
@@ -83,6 +85,7 @@ var mutants = []mutant{
 		new:   "			if j.named && j.recalled && s.isKnown(j) {\n",
 		says:  "were paid for",
 		draws: "background",
+		seeds: []uint64{49},
 	},
 	{
 		name: "a call that another process has deleted goes on",
@@ -97,6 +100,7 @@ var mutants = []mutant{
 		old:   "	rand.Read(random[:])\n",
 		new:   "	rand.Read(random[:1])\n",
 		draws: "background",
+		seeds: []uint64{58},
 	},
 	{
 		name:  "a call in the background is given up before its answer is there",
@@ -104,6 +108,7 @@ var mutants = []mutant{
 		old:   "	timer := time.AfterFunc(s.opts.KeepFor, ",
 		new:   "	timer := time.AfterFunc(s.opts.KeepFor/100, ",
 		draws: "background",
+		seeds: []uint64{54},
 	},
 	{
 		name:  "a batch is polled only when its end is announced",
@@ -111,6 +116,7 @@ var mutants = []mutant{
 		old:   "	return max(normal, c.slowest)\n",
 		new:   "	return 24 * time.Hour\n",
 		draws: "webhooks",
+		seeds: []uint64{60},
 	},
 	{
 		name:  "a poll waits as long as the provider asks for",
