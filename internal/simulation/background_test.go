@@ -60,11 +60,12 @@ const unclaimedFor = 2 * time.Minute
 // the client writes them.
 type backgroundCall struct {
 	*clientCall
-	async bool                   // by the header Prefer
-	alone bool                   // no other call has the same body
-	name  string                 // the Idempotency-Key; "": none
-	left  []pastAttempt          // attempts without a response
-	asked map[*replica]time.Time // when each process was first asked for the answer
+	async  bool                   // by the header Prefer
+	alone  bool                   // no other call has the same body
+	name   string                 // the Idempotency-Key; "": none
+	left   []pastAttempt          // attempts without a response
+	relied [][]lineID             // lines in the journal at attempts that came to another process
+	asked  map[*replica]time.Time // when each process was first asked for the answer
 
 	late, refused bool // late was reported; a failure came from a refusal of the key
 	id            string
@@ -180,7 +181,11 @@ func (w *world) excuseAttempt(c *backgroundCall, p *replica) {
 	known := last.by == p && time.Since(last.at) < unclaimedFor
 	if c.name != "" && w.journal {
 		elsewhere := slices.ContainsFunc(c.left, func(a pastAttempt) bool { return a.by != p && !a.by.isDead() })
-		known = !elsewhere || c.alone && w.isInJournal(c.ident)
+		found := w.linesInJournal(c.ident)
+		known = !elsewhere || c.alone && len(found) > 0
+		if elsewhere && known {
+			c.relied = append(c.relied, found)
+		}
 	}
 	if !known {
 		w.mu.Lock()
@@ -189,8 +194,9 @@ func (w *world) excuseAttempt(c *backgroundCall, p *replica) {
 	}
 }
 
-// isInJournal reports whether the journal has a line of a call that a process has sent.
-func (w *world) isInJournal(id ident) bool {
+// linesInJournal are the lines of a call that a process has sent, as the journal has them,
+// by ref.
+func (w *world) linesInJournal(id ident) (found []lineID) {
 	r := w.record
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -198,12 +204,18 @@ func (w *world) isInJournal(id ident) bool {
 	defer w.mu.Unlock()
 	for ref, lines := range r.lines {
 		for _, l := range lines {
-			if w.sent[l.CustomID].ident == id && r.discarded[ref] == "" && len(r.deliveredTo[lineID{ref, l.CustomID}]) == 0 {
-				return true
+			if at := (lineID{ref, l.CustomID}); w.sent[l.CustomID].ident == id && r.hasLocked(at) {
+				found = append(found, at)
 			}
 		}
 	}
-	return false
+	return found
+}
+
+// hasLocked reports whether the journal has a line, by ref, that is not delivered. The caller
+// holds r.mu.
+func (r *record) hasLocked(id lineID) bool {
+	return r.discarded[id.batch] == "" && len(r.deliveredTo[id]) == 0
 }
 
 // submitOnce makes a call once. It returns how the attempt ended, or "" if the client is to
@@ -507,10 +519,25 @@ func (w *world) checkByID(c *backgroundCall, id lineID, body []byte) {
 	}
 }
 
+// excusedAttempts is how many lines more may be paid for by excuseAttempt. A line that the
+// journal had at an attempt, and that was dropped or is sent again, does not count.
 func (w *world) excusedAttempts(id ident) int {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.excusedBackground[id]
+	n, calls := w.excusedBackground[id], slices.Clone(w.backgroundCalls)
+	w.mu.Unlock()
+	w.record.mu.Lock()
+	defer w.record.mu.Unlock()
+	for _, c := range calls {
+		if c.ident != id {
+			continue
+		}
+		for _, found := range c.relied {
+			if !slices.ContainsFunc(found, w.record.hasLocked) {
+				n++
+			}
+		}
+	}
+	return n
 }
 
 // checkFailedByID checks that a call in the background that failed has a cause.

@@ -420,9 +420,9 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id] + w.excusedBackground[id] + w.excusedFlex(id, excused[ident{}]); n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]); n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedBackground[id])
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id))
 		}
 	}
 }
