@@ -60,12 +60,13 @@ const unclaimedFor = 2 * time.Minute
 // the client writes them.
 type backgroundCall struct {
 	*clientCall
-	async  bool                   // by the header Prefer
-	alone  bool                   // no other call has the same body
-	name   string                 // the Idempotency-Key; "": none
-	left   []pastAttempt          // attempts without a response
-	relied [][]lineID             // lines in the journal at attempts that came to another process
-	asked  map[*replica]time.Time // when each process was first asked for the answer
+	async        bool          // by the header Prefer
+	alone        bool          // no other call has the same body
+	name         string        // the Idempotency-Key; "": none
+	left         []pastAttempt // attempts without a response
+	relied       [][]lineID    // lines in the journal at attempts that came to another process
+	runningAt    *replica      // the process that said last that the call runs
+	runningSince time.Time     // since when no other process was asked, and the process said nothing else
 
 	late, refused bool // late was reported; a failure came from a refusal of the key
 	id            string
@@ -117,7 +118,7 @@ func (w *world) runBackgroundClient(i int) {
 
 // newBackgroundCall decides what a call asks for.
 func (w *world) newBackgroundCall(d dice, name string) *backgroundCall {
-	c := &backgroundCall{alone: d.chance(0.8), asked: make(map[*replica]time.Time)}
+	c := &backgroundCall{alone: d.chance(0.8)}
 	text := "background " + name
 	if !c.alone {
 		text = fmt.Sprintf("background common %d", d.IntN(2))
@@ -312,6 +313,9 @@ func (w *world) collect(d dice, client int, c *backgroundCall) {
 		}
 		before := c.state
 		state := w.ask(p, c, http.MethodGet, c.place, c.key)
+		if state != running || c.runningAt != p {
+			c.runningAt, c.runningSince = p, time.Now()
+		}
 		w.logf("background client %d: %v is %q at %s", client, c.ident, state, p.name)
 		switch {
 		case state == completed && again == 0, state == failed:
@@ -436,9 +440,6 @@ func (w *world) ask(p *replica, c *backgroundCall, method, place, key string) ba
 	}
 	req := (&http.Request{Method: method, URL: u, Header: http.Header{}}).WithContext(ctx)
 	w.authorize(req, key)
-	if _, ok := c.asked[p]; !ok && key == c.key {
-		c.asked[p] = time.Now()
-	}
 	began := time.Now()
 	res, err := p.tr.RoundTrip(req)
 	if took := time.Since(began); took > time.Minute+20*w.journalDelay {
@@ -579,7 +580,7 @@ func (w *world) checkLateID(p *replica, c *backgroundCall) {
 	if !c.alone || w.never || p.ending.Load() || p.isDead() {
 		return
 	}
-	since := c.asked[p]
+	since := c.runningSince
 	w.mu.Lock()
 	if w.lastFault.After(since) {
 		since = w.lastFault

@@ -47,9 +47,9 @@ import (
 //      waits for is cancelled, and no response is deleted whose answer no client has.
 //
 //  11. The id of a call in the background gets the answer of its own call, the same at
-//     each process and each time, within two hours of the batch's end, the last fault
-//     or the first question to the process; or the call is failed, and then 1 and 4
-//     hold. Two calls never have the same id, or the same line. Another key does not
+//     each process and each time, within twenty hours, and within two hours of the batch's
+//     end, the last fault and the first of several questions to one process; or the
+//     call is failed, and then 1 and 4 hold. Two calls never have the same id, or the same line. Another key does not
 //     know the id. A call that was cancelled or deleted has no answer ten minutes later.
 //     No process cancels a batch with a line that is to answer an id. No request for an
 //     id, and no call that asks for an id, hangs.
