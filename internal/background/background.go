@@ -30,7 +30,8 @@ import (
 
 const (
 	// unclaimedFor is how long a call runs whose caller left before it got the id. The
-	// same call again gets the id; SDKs repeat a call within seconds.
+	// same call again gets the id; SDKs repeat a call within seconds. The line of a call
+	// with an Idempotency-Key stays in the journal.
 	unclaimedFor = 2 * time.Minute
 
 	// maxJobs bounds the calls that run: each costs a goroutine and some kilobytes.
@@ -122,7 +123,7 @@ type job struct {
 	claimed bool          // a caller got the id
 	alone   *time.Timer   // runs while nobody waits for the id, or got the id
 	name    func() string // the id of the call's batch; nil until the call waits
-	seen    string        // the batch for which the journal was seen to have the line
+	seen    string        // the batch for which the journal has had the line
 
 	waiting chan caller.Call // has room for the call that the Transport reports
 	sent    chan struct{}    // closed when the batch was created
@@ -179,14 +180,16 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 		s.leave(j)
 		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
 	case !again:
-		if n.named && s.isKnown(req.Context(), j) {
-			close(j.sent)
-			s.settle(j, s.opts.Err)
-			return j.accepted(req), nil
-		}
 		inner := s.inner(req, j, asked.Body)
 		j.free = caller.Hold(req.Context())
-		s.start(j, func() { s.run(j, inner, s.opts.RoundTrip) })
+		s.start(j, func() {
+			if j.named && s.isKnown(j) {
+				s.noteSent(j, "")
+				s.settle(j, s.opts.Err)
+				return
+			}
+			s.run(j, inner, s.opts.RoundTrip)
+		})
 	}
 	asked.Body = nil // the job has the only copy
 	for {
@@ -244,19 +247,17 @@ func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *
 }
 
 // isKnown reports whether the journal has the line of a new job: then another process, or
-// this process before, has made the call. isKnown waits while the batch is being created.
-func (s *Server) isKnown(ctx context.Context, j *job) bool {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(j.ctx, cancel)()
+// this process before, has made the call. isKnown waits while the batch is being created,
+// also if the caller leaves: the same call again waits for the same job.
+func (s *Server) isKnown(j *job) bool {
 	for {
-		switch b, _, err := s.look(ctx, j.key); {
+		switch b, _, err := s.look(j.ctx, j.key); {
 		case err != nil, b == nil:
 			return false
 		case b.BatchID != "":
 			return true
-		case b.State == journal.Ended, retry.Sleep(ctx, createdInterval) != nil:
-			return false
+		case b.State == journal.Ended, retry.Sleep(j.ctx, createdInterval) != nil:
+			return false // a job that was cancelled sends nothing
 		}
 	}
 }
@@ -327,10 +328,20 @@ func (s *Server) leave(j *job) {
 		defer s.mu.Unlock()
 		if j.alone == alone {
 			s.forgetUnclaimedLocked(j)
-			j.cancel(ErrWithdrawn)
+			j.cancel(s.abandonCause(j))
 		}
 	})
 	j.alone = alone
+}
+
+// abandonCause is the cause of the end of a job whose id no caller here got. Another process may
+// have found the line of a call with an Idempotency-Key, or will: then the line is left to
+// the journal.
+func (s *Server) abandonCause(j *job) error {
+	if j.named && s.opts.Journal.Enabled() {
+		return errUnclaimed
+	}
+	return ErrWithdrawn
 }
 
 // inner returns the call that the goroutine of a job makes: without a deadline, since
@@ -340,7 +351,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by.Realtime = nil // asks for room on the caller's connection
 	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
 	context.AfterFunc(j.ctx, func() { timer.Stop() })
-	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func() { s.noteSent(j) }})
+	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func(recorded string) { s.noteSent(j, recorded) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))
@@ -500,11 +511,13 @@ func (s *Server) releaseLocked(j *job) {
 	}
 }
 
-// noteSent notes that the batch of a job was created.
-func (s *Server) noteSent(j *job) {
+// noteSent notes that the batch of a job was created, and whether the journal has the line:
+// from then on another process may withdraw the line.
+func (s *Server) noteSent(j *job, recorded string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	close(j.sent)
+	j.seen = recorded
 	if s.releasing {
 		s.releaseLocked(j)
 	}

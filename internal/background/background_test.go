@@ -95,7 +95,7 @@ func TestDeleteAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w *world
 		w = newWorld(t, func(r *http.Request) (*http.Response, error) {
-			MarkOf(r.Context()).Sent()
+			MarkOf(r.Context()).Sent("")
 			<-r.Context().Done()
 			return w.answer(`{"status":"completed"}`), nil
 		})
@@ -142,7 +142,7 @@ func atTheSameTime(t *testing.T) {
 func TestSentAndEnded(t *testing.T) {
 	for range 50 {
 		w := newWorld(t, func(r *http.Request) (*http.Response, error) {
-			MarkOf(r.Context()).Sent()
+			MarkOf(r.Context()).Sent("")
 			return nil, errors.New("closed")
 		})
 		w.opts.Start = func(f func()) bool { f(); return true }
@@ -173,7 +173,7 @@ func TestBodyIsHeldOnce(t *testing.T) {
 	w := newWorld(t, func(r *http.Request) (*http.Response, error) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		r.Body.Close()
-		MarkOf(r.Context()).Sent()
+		MarkOf(r.Context()).Sent("")
 		close(taken)
 		<-r.Context().Done()
 		runtime.KeepAlive(r)

@@ -22,9 +22,9 @@ type Mark struct {
 	// Discard says that a kept answer of a recalled call is of no use any more.
 	Discard bool
 
-	// Sent is called when the provider has created the batch of the call. Sent must not
-	// block.
-	Sent func()
+	// Sent is called when the provider has created the batch of the call, with the id of
+	// the batch, or with "" if the journal does not know the batch. Sent must not block.
+	Sent func(recorded string)
 }
 
 type markKey struct{}
@@ -38,6 +38,9 @@ func MarkOf(ctx context.Context) *Mark {
 // ErrWithdrawn is the cause of the end of a call's context if nobody wants the answer of
 // the call any more: no retry will come.
 var ErrWithdrawn = errors.New("the response was cancelled or deleted")
+
+// errUnclaimed ends a call for whose id no caller has waited for a while.
+var errUnclaimed = errors.New("no caller waits for the id of the response")
 
 // ErrNotFound says that a recall found neither an answer nor a line.
 var ErrNotFound = errors.New("no line of the call is known")

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -104,6 +105,85 @@ func TestBackgroundCallsThatAreRepeated(t *testing.T) {
 	})
 }
 
+// A retry at another replica finds the call, however long the batch takes to be created, and
+// gets an id that stays.
+func TestBackgroundCallsThatAreRepeatedElsewhere(t *testing.T) {
+	keyed := with("Idempotency-Key", "k")
+	play := func(name string, server batchtest.Options, script func(s, other *scene)) {
+		store := journal.NewMemory()
+		o := autobatcher.Options{Journal: store}
+		setup{server: server, options: o}.run(t, name, func(s *scene) {
+			script(s, &scene{T: s.T, srv: s.srv, tr: s.another(o), begin: s.begin})
+		})
+	}
+	hour := batchtest.Options{Turnaround: time.Hour}
+	completes := func(s, other *scene, id string) {
+		s.Helper()
+		s.until(20 * time.Minute) // the first replica has had no caller for the call meanwhile
+		for _, at := range []*scene{s, other} {
+			s.ask(at.tr, "GET", "/responses/"+id).state("in_progress")
+		}
+		s.until(3 * time.Hour)
+		for _, at := range []*scene{s, other} {
+			s.ask(at.tr, "GET", "/responses/"+id).state("completed").says("hello")
+		}
+		s.sent(1)
+	}
+	play("after the batch was created", hour, func(s, other *scene) {
+		s.send("/responses", inBackground, keyed).left()
+		s.until(time.Minute)
+		completes(s, other, other.submit(keyed))
+	})
+	play("while the batch is being created", hour, func(s, other *scene) {
+		s.srv.Control(batchtest.OpCreate, batchtest.Delay(time.Minute))
+		s.send("/responses", inBackground, keyed).left()
+		s.until(20 * time.Second)
+		second := other.send("/responses", inBackground, keyed)
+		s.until(30 * time.Second)
+		second.left()
+		completes(s, other, other.submit(keyed))
+	})
+	play("the batch is created after two minutes", hour, func(s, other *scene) {
+		s.srv.Control(batchtest.OpCreate, func(w http.ResponseWriter, r *http.Request) bool {
+			answer := httptest.NewRecorder()
+			batchtest.Proceed(answer, r)
+			time.Sleep(3 * time.Minute)
+			w.WriteHeader(answer.Code)
+			_, _ = w.Write(answer.Body.Bytes())
+			return true
+		})
+		first := s.send("/responses", inBackground, keyed)
+		s.until(15 * time.Second)
+		first.left()
+		s.until(150 * time.Second)
+		completes(s, other, other.submit(keyed))
+	})
+}
+
+// A process that has read the answers of a batch, and answers a question, leaves every line
+// to the other processes.
+func TestBackgroundAnswersOfAnEarlierProcess(t *testing.T) {
+	store := journal.NewMemory()
+	o := autobatcher.Options{Journal: store}
+	setup{server: batchtest.Options{Turnaround: time.Hour}, options: o}.play(t, func(s *scene) {
+		calls := []*pending{s.send("/responses", inBackground), s.send("/responses", inBackground), s.send("/responses", inBackground)}
+		var ids []string
+		for _, call := range calls {
+			ids = append(ids, call.wait().id())
+		}
+		s.tr.Close()
+		next := s.another(o)
+		s.ask(next, "GET", "/responses/"+ids[0]).state("in_progress")
+		s.until(3 * time.Hour)
+		for _, id := range ids {
+			s.ask(next, "GET", "/responses/"+id).state("completed")
+			s.until(s.elapsed() + time.Minute)
+			s.ask(s.another(o), "GET", "/responses/"+id).state("completed")
+		}
+		s.sent(3)
+	})
+}
+
 // The bytes of a body are given back exactly once, however the call ends.
 func TestBackgroundGivesMemoryBack(t *testing.T) {
 	p := provider.OpenAI()
@@ -192,6 +272,27 @@ func TestBackgroundWithdrawnAtAThirdProcess(t *testing.T) {
 		}
 		if r := s.ask(second, "GET", "/responses/"+id); r.status != 404 {
 			s.Errorf("%d %s", r.status, r.body)
+		}
+	})
+}
+
+// A call that is deleted at another process right after its batch was created is not kept by
+// the first process.
+func TestBackgroundWithdrawnAtOnce(t *testing.T) {
+	store := journal.NewMemory()
+	o := autobatcher.Options{Journal: store}
+	setup{server: batchtest.Options{Turnaround: time.Hour}, options: o}.play(t, func(s *scene) {
+		other := s.another(o)
+		id := s.submit()
+		if r := s.ask(other, "DELETE", "/responses/"+id); r.status != 200 {
+			s.Errorf("DELETE: %d %s", r.status, r.body)
+		}
+		s.until(10 * time.Minute)
+		if b := s.batch(); b.Status != "cancelled" {
+			s.Errorf("the batch is %s", b.Status)
+		}
+		for _, tr := range []*autobatcher.Transport{s.tr, other} {
+			s.ask(tr, "GET", "/responses/"+id).fails("response_not_found")
 		}
 	})
 }

@@ -14,7 +14,7 @@ func TestSentAfterATakeOver(t *testing.T) {
 	s, _ := p.batch(first)
 	p.Leave(w, false)
 	notified := 0
-	again := &call{Request: "again", Sent: func() { notified++ }}
+	again := &call{Request: "again", Sent: func(string) { notified++ }}
 	copy(again.Fingerprint[:], "a")
 	if _, queued, ok := p.Enter(again); queued || !ok {
 		t.Fatal("the call did not take over the line")

@@ -33,8 +33,9 @@ type Call[R any] struct {
 	Freed func()
 
 	// Sent is called when the provider has created a batch with the line of the call, at
-	// most once. Sent must not block. Nil: not called.
-	Sent func()
+	// most once, with the id of the batch, or with "" if the journal does not know the
+	// batch. Sent must not block. Nil: not called.
+	Sent func(recorded string)
 
 	// Recalled says that the call has no body: it gets a kept answer, or the line of an
 	// earlier call, and is never sent.
@@ -79,10 +80,15 @@ func (c *Call[R]) endBeforeLocked() {
 
 // notifySentLocked reports that the batch of the call exists. The caller holds Registry.mu.
 func (c *Call[R]) notifySentLocked() {
-	if c.Sent != nil {
-		c.Sent()
-		c.Sent = nil
+	if c.Sent == nil {
+		return
 	}
+	recorded := c.lines.id
+	if c.lines.record.Ref() == "" {
+		recorded = ""
+	}
+	c.Sent(recorded)
+	c.Sent = nil
 }
 
 // freeBodyLocked frees the body if nothing needs the body any more: a waiting caller may

@@ -438,7 +438,7 @@ func (r *Registry[R]) keepTime(a *Answer[R]) time.Duration {
 	return r.keepFor
 }
 
-// KeepReleased keeps the answer to the first line of a batch for a retry to come. The
+// KeepReleased keeps the answer to a line of a batch for a retry to come. The
 // journal has released the line, so that the retry gets the answer once the journal has
 // given the line back to this process, or by Kept. With count, the answer counts as one
 // that a caller got.

@@ -46,6 +46,14 @@ import (
 //      sent. Only a tier without room makes a call fall back. A response that no client
 //      waits for is cancelled, and no response is deleted whose answer no client has.
 //
+//  11. The id of a call in the background gets the answer of its own call, the same at
+//     each process and each time, within twenty hours, and within two hours of the batch's
+//     end, the last fault and the first of several questions to one process; or the
+//     call is failed, and then 1 and 4 hold. Two calls never have the same id, or the same line. Another key does not
+//     know the id. A call that was cancelled or deleted has no answer ten minutes later.
+//     No process cancels a batch with a line that is to answer an id. No request for an
+//     id, and no call that asks for an id, hangs.
+//
 // These are all the exceptions. An executed line beyond the number of calls is
 // excused
 //
@@ -56,6 +64,19 @@ import (
 //   - if the journal failed to carry out or to answer a request about the line
 //     (excuse, excuseLines, excusePrints), or has forgotten the line long after the
 //     batch's end (KeepFor).
+//
+// A call in the background whose client has made a further attempt may be paid for once
+// more
+//
+//   - without an Idempotency-Key, if the attempt came to another process, or two minutes
+//     after the client had left;
+//   - with an Idempotency-Key, if the attempt came to another process, while the process
+//     of an earlier attempt lived and the journal did not have the line.
+//
+// An id may be unknown if there is no journal and the process that returned the id has
+// ended; if the journal failed; if another process knows that the call has failed, or
+// is sending the call again, or died while it sent the call again. Results that the
+// provider lost or spoiled are looked for during a day, while the call is in progress.
 //
 // An answer is handed out twice only if the process that handed it out first died,
 // or lost the journal, before the process could write the delivery down; or if a
@@ -269,7 +290,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
-		cause = failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+		cause = w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
 		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
@@ -301,6 +322,7 @@ func (w *world) watchCancel(p *replica, req *http.Request) {
 	}
 	id := path[strings.LastIndex(path, "/")+1:]
 	w.checkCancel(p, id)
+	w.checkKept(p, id)
 	for _, b := range w.known() {
 		if b.BatchID == id && b.Held > 0 {
 			w.failf("%s cancels %s, of which %d lines are waited for", p.name, id, b.Held)
@@ -317,7 +339,7 @@ func (w *world) checkUnused() {
 	}
 	for _, b := range w.known() {
 		p := w.record.beganBy(b.Ref)
-		if b.State != journal.Running || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
+		if b.State != journal.Running || isKept(b.Ref) || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
 			continue
 		}
 		if !w.cancelledByUs(b.BatchID) {
@@ -343,15 +365,15 @@ func (w *world) allEnded() bool {
 // checkIdle checks what must hold when nobody waits any more.
 func (w *world) checkIdle() {
 	for _, p := range w.all {
-		if s := p.tr.Stats(); !p.isDead() && (s.Queued != 0 || s.Running != 0 || len(s.Queues) != 0) {
+		if s := p.tr.Stats(); !p.isDead() && (s.Queued != 0 || s.Running != w.lookedFor(s.Batches) || len(s.Queues) != 0) {
 			w.failf("%s still has calls: %+v", p.name, s)
 		}
 	}
 	for _, b := range w.known() {
-		if b.State != journal.Ended {
+		if b.State != journal.Ended && !w.isLookedFor(b.BatchID) {
 			w.failf("batch %s %q is %s for ever; owner %q", b.Ref, b.BatchID, b.State, b.Owner)
 		}
-		if b.Held != 0 && w.record.doubtfulTakeOvers.Load() == 0 {
+		if b.Held != 0 && w.record.doubtfulTakeOvers.Load() == 0 && !w.isLookedFor(b.BatchID) {
 			w.failf("batch %s %q (%s): %d lines are held, and nobody waits", b.Ref, b.BatchID, b.State, b.Held)
 		}
 	}
@@ -360,6 +382,7 @@ func (w *world) checkIdle() {
 // check checks what must hold in the end.
 func (w *world) check() {
 	w.checkPaid()
+	w.checkBackground()
 	w.checkEscalated()
 	if w.journal {
 		w.checkOrphans()
@@ -397,9 +420,9 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id]; n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]); n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id])
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id))
 		}
 	}
 }

@@ -20,6 +20,8 @@ type draw struct {
 
 var draws = []draw{
 	{"lanes", 0.15, drawLanes},
+	{"background", 0.15, drawBackground},
+	{"webhooks", 0.15, drawWebhooks},
 	{"window", 0.15, func(p *plan, d dice) {
 		p.options.BatchWindow = d.between(time.Minute, 12*time.Minute)
 	}},
@@ -107,7 +109,8 @@ func drawNames() string {
 
 // enabled reports whether the flag -draws allows the draw.
 func (d *draw) enabled(list string) bool {
-	return list == "all" || list == "batches" && d.name != "lanes" && d.name != "quiet" || slices.Contains(strings.Split(list, ","), d.name)
+	newer := []string{"lanes", "quiet", "background", "webhooks"} // than the name "batches"
+	return list == "all" || list == "batches" && !slices.Contains(newer, d.name) || slices.Contains(strings.Split(list, ","), d.name)
 }
 
 // drawMore adds to the plan what the flag -draws allows. A draw that is named in

@@ -217,6 +217,9 @@ func (h *replicaStore) Find(ctx context.Context, payer journal.Hash, prints []jo
 		return err
 	})
 	if err != nil {
+		if errors.Is(err, errJournal) {
+			h.p.w.record.note(func() { h.p.w.record.excusePrints(prints) }) // a call with an Idempotency-Key may be unknown
+		}
 		return nil, err
 	}
 	return found, nil

@@ -140,7 +140,9 @@ type flexPost struct {
 	ended   time.Time // when the process learned of the response; zero before
 	refused bool      // the provider had no room
 	unsure  bool      // the process cannot know whether the provider has executed the call
-	id      string    // of the response, as the process learned the id
+	id      string    // of the response, as the process learned the id; of an error, the id of the request
+	failed  int       // the status of an error that is the answer; else 0
+	told    bool      // a client got the error
 }
 
 // noteFlexPost notes that a process sends a call at the flex tier. The result is nil for
@@ -180,6 +182,8 @@ func (w *world) noteFlexEnd(f *flexPost, res *http.Response, err error) {
 		f.refused = true
 	case res.StatusCode < 300:
 		f.id = gjson.GetBytes(body, "id").String()
+	default:
+		f.id, f.failed = res.Header.Get("X-Request-Id"), res.StatusCode
 	}
 }
 
@@ -312,7 +316,7 @@ func (w *world) unsureFlex(id ident) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.flexPosts {
-		held := f.id != "" && !f.background && len(w.handed[lineID{batch: f.id}]) == 0
+		held := f.id != "" && f.held() && !f.told && !w.isDelivered(f.id)
 		if f.ident == id && (f.unsure && !f.by.diedBy(f.ended) || held) {
 			n++
 		}
@@ -336,14 +340,60 @@ func (w *world) unsureFlex(id ident) (n int) {
 	return n
 }
 
-// heldAway reports whether a process cannot have the answer of a flex call that was held
-// open: another process has received the answer.
+// isDelivered reports whether a client has the answer of a flex call, and the process that
+// handed the answer out had a chance to write that down. The caller holds world.mu and
+// record.mu.
+func (w *world) isDelivered(id string) bool {
+	r := w.record
+	ref := r.ids[id]
+	return slices.ContainsFunc(w.handed[lineID{batch: id}], func(h delivery) bool {
+		return !h.by.isDead() || len(r.lines[ref]) > 0 && slices.Contains(r.deliveredTo[lineID{ref, r.lines[ref][0].CustomID}], h.by)
+	})
+}
+
+// excusedFlex is how many lines more may be paid for since a response got lost while no
+// caller waited: without a journal, a retry after two minutes does not learn of that. The
+// first call of a line that the journal lost is not known either.
+func (w *world) excusedFlex(id ident, byUnknown int) (n int) {
+	if !w.lanes.drawn {
+		return 0
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flexPosts {
+		if f.ident == id && f.unsure && !w.journal {
+			n++
+		}
+	}
+	return n + byUnknown
+}
+
+// heldAway reports whether a process may not have the answer of a flex call that was held
+// open: another process has received the answer, or the answer was an error, which the
+// process has forgotten since another process had taken the line over.
 func (w *world) heldAway(p *replica, id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return id != "" && slices.ContainsFunc(w.flexPosts, func(f *flexPost) bool {
-		return f.id == id && !f.background && f.by != p
+		return f.id == id && f.held() && (f.by != p || f.failed > 0)
 	})
+}
+
+// held reports whether only the process that sent a call has the answer.
+func (f *flexPost) held() bool { return !f.background || f.failed > 0 }
+
+// failedHeld reports whether a process got an error with a status as the answer to a flex
+// call, and notes that a client has the error.
+func (w *world) failedHeld(p *replica, id string, status int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, f := range w.flexPosts {
+		if f.id == id && f.by == p && f.failed == status {
+			f.told = true
+			return true
+		}
+	}
+	return false
 }
 
 // flexGone reports whether a process cannot get the answer of a flex call, so that the
@@ -356,9 +406,11 @@ func (w *world) flexGone(p *replica, id, code string) bool {
 	}
 	b, l, found := w.find(lineID{batch: id})
 	switch {
+	case w.heldAway(p, id):
+		return true
 	case !found || l.BatchID != "":
 		return false
-	case w.heldAway(p, id), l.Outcome.Missing, b.CancelRequested && w.cancelledByUs(id):
+	case l.Outcome.Missing, b.CancelRequested && w.cancelledByUs(id):
 		return true
 	}
 	return p.hasLapsed() && !w.handedAt(lineID{batch: id}).IsZero()

@@ -74,6 +74,8 @@ type plan struct {
 	rotation         bool // the credentials of keys change
 	noDelete, noList bool // the keys may not delete files, or list batches
 	lanes            laneSet
+	background       backgroundSet
+	webhooks         webhookSet
 }
 
 // A prompt is a body that calls share. No other body contains the prompt's text.

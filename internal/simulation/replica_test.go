@@ -490,6 +490,7 @@ func (w *world) runReplica(i int) {
 			arm = func(f *crashPoint) {
 				f.arm(d)
 				w.lanes.arm(f, newDice(w.seed, "lanes die", i, life))
+				w.background.arm(f, newDice(w.seed, "background dies", i, life))
 			}
 		}
 		p := w.start(fmt.Sprintf("replica %d.%d", i, life), arm)

@@ -36,6 +36,9 @@ const (
 	countSpoilt     count = "lines lost by the provider"
 	countDuplicates count = "lines paid for twice"
 	countLosses     count = "paid results lost"
+	countBackground count = "calls in the background"
+	countByID       count = "answers got by an id"
+	countWoken      count = "polls asked for by webhooks"
 )
 
 func (t *tally) add(what count, n int64) {

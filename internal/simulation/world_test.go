@@ -50,6 +50,11 @@ type world struct {
 	flexAnswers   map[string][]byte    // as the provider sent them, by id
 	customIDs     map[string]ident     // of the lines that answered calls
 	unknown       map[ident][]*replica // the processes that said that the outcome of a call is not known
+
+	backgroundCalls   []*backgroundCall
+	excusedBackground map[ident]int     // lines that may be paid for once more, by excuseAttempt
+	answeredIDs       map[lineID]string // the id that got the answer of a line
+	announcements     int
 }
 
 // An ident is what equal calls have in common. n equal calls are n lines.
@@ -71,9 +76,11 @@ func newWorld(t *testing.T, seed uint64) *world {
 		asked: make(map[ident]int), handed: make(map[lineID][]delivery), planned: make(map[string]int),
 		failedWhole: make(map[string]bool), record: newRecord(), setJournalClock: func() {}, visits: make(map[ident][]*visit), revoked: make(map[string][]time.Time), sent: make(map[string]sentLine),
 		flexAnswers: make(map[string][]byte), unknown: make(map[ident][]*replica), customIDs: make(map[string]ident),
+		excusedBackground: make(map[ident]int), answeredIDs: make(map[lineID]string),
 	}
 	w.server.Answer = w.answer
 	w.srv = batchtest.New(w.server)
+	w.addWebhook()
 	w.provider = w.newProvider()
 	w.open = newJournal(w)
 	w.store = w.open()
@@ -117,6 +124,9 @@ func (w *world) play() {
 	}
 	for i := range w.clients {
 		clients.Go(func() { w.runClient(i) })
+	}
+	for i := range w.background.clients {
+		clients.Go(func() { w.runBackgroundClient(i) })
 	}
 	if w.burst > 0 {
 		clients.Go(w.runBurst)
