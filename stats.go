@@ -58,7 +58,10 @@ type BatchStats struct {
 // Stats returns a snapshot.
 func (t *Transport) Stats() Stats {
 	n := t.registry.Counters()
-	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Cost: Cost(t.router.meter.Total()), Costs: costParts(t.router.meter), Budget: BudgetStats(t.router.meter.Budget().State())}
+	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Cost: Cost(t.router.meter.Total()), Budget: BudgetStats(t.router.meter.Budget().State())}
+	for _, p := range t.router.meter.Parts() {
+		s.Costs = append(s.Costs, CostPart{p.Payer, p.Caller, p.Model, Cost(p.Total)})
+	}
 	for _, known := range t.router.turnaround.All() {
 		s.Times = append(s.Times, TurnaroundStats(known))
 	}

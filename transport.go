@@ -144,7 +144,7 @@ func New(o Options) (*Transport, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	meter, err := price.NewMeter(o.Prices, budget.New(o.Budget.USD, o.Budget.Daily))
+	meter, err := price.NewMeter(o.Prices, budget.New(o.Budget.USD, o.Budget.Daily), o.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("autobatcher: Options.Prices: %w", err)
 	}

@@ -774,7 +774,7 @@ func TestReservationsInRealtime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			spends := budget.New(100, false)
-			meter, err := price.NewMeter(nil, spends)
+			meter, err := price.NewMeter(nil, spends, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,88 @@
+package blackbox_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"math"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+)
+
+// Answers to calls at the flex tier that the provider billed at another tier are counted,
+// have the price of that tier, and are logged once for each model.
+func TestOtherTiers(t *testing.T) {
+	prices := autobatcher.Options{Prices: []byte(`{"m": {"input_cost_per_token": 8, "output_cost_per_token": 8, "input_cost_per_token_batches": 5, "output_cost_per_token_batches": 5,
+		"input_cost_per_token_flex": 4, "output_cost_per_token_flex": 4, "input_cost_per_token_priority": 16, "output_cost_per_token_priority": 16}}`)}
+	answersAt := func(tier batchtest.Tier) batchtest.Options {
+		return batchtest.Options{FlexDelay: time.Minute, Answer: func(l batchtest.Line) batchtest.Outcome {
+			o := batchtest.Echo(l)
+			o.Tier = tier
+			return o
+		}}
+	}
+	names := func(tier string) batchtest.Options { // the answer names a tier that the provider does not sell
+		return batchtest.Options{Answer: func(l batchtest.Line) batchtest.Outcome {
+			o := batchtest.Echo(l)
+			o.Body = []byte(strings.Replace(string(o.Body), "{", `{"service_tier":"`+tier+`",`, 1))
+			return o
+		}}
+	}
+	const chat, response = "/chat/completions", "/responses"
+	for _, tt := range []struct {
+		name   string
+		server batchtest.Options
+		mode   autobatcher.Mode
+		path   string
+		leaves bool // the caller, before the answer
+		tokens float64
+		other  int64
+		logged string // the tier
+	}{
+		{"chat at the flex tier", answersAt(""), "flex", chat, false, 4, 0, ""},
+		{"chat at the default tier", answersAt("default"), "flex", chat, false, 8, 1, "default"},
+		{"chat at a dearer tier", answersAt("priority"), "flex", chat, false, 16, 1, "priority"},
+		{"chat whose caller leaves", answersAt("default"), "flex", chat, true, 8, 1, "default"},
+		{"a response in the background at the flex tier", answersAt(""), "flex", response, false, 4, 0, ""},
+		{"a response in the background at the default tier", answersAt("default"), "flex", response, false, 8, 1, "default"},
+		{"a line of a batch that names no tier", answersAt("default"), "batch", chat, false, 5, 0, ""},
+		{"a line of a batch that names its tier", names("batch"), "batch", chat, false, 5, 0, ""},
+		{"a line of a batch that names another tier", names("default"), "batch", response, false, 5, 0, ""},
+		{"a call in real time", answersAt(""), "realtime", chat, false, 0, 0, ""},
+	} {
+		var log bytes.Buffer
+		o := prices
+		o.Mode, o.Logger = tt.mode, slog.New(slog.NewTextHandler(&log, nil))
+		openAI(tt.server, o).run(t, tt.name, func(s *scene) {
+			body := map[string]func(string) string{chat: chatBody, response: responseBody}[tt.path]
+			for i := range int64(3) {
+				call := s.send(tt.path, body(fmt.Sprint(i)))
+				if tt.leaves {
+					s.until(s.elapsed() + 30*time.Second)
+					call.left()
+					s.until(s.elapsed() + time.Minute)
+				} else if r := call.within(time.Hour); r.err != nil || r.status != 200 {
+					s.Fatalf("%d %v: %s", r.status, r.err, r.body)
+				}
+				synctest.Wait()
+				stats := s.tr.Stats()
+				c := stats.Cost
+				if want := tt.other * (i + 1); c.OtherTier != want || want > 0 && (len(stats.Costs) != 1 || stats.Costs[0].Model != "m" || stats.Costs[0].Cost != c) {
+					s.Errorf("after %d calls: %+v; want %d at another tier", i+1, stats.Costs, want)
+				}
+				if want := tt.tokens * float64(c.InputTokens+c.OutputTokens); math.Abs(c.USD-want) > 1e-9 || tt.tokens > 0 && c.Priced != i+1 {
+					s.Errorf("after %d calls: %+v; want a cost of %v", i+1, c, want)
+				}
+			}
+			warned := strings.Count(log.String(), "billed a call at the flex tier at another tier")
+			if int64(warned) != tt.other || !strings.Contains(log.String(), tt.logged) {
+				s.Errorf("%d warnings, want %d for the tier %q:\n%s", warned, tt.other, tt.logged, log.String())
+			}
+		})
+	}
+}
