@@ -7,7 +7,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
-	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Cost is the estimated cost of successful answers of batches, of calls at the flex
@@ -49,18 +48,8 @@ type BudgetStats struct {
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
 	return price.Call{
-		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.flex(),
 	}
-}
-
-// unclaimed is what decides about the price of a line without a call: its caller has
-// left, and the journal keeps the line for a retry.
-func unclaimed(b *batch) price.Call {
-	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Flex: b.key.window == provider.FlexWindow}
-	if len(b.names.Models) == 1 {
-		c.Model = b.names.Models[0]
-	}
-	return c
 }
 
 // plan plans the reservation of a call in the budget, which is not nil. A call whose

@@ -7,6 +7,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
@@ -66,7 +67,8 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	switch {
 	case c == nil:
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
-			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "")
+			unclaimed := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Model: b.names.Model(), Flex: b.key.window == provider.FlexWindow}
+			b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed, r.Body, b.recovered == "")
 		}
 		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
 			b.t.registry.KeepReleased(b.lines, r.ID, &answer{Answer: reply.FromResult(r)})
@@ -101,7 +103,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if c.Request.key.window == provider.FlexWindow {
+	if c.Request.flex() {
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

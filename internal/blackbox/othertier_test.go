@@ -86,3 +86,50 @@ func TestOtherTiers(t *testing.T) {
 		})
 	}
 }
+
+// The statistics count the calls at the flex tier apart, in the lane where they wait or end.
+func TestFlexStats(t *testing.T) {
+	slow := batchtest.Options{FlexDelay: 12 * time.Minute, Turnaround: time.Hour}
+	bad := slow
+	bad.Answer = func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Status: 400} }
+	options := func(mode autobatcher.Mode, fallback autobatcher.FlexFallback) autobatcher.Options {
+		return autobatcher.Options{Mode: mode, FlexFallback: fallback}
+	}
+	full := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	for _, tt := range []struct {
+		name    string
+		server  batchtest.Options
+		options autobatcher.Options
+		before  func(*scene)
+		path    string
+		waiting autobatcher.FlexStats // after ten minutes
+		ended   autobatcher.FlexStats
+	}{
+		{"chat", slow, options("flex", ""), nil, "/chat/completions", autobatcher.FlexStats{Waiting: 2}, autobatcher.FlexStats{Answered: 2}},
+		{"in the background", slow, options("flex", ""), nil, "/responses", autobatcher.FlexStats{Waiting: 2}, autobatcher.FlexStats{Answered: 2}},
+		{"error answers", bad, options("flex", ""), nil, "/chat/completions", autobatcher.FlexStats{Waiting: 2}, autobatcher.FlexStats{Answered: 2, Errors: 2}},
+		{"no room", slow, options("flex", "fail"), full, "/chat/completions", autobatcher.FlexStats{Failed: 2}, autobatcher.FlexStats{Failed: 2}},
+		{"no room, and then in a batch", slow, options("flex", "batch"), full, "/chat/completions", autobatcher.FlexStats{}, autobatcher.FlexStats{}},
+		{"no room, and then in real time", slow, options("flex", "realtime"), full, "/chat/completions", autobatcher.FlexStats{}, autobatcher.FlexStats{}},
+		{"a batch", slow, options("batch", ""), nil, "/chat/completions", autobatcher.FlexStats{}, autobatcher.FlexStats{}},
+	} {
+		openAI(tt.server, tt.options).run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			body := map[string]func(string) string{"/chat/completions": chatBody, "/responses": responseBody}[tt.path]
+			calls := []*pending{s.send(tt.path, body("a")), s.send(tt.path, body("b"))}
+			s.until(10 * time.Minute)
+			if got := s.tr.Stats().Flex; got != tt.waiting {
+				s.Errorf("after ten minutes %+v, want %+v", got, tt.waiting)
+			}
+			for _, c := range calls {
+				c.wait()
+			}
+			synctest.Wait()
+			if got := s.tr.Stats().Flex; got != tt.ended {
+				s.Errorf("at the end %+v, want %+v", got, tt.ended)
+			}
+		})
+	}
+}
