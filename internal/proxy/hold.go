@@ -13,7 +13,6 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
-	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/usage"
 )
@@ -27,6 +26,7 @@ type heldCall struct {
 	place queuePlace
 
 	passing atomic.Int32 // a passState
+	waited  atomic.Bool  // for a batch, or for the flex tier
 
 	result io.Reader // the body of the Transport's response, without credentials
 
@@ -73,13 +73,13 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 	c.place.release()
 	c.stopHeartbeats()
 	c.bytesIn, _ = c.body.progress()
+	c.lane = c.laneOf(res)
 	if err != nil {
 		c.fail(err)
 		return
 	}
-	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
-		p.watchResponse(res)                               // of a call that was answered in real time
-		c.realtime = res.Header.Get(callheader.Mode) == "" // else the call was escalated, and has a cost
+	if _, marked := res.Body.(undeliveredMarker); !marked {
+		p.watchResponse(res) // of a call that was answered in real time
 	}
 	defer res.Body.Close()
 	c.result = c.p.cleanBody(res)
@@ -90,6 +90,7 @@ func (p *Proxy) hold(rw *responseWriter, r *http.Request) {
 // Waiting implements caller.Observer. Heartbeats start only when the call waits: before,
 // the proxy does not know the heartbeat format, and the client may still be sending.
 func (c *heldCall) Waiting(call caller.Call) {
+	c.waited.Store(true)
 	c.place.queued()
 	c.startHeartbeats(call)
 }
