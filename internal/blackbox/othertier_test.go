@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,9 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/backend"
+	"github.com/autobatcher/autobatcher/internal/credential"
+	"github.com/autobatcher/autobatcher/internal/flexapi"
 )
 
 // Answers to calls at the flex tier that the provider billed at another tier are counted,
@@ -129,6 +134,41 @@ func TestFlexStats(t *testing.T) {
 			synctest.Wait()
 			if got := s.tr.Stats().Flex; got != tt.ended {
 				s.Errorf("at the end %+v, want %+v", got, tt.ended)
+			}
+		})
+	}
+}
+
+// A response in the background that somebody else cancels, such as a person on the page of
+// serve, ends without an answer: at Doubleword, where it is deleted, after ten minutes.
+func TestFlexIsCancelledElsewhere(t *testing.T) {
+	server, options := batchtest.Options{FlexDelay: 50 * time.Minute}, autobatcher.Options{Mode: autobatcher.ModeFlex}
+	for _, tt := range []struct {
+		name  string
+		setup setup
+		code  string
+		ends  [2]time.Duration
+	}{
+		{"openai", openAI(server, options), autobatcher.CodeBatchCancelled, [2]time.Duration{time.Minute, 2 * time.Minute}},
+		{"doubleword", doubleword(server, options), autobatcher.CodeBatchLost, [2]time.Duration{10 * time.Minute, 12 * time.Minute}},
+	} {
+		tt.setup.run(t, tt.name, func(s *scene) {
+			call := s.send("/responses", responseBody("a"))
+			s.until(time.Minute)
+			base, err := url.Parse(s.srv.URL)
+			if err != nil {
+				s.Fatal(err)
+			}
+			other := flexapi.New(base, credential.With(http.Header{"Authorization": {"Bearer sk-test"}}, s.srv.Transport()), tt.setup.options.Provider, slog.New(slog.DiscardHandler))
+			if err := other.Cancel(s.Context(), backend.Handle{BatchID: s.event(autobatcher.BatchSubmitted).BatchID}); err != nil {
+				s.Fatal(err)
+			}
+			r := call.within(time.Hour)
+			if r.status != http.StatusFailedDependency || !strings.Contains(r.body, tt.code) || r.at < tt.ends[0] || r.at > tt.ends[1] {
+				s.Errorf("%d after %v, %v: %s; want %s after %v", r.status, r.at, r.err, r.body, tt.code, tt.ends)
+			}
+			if len(s.srv.Executed()) != 0 {
+				s.Error("the call was executed")
 			}
 		})
 	}
