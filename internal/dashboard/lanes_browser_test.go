@@ -80,6 +80,7 @@ func TestLanesOnThePage(t *testing.T) {
 			expect(t, ctx, `[...document.querySelectorAll("#batches tbody code")].map(c => c.textContent).join() === "batch_1,resp_2,resp_1"`)
 			expect(t, ctx, `document.title === "1 running · autobatcher"`)
 			expect(t, ctx, `document.documentElement.scrollWidth <= innerWidth`)
+			saveScreenshot(t, ctx, fmt.Sprint("lanes-", width))
 			do(t, ctx, `(f => { f.value = "flex"; f.dispatchEvent(new Event("change")) })(document.getElementById("filter"))`)
 			expect(t, ctx, `[...document.querySelectorAll("#batches tbody code")].map(c => c.textContent).join() === "resp_2,resp_1"`)
 
@@ -136,6 +137,7 @@ func TestCancelWithoutJavaScript(t *testing.T) {
 		expect(t, ctx, `document.getElementById("plain-flex").innerText.includes("the newest 2 of 2") && document.getElementById("plain-lanes").innerText.includes("at the flex tier")`)
 		const row = "#plain-flex tbody tr:last-child "
 		expect(t, ctx, `document.documentElement.scrollWidth <= innerWidth && !document.querySelector("`+row+`form button").checkVisibility()`)
+		saveScreenshot(t, ctx, fmt.Sprint("plain-", width))
 		for _, part := range []string{"summary", "form button"} {
 			if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS(row+part))); err != nil {
 				t.Fatal(err)

@@ -101,7 +101,7 @@ export class BatchView {
       ["Error", b.error],
       ["Created", time(b.created)],
       [b.finished ? "Ended" : "End", b.finished ? `${time(b.ended)}${b.id ? `, after ${duration(b.ended - b.created)}` : ""}` : [at, basis].filter(Boolean).join("; ")],
-      ["Completion window", b.window],
+      ["Completion window", isFlex(b) ? "" : b.window],
       ["Cost", estimate(c && dollars(c.usd))],
       ["Saved", estimate(c && dollars(c.savings))],
       ["Tokens", c ? `${number.format(c.input)} in (${number.format(c.cached)} cached), ${number.format(c.output)} out` : "not known"],

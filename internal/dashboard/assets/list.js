@@ -135,7 +135,7 @@ export class List {
 
   fillAge(fields, b) {
     setText(fields.age, b.finished && !b.id ? "–" : `${b.finished ? "took " : ""}${duration(age(b, this.now))}`);
-    setText(fields.window, b.window && !b.finished ? `of ${b.window}` : "");
+    setText(fields.window, isFlex(b) ? "flex tier" : b.window && !b.finished ? `of ${b.window}` : "");
     const [text, basis] = end(b, this.now);
     setText(fields.end, text);
     setText(fields.basis, basis);
