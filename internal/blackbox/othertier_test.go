@@ -2,6 +2,7 @@ package blackbox_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"math"
@@ -17,6 +18,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/credential"
 	"github.com/autobatcher/autobatcher/internal/flexapi"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Answers to calls at the flex tier that the provider billed at another tier are counted,
@@ -172,4 +174,26 @@ func TestFlexIsCancelledElsewhere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// With a journal, the line of a call whose caller has left belongs to no call. Its answer is
+// counted at its tier all the same.
+func TestOtherTierWithoutACaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		answer := func(batchtest.Line) batchtest.Outcome {
+			return batchtest.Outcome{Tier: "default", Delay: 5 * time.Minute}
+		}
+		f := newFleet(t, batchtest.Options{Behavior: batchtest.OpenAI(), Answer: answer})
+		p := provider.OpenAI()
+		a := f.start(autobatcher.Options{Mode: autobatcher.ModeFlex, Provider: &p, AbandonAfter: -1})
+		ctx, leave := context.WithCancel(t.Context())
+		call := a.ask(ctx, "one")
+		time.Sleep(time.Minute)
+		leave()
+		<-call
+		time.Sleep(10 * time.Minute)
+		if c := a.Stats().Cost; c.OtherTier != 1 || c.Priced+c.Unpriced != 1 {
+			t.Errorf("%+v; want one answer at another tier", c)
+		}
+	})
 }
