@@ -436,13 +436,6 @@ func (b *batch) emit(name EventName, err error) {
 	}
 }
 
-// reports says whether this process reports and counts the batch. Answers of calls in the
-// background are read again for each process that is asked for them: the owner of the
-// batch reports the batch, once.
-func reports(b *batch) bool {
-	return b.recovered == "" || !b.key.background || b.recovered != journal.Ended && b.record.Mine()
-}
-
 // endEvent is the event for a batch that the provider ended.
 func endEvent(status backend.Status) EventName {
 	if status.Word == "completed" {

@@ -7,7 +7,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/requestbody"
-	"github.com/autobatcher/autobatcher/provider"
 )
 
 // Cost is the estimated cost of successful answers of batches, of calls at the flex
@@ -24,6 +23,8 @@ type Cost struct {
 
 	Priced   int64 // answers whose price is known
 	Unpriced int64 // answers whose price is not known: USD and Savings are without these answers
+
+	OtherTier int64 // of Priced and Unpriced: answers to calls at the flex tier that name another tier; the cost is that of the tier
 
 	PricesDate string // of the built-in prices, as 2006-01-02; "" if no answer has a known price
 }
@@ -44,29 +45,11 @@ type BudgetStats struct {
 	Refused     int64   // calls, since New
 }
 
-// costParts returns the cost by account, caller and model.
-func costParts(m *price.Meter) (parts []CostPart) {
-	for _, p := range m.Parts() {
-		parts = append(parts, CostPart{p.Payer, p.Caller, p.Model, Cost(p.Total)})
-	}
-	return parts
-}
-
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
 	return price.Call{
-		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.window == provider.FlexWindow,
+		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.flex(),
 	}
-}
-
-// unclaimed is what decides about the price of a line without a call: its caller has
-// left, and the journal keeps the line for a retry.
-func unclaimed(b *batch) price.Call {
-	c := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name}
-	if len(b.names.Models) == 1 {
-		c.Model = b.names.Models[0]
-	}
-	return c
 }
 
 // plan plans the reservation of a call in the budget, which is not nil. A call whose

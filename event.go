@@ -91,7 +91,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 	all := map[string]any{
 		"batch_id": e.BatchID, "endpoint": e.Endpoint,
 		"input_file_id": orNull(e.InputFileID), "output_file_id": orNull(e.OutputFileID), "error_file_id": orNull(e.ErrorFileID),
-		"request_count": e.RequestCount, "models": orEmpty(e.Models),
+		"request_count": e.RequestCount, "models": append([]string{}, e.Models...),
 		"completion_window": e.CompletionWindow, "metadata": e.Metadata,
 		"counts": backend.Counts(e.Counts), "status": e.Status,
 		"elapsed_seconds": math.Round(e.Elapsed.Seconds()*1000) / 1000,
@@ -102,7 +102,7 @@ func (e Event) MarshalJSON() ([]byte, error) {
 		"input_tokens": e.Cost.InputTokens, "cached_tokens": e.Cost.CachedTokens, "output_tokens": e.Cost.OutputTokens,
 		"priced_count": e.Cost.Priced, "unpriced_count": e.Cost.Unpriced, "prices_date": e.Cost.PricesDate,
 
-		"pending_request_count": e.PendingRequests, "active_batch_ids": orEmpty(e.ActiveBatchIDs),
+		"pending_request_count": e.PendingRequests, "active_batch_ids": append([]string{}, e.ActiveBatchIDs...),
 		"cancel_active_batches_on_close": e.CancelOnClose,
 	}
 	object := map[string]any{
@@ -118,13 +118,6 @@ func (e Event) MarshalJSON() ([]byte, error) {
 func orNull(s string) any {
 	if s == "" {
 		return nil
-	}
-	return s
-}
-
-func orEmpty(s []string) []string {
-	if s == nil {
-		return []string{}
 	}
 	return s
 }

@@ -17,7 +17,6 @@ import (
 	"github.com/autobatcher/autobatcher/internal/line"
 	"github.com/autobatcher/autobatcher/internal/retry"
 	"github.com/autobatcher/autobatcher/journal"
-	"github.com/autobatcher/autobatcher/provider"
 )
 
 // enter registers a call and, unless an earlier call's line or answer is there,
@@ -51,7 +50,7 @@ const bytesPerToken = 4
 func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	r := &c.Request
 	limits := r.at.Limits
-	if r.key.window == provider.FlexWindow {
+	if r.flex() {
 		limits.Calls = 1
 	}
 	if tokens := r.key.account.Lane(r.key.window).Limiter.TokenLimit(r.key.group); tokens > 0 {

@@ -59,10 +59,13 @@ func (b *batch) prefersFlex() bool {
 	return b.history.attempts == 0 && len(calls) == 1 && calls[0].Request.climbs()
 }
 
+// flex reports whether the call is sent at the flex tier.
+func (q *request) flex() bool { return q.key.window == provider.FlexWindow }
+
 // climbs reports whether the call goes on at the flex tier if it is alone in its batch, or
 // if the batch does not answer.
 func (q *request) climbs() bool {
-	return q.mode == lane.Auto && q.key.window != provider.FlexWindow && q.at.Flex
+	return q.mode == lane.Auto && !q.flex() && q.at.Flex
 }
 
 // move sends calls in the other lane: from a batch at the flex tier, and back. A call
@@ -72,7 +75,7 @@ func (b *batch) move(calls []*call) {
 		var closing []*call
 		for _, c := range queued {
 			q := &c.Request
-			if q.key.window == provider.FlexWindow {
+			if q.flex() {
 				q.key.window = q.window
 			} else {
 				q.key.window = provider.FlexWindow

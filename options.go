@@ -53,12 +53,12 @@ type Options struct {
 	// limit caps the size. Default: the provider's limit.
 	BatchBytes int64
 
-	// PollInterval is the time between two polls of a running batch, unless the
-	// provider asks for a longer one. A batch that runs for long is polled less often:
-	// every 60th of its age, but at least once a minute; see [Transport.Wake] for
-	// webhooks. A batch that was sent early (see QuietAfter and NoMoreCalls) is polled
-	// sooner while fewer than ten batches of the account run: first after a tenth of
-	// PollInterval, then after half of its age. Default: 5 s.
+	// PollInterval is the time between two polls of a running batch, unless the provider
+	// asks for a longer one. A batch that runs for long is polled less often: every 60th of
+	// its age, but at least once a minute; see [Transport.Wake] for webhooks. A batch that
+	// was sent early (see QuietAfter and NoMoreCalls) is polled sooner while fewer than ten
+	// batches of the account run: first after a tenth of PollInterval, then after half of
+	// its age. Default: 5 s.
 	PollInterval time.Duration
 
 	// CompletionWindow is the deadline and price tier that the provider is asked
@@ -80,12 +80,11 @@ type Options struct {
 	// to find the line of a retry.
 	AbandonAfter time.Duration
 
-	// KeepFor is how long to keep an answer whose caller disconnected; an
-	// identical request receives the answer. KeepFor is also how long an id gets the
-	// answer of a call in the background; see docs/lanes.md. Failures are kept for 2 min at the
-	// most. At most 64 MiB are kept in memory; the answers that expire first are
-	// dropped first. Default: 24 h. Negative: no answer is kept,
-	// and calls in the background pass through.
+	// KeepFor is how long to keep an answer whose caller disconnected; an identical request
+	// receives the answer. KeepFor is also how long an id gets the answer of a call in the
+	// background; see docs/lanes.md. Failures are kept for 2 min at the most. At most 64 MiB
+	// are kept in memory; the answers that expire first are dropped first. Default: 24 h.
+	// Negative: no answer is kept, and calls in the background pass through.
 	KeepFor time.Duration
 
 	// Resubmits is the number of times a call is resubmitted in a new batch: its batch

@@ -7,6 +7,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/failure"
 	"github.com/autobatcher/autobatcher/internal/line"
+	"github.com/autobatcher/autobatcher/internal/price"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
@@ -66,7 +67,8 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 	case c == nil:
 		cost := ""
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
-			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed(b), r.Body, b.recovered == "" || b.key.background && reports(b))
+			unclaimed := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Model: b.names.Model(), Flex: b.key.window == provider.FlexWindow}
+			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed, r.Body, b.recovered == "" || b.key.background && reports(b))
 		}
 		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
 			a := &answer{Answer: reply.FromResult(r), Counted: b.key.background}
@@ -107,7 +109,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if c.Request.key.window == provider.FlexWindow {
+	if c.Request.flex() {
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

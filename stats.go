@@ -9,18 +9,25 @@ import (
 
 // Stats is what a Transport holds at one moment. It names no credential.
 type Stats struct {
-	Queued   int   // calls that were not sent yet
-	Running  int   // calls whose line was sent and whose caller waits
-	Answered int64 // callers that got the answer of their line, since New; of calls in the background, the answers
-	Errors   int64 // of Answered: callers whose answer has a status of 400 or more
-	Failed   int64 // callers that got an error of their batch or of autobatcher, since New
-	Left     int64 // callers that stopped waiting before their answer came, since New
+	Queued   int       // calls that were not sent yet
+	Running  int       // calls whose line was sent and whose caller waits
+	Answered int64     // callers that got the answer of their line, since New; of calls in the background, the answers
+	Errors   int64     // of Answered: callers whose answer has a status of 400 or more
+	Failed   int64     // callers that got an error of their batch or of autobatcher, since New
+	Left     int64     // callers that stopped waiting before their answer came, since New
+	Flex     FlexStats // of these: calls at the flex tier
 	Queues   []QueueStats
 	Batches  []BatchStats
 	Times    []TurnaroundStats
 	Cost     Cost       // since New
 	Costs    []CostPart // Cost by account, caller and model; the part without names has what is beyond 1,000 parts
 	Budget   BudgetStats
+}
+
+// FlexStats counts the calls at the flex tier.
+type FlexStats struct {
+	Waiting                  int   // of Queued and Running
+	Answered, Errors, Failed int64 // as in Stats
 }
 
 // TurnaroundStats is how long batches, and calls at the flex tier, took from their
@@ -57,8 +64,11 @@ type BatchStats struct {
 
 // Stats returns a snapshot.
 func (t *Transport) Stats() Stats {
-	n := t.registry.Counters()
-	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Cost: Cost(t.router.meter.Total()), Costs: costParts(t.router.meter), Budget: BudgetStats(t.router.meter.Budget().State())}
+	n, flex := t.registry.Counters()
+	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Flex: FlexStats{0, flex.Answered, flex.Errors, flex.Failed}, Cost: Cost(t.router.meter.Total()), Budget: BudgetStats(t.router.meter.Budget().State())}
+	for _, p := range t.router.meter.Parts() {
+		s.Costs = append(s.Costs, CostPart{p.Payer, p.Caller, p.Model, Cost(p.Total)})
+	}
 	for _, known := range t.router.turnaround.All() {
 		s.Times = append(s.Times, TurnaroundStats(known))
 	}
@@ -67,6 +77,9 @@ func (t *Transport) Stats() Stats {
 		id, waiting, running := b.lines.Census(queued, b.key.window == provider.FlexWindow)
 		s.Queued += waiting
 		s.Running += running
+		if b.key.window == provider.FlexWindow {
+			s.Flex.Waiting += waiting + running
+		}
 		switch e := lastEvent(t, b); {
 		case id != "" && e.BatchID != "":
 			s.Batches = append(s.Batches, BatchStats{e.BatchID, e.Endpoint, e.Status, e.Counts, running, e.Time.Add(-e.Elapsed)})

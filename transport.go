@@ -145,7 +145,7 @@ func New(o Options) (*Transport, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	meter, err := price.NewMeter(o.Prices, budget.New(o.Budget.USD, o.Budget.Daily))
+	meter, err := price.NewMeter(o.Prices, budget.New(o.Budget.USD, o.Budget.Daily), o.Logger)
 	if err != nil {
 		return nil, fmt.Errorf("autobatcher: Options.Prices: %w", err)
 	}
@@ -153,7 +153,7 @@ func New(o Options) (*Transport, error) {
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	t.journalCtx, t.stopJournal = retry.Outliving(t.ctx, closeGrace)
 	t.collector = collector.New(t.entry, func(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }) // under the lock of the collector
-	t.registry = registry.New(o.KeepFor, o.AbandonAfter, t.collector.Drop)
+	t.registry = registry.New(o.KeepFor, o.AbandonAfter, t.collector.Drop, (*request).flex)
 	t.events = eventqueue.New(o.OnEvent,
 		func(e Event, p any) { logPanic(o.Logger, p, "OnEvent", "event", e.Name) },
 		func() { o.Logger.Warn("OnEvent is too slow; events are dropped", "waiting", eventqueue.MaxPending) })

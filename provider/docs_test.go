@@ -81,18 +81,18 @@ func rulesTable(t *testing.T) string {
 // flexTable has the providers that sell single calls at the price of batches.
 func flexTable(t *testing.T) string {
 	var b strings.Builder
-	b.WriteString("| Name | Hosts | Calls | `service_tier` | Answered within | Held open |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| Name | Hosts | Calls | `service_tier` | Answered within | Held open | Refused with |\n|---|---|---|---|---|---|---|\n")
 	for _, p := range all(t) {
 		switch {
 		case p.Refusal != "":
 		case p.SinglePrice != "":
-			fmt.Fprintf(&b, "| `%s` | %s | all, passed through | | %s | yes |\n", p.Name, hosts(p), days(p.FlexTimeout))
+			fmt.Fprintf(&b, "| `%s` | %s | all, passed through | | %s | yes | |\n", p.Name, hosts(p), days(p.FlexTimeout))
 		case len(p.FlexEndpoints) > 0:
 			held := "yes"
 			if p.FlexBackground {
 				held = "chat; responses run in the background"
 			}
-			fmt.Fprintf(&b, "| `%s` | %s | %s | `%s` | %s | %s |\n", p.Name, hosts(p), names(p.Flex), p.FlexTier, length(p.FlexTimeout), held)
+			fmt.Fprintf(&b, "| `%s` | %s | %s | `%s` | %s | %s | %s |\n", p.Name, hosts(p), names(p.Flex), p.FlexTier, length(p.FlexTimeout), held, statuses(p.FlexRefusals))
 		}
 	}
 	return b.String()
@@ -267,6 +267,14 @@ func windows(p provider.Profile) string {
 		return fmt.Sprintf("%s to %s (%s)", days(p.MinWindow), days(p.MaxWindow), p.DefaultWindow)
 	}
 	return "any (" + p.DefaultWindow + ")"
+}
+
+func statuses(all []int) string {
+	texts := make([]string, len(all))
+	for i, status := range all {
+		texts[i] = strconv.Itoa(status)
+	}
+	return strings.Join(texts, ", ")
 }
 
 func days(d time.Duration) string {

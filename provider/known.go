@@ -1,6 +1,9 @@
 package provider
 
-import "time"
+import (
+	"net/http"
+	"time"
+)
 
 const (
 	day = 24 * time.Hour
@@ -57,7 +60,7 @@ func Generic() Profile {
 // reference the window, the endpoints, the metadata, the expiry of files, and the JSON
 // form of /images/edits. One endpoint of the reference is left out: the API of /videos
 // was shut down on 24 September 2026. The guide to flex processing has
-// the endpoints, the timeout and the refusals (429, not billed).
+// the endpoints, the timeout and the refusals (429 "Resource Unavailable", not billed).
 func OpenAI() Profile {
 	p := Generic()
 	p.Name = "openai"
@@ -69,6 +72,7 @@ func OpenAI() Profile {
 	p.CreationsPerHour = 2_000
 	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
 	p.FlexTimeout, p.FlexBackground = 15*time.Minute, true
+	p.FlexRefusals = []int{http.StatusTooManyRequests}
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	p.OutputExpiry = true
 	return p
@@ -131,6 +135,7 @@ func Doubleword() Profile {
 	// The server executes embeddings at the flex tier in real time, at full price.
 	p.FlexEndpoints, p.FlexTier = []string{chat, responses}, "flex"
 	p.FlexTimeout, p.FlexBackground = time.Hour, true
+	p.FlexRefusals = []int{http.StatusTooManyRequests} // as OpenAI: no source names the status
 	// The server accepts every expiry; SDKs expect OpenAI's bounds.
 	p.FileExpiryMin, p.FileExpiryMax = time.Hour, 30*day
 	return p
@@ -138,7 +143,8 @@ func Doubleword() Profile {
 
 // Groq batches chat completions, transcriptions and translations, at half price, according
 // to the guide, within 24 hours to 7 days, and takes files of up to 100 MB, according to
-// the documentation of Groq's SDK.
+// the documentation of Groq's SDK. The flex tier costs the full price, and so is not used;
+// its refusals have the status 498, according to the guide.
 func Groq() Profile {
 	p := Generic()
 	p.Name = "groq"

@@ -156,6 +156,13 @@ type Profile struct {
 	// or at a SinglePrice.
 	FlexTimeout time.Duration
 
+	// FlexRefusals are the statuses, from 400 to 599, with which the provider refuses a call
+	// at the flex tier for want of room. Such a call is neither executed nor billed, and
+	// is sent again for two minutes. A rate limit (429) counts as such a refusal at every
+	// provider, and a 429 for an exhausted quota never does. Not 504: the provider may
+	// have executed the call. Required with FlexEndpoints.
+	FlexRefusals []int
+
 	// FlexBackground: calls to /responses at the flex tier may run in the background,
 	// and are polled, so that no connection is held open.
 	FlexBackground bool
@@ -243,6 +250,7 @@ func (p Profile) Clone() Profile {
 	for _, list := range []*[]string{&p.Hosts, &p.AccountHeaders, &p.KeepQuery, &p.Endpoints, &p.FlexEndpoints, &p.Windows} {
 		*list = slices.Clone(*list)
 	}
+	p.FlexRefusals = slices.Clone(p.FlexRefusals)
 	p.LineMembers = maps.Clone(p.LineMembers)
 	for suffix, names := range p.LineMembers {
 		p.LineMembers[suffix] = slices.Clone(names)

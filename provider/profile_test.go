@@ -184,6 +184,13 @@ func TestValidate(t *testing.T) {
 		{func(p *provider.Profile) { p.FileExpiryMin = time.Hour }, "FileExpiryMin 1h FileExpiryMax"},
 		{func(p *provider.Profile) { p.OutputExpiry = true }, "OutputExpiry FileExpiryMax"},
 		{func(p *provider.Profile) { p.UploadModelField, p.OneModel = "m", false }, "UploadModelField OneModel"},
+		{func(p *provider.Profile) { p.FlexEndpoints = []string{"/responses"} }, "FlexEndpoints FlexTier FlexTimeout FlexRefusals"},
+		{func(p *provider.Profile) {
+			p.FlexEndpoints, p.FlexTier, p.FlexTimeout = []string{"/responses"}, "flex", time.Hour
+		}, "FlexEndpoints FlexRefusals"},
+		{func(p *provider.Profile) { p.FlexRefusals = []int{429, 200} }, "FlexRefusals 400 599 200"},
+		{func(p *provider.Profile) { p.FlexRefusals = []int{600} }, "FlexRefusals 600"},
+		{func(p *provider.Profile) { p.FlexRefusals = []int{504} }, "FlexRefusals 504 paid"},
 		{func(p *provider.Profile) { p.SinglePrice, p.FlexTimeout = "half price", time.Hour }, "SinglePrice Endpoints empty"},
 		{func(p *provider.Profile) { p.SinglePrice, p.Endpoints = "half price", []string{} }, "SinglePrice FlexTimeout"},
 		{func(p *provider.Profile) {

@@ -3,6 +3,7 @@ package provider
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -19,7 +20,7 @@ func (p Profile) Validate() error {
 		return nil
 	}
 	checks := []func() error{
-		p.checkHosts, p.checkHeaders, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkPairs, p.checkLineMembers, p.checkDefaultWindow,
+		p.checkHosts, p.checkHeaders, p.checkWords, p.checkPaths, p.checkLimits, p.checkDurations, p.checkFlex, p.checkPairs, p.checkLineMembers, p.checkDefaultWindow,
 	}
 	for _, check := range checks {
 		if err := check(); err != nil {
@@ -122,11 +123,21 @@ func (p Profile) checkDurations() error {
 	return nil
 }
 
+func (p Profile) checkFlex() error {
+	if len(p.FlexEndpoints) > 0 && (p.FlexTier == "" || p.FlexTimeout == 0 || len(p.FlexRefusals) == 0) {
+		return errors.New("FlexEndpoints are set; want FlexTier, FlexTimeout and FlexRefusals, too")
+	}
+	for _, status := range p.FlexRefusals {
+		if status < 400 || status > 599 || status == http.StatusGatewayTimeout {
+			return fmt.Errorf("want FlexRefusals from 400 to 599 and not 504, after which a call may be paid for, not %d", status)
+		}
+	}
+	return nil
+}
+
 // checkPairs checks each field that requires another field.
 func (p Profile) checkPairs() error {
 	switch {
-	case len(p.FlexEndpoints) > 0 && (p.FlexTier == "" || p.FlexTimeout == 0):
-		return errors.New("FlexEndpoints are set; want FlexTier and FlexTimeout, too")
 	case p.SinglePrice != "" && (p.Endpoints == nil || len(p.Endpoints) > 0 || p.FlexTimeout == 0):
 		return errors.New("SinglePrice is set; want Endpoints empty and not nil, and FlexTimeout")
 	case p.OutputExpiry && p.FileExpiryMax == 0:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +28,7 @@ import (
 type backend struct {
 	transport  *autobatcher.Transport
 	proxy      *proxy.Proxy
+	counted    atomic.Pointer[proxy.Proxy] // proxy, for the page, which is made before; nil until then
 	page       *dashboard.Dashboard
 	sandbox    *embeddedSandbox   // or nil
 	keyFile    *keyFile           // or nil
@@ -86,7 +88,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 		return nil, err
 	}
 	b.page = dashboard.New(dashboard.Options{
-		Stats: b.transport.Stats, Sandbox: s.sandbox,
+		Stats: b.transport.Stats, Realtime: b.realtimeCalls, Sandbox: s.sandbox,
 		Provider: up.profile.Name, Version: version(), Journal: s.journalKind(b.journal != nil),
 		Cancel: !s.forwardKey && len(s.pageKeys) == 0,
 	})
@@ -100,6 +102,7 @@ func (s *settings) newBackend(ctx context.Context, p process, log *slog.Logger, 
 	if b.proxy, err = proxy.New(b.served); err != nil {
 		return nil, err
 	}
+	b.counted.Store(b.proxy)
 	return b, b.resume(b.served)
 }
 
@@ -113,6 +116,16 @@ func (b *backend) distribute(onEvent func(autobatcher.Event)) func(autobatcher.E
 		b.notify(e)
 		onEvent(e)
 	}
+}
+
+// realtimeCalls returns the counts of the calls in real time, for the page.
+func (b *backend) realtimeCalls() dashboard.Realtime {
+	p := b.counted.Load()
+	if p == nil {
+		return dashboard.Realtime{}
+	}
+	r := p.Realtime()
+	return dashboard.Realtime{Chosen: dashboard.LaneCalls(r.Chosen), Escalated: dashboard.LaneCalls(r.Escalated)}
 }
 
 // needKey loads the key for the provider, unless the callers bring their keys or no key
@@ -188,7 +201,8 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 	return o
 }
 
-// canceller returns a function that asks the provider to cancel a batch. The
+// canceller returns a function that asks the provider to cancel a batch, or a call at the
+// flex tier that runs in the background. The
 // Transport notices the cancellation when it polls the batch.
 func (b *backend) canceller(up upstream, base http.RoundTripper, key string) func(context.Context, string) error {
 	return func(ctx context.Context, batchID string) error {
@@ -196,8 +210,12 @@ func (b *backend) canceller(up upstream, base http.RoundTripper, key string) fun
 		if b.keyFile != nil {
 			key = b.keyFile.current()
 		}
+		var client api.Backend = up.client(key, base)
+		if b.batches.isFlex(batchID) {
+			client = up.flexClient(key, base)
+		}
 		b.log.Info("cancelling a batch, as asked on the page", "batch", batchID)
-		return up.client(key, base).Cancel(ctx, api.Handle{BatchID: batchID})
+		return client.Cancel(ctx, api.Handle{BatchID: batchID})
 	}
 }
 

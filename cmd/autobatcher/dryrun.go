@@ -41,7 +41,7 @@ func (s *settings) runDry(ctx context.Context, p process, log *slog.Logger, key 
 	if err != nil { // refuse the settings that run would refuse
 		return err
 	}
-	prices, err := price.NewMeter(o.Prices, nil)
+	prices, err := price.NewMeter(o.Prices, nil, log)
 	if err != nil {
 		return usagef("--prices: %w", err)
 	}

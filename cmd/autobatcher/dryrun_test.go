@@ -39,7 +39,7 @@ func TestDryRunCountsBatches(t *testing.T) {
 
 func TestDryRunCounts(t *testing.T) {
 	next := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) })
-	prices, err := price.NewMeter(nil, nil)
+	prices, err := price.NewMeter(nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,10 +13,18 @@ import (
 	"github.com/autobatcher/autobatcher"
 )
 
-// TestPageCancelsABatch cancels a batch of the sandbox on the page. The page then
-// says why the call has no answer.
+// TestPageCancelsABatch cancels a batch of the sandbox, and a call at the flex tier that runs
+// in the background, on the page. The page then says why the call has no answer.
 func TestPageCancelsABatch(t *testing.T) {
+	t.Run("batch", func(t *testing.T) { cancelOnThePage(t, "batch", "/v1/embeddings") })
+	t.Run("flex", func(t *testing.T) { cancelOnThePage(t, "flex", "/v1/responses") })
+}
+
+// cancelOnThePage cancels a call that is sent in a mode.
+func cancelOnThePage(t *testing.T, mode, path string) {
+	t.Helper()
 	s := newSettings()
+	s.mode, s.flexDelay = mode, seconds(time.Hour)
 	s.baseURL = "https://api.openai.com/v1"
 	s.sandbox, s.turnaround, s.batchSize, s.batchWindow, s.journal = true, seconds(time.Hour), 1, 0, "off"
 	s.resubmits, s.pollInterval, s.metadata = 0, seconds(100*time.Millisecond), []string{"team=search"}
@@ -38,9 +46,13 @@ func TestPageCancelsABatch(t *testing.T) {
 	type state struct {
 		NoAnswer int
 		Reasons  []struct{ Code string }
-		Batches  []struct {
-			ID, Status string
-			Metadata   []string
+		Lanes    []struct {
+			Waiting int
+			Failed  int
+		}
+		Batches []struct {
+			ID, Status, Window string
+			Metadata           []string
 		}
 	}
 	wait := func(what string, ready func(state) bool) state {
@@ -62,8 +74,12 @@ func TestPageCancelsABatch(t *testing.T) {
 		}
 	}
 	answered := make(chan *httptest.ResponseRecorder, 1)
-	go func() { answered <- ask("POST", "/v1/embeddings", `{"model":"m","input":"a"}`) }()
+	go func() { answered <- ask("POST", path, `{"model":"m","input":"a"}`) }()
 	running := wait("no batch runs", func(s state) bool { return len(s.Batches) == 1 && s.Batches[0].ID != "" })
+	counted := map[string]int{"batch": 0, "flex": 1}[mode]
+	if (running.Batches[0].Window == "flex") != (mode == "flex") || running.Lanes[counted].Waiting != 1 {
+		t.Errorf("%+v, want a call that waits in the lane %s", running, mode)
+	}
 	if got := running.Batches[0].Metadata; len(got) != 1 || got[0] != "team=search" {
 		t.Errorf("metadata %q", got)
 	}
@@ -80,6 +96,10 @@ func TestPageCancelsABatch(t *testing.T) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
 	wait("the reason is missing", func(s state) bool {
-		return s.NoAnswer == 1 && len(s.Reasons) == 1 && s.Reasons[0].Code == autobatcher.CodeBatchCancelled && s.Batches[0].Status == "cancelled"
+		gone := len(s.Batches) == 0 // a call at the flex tier is listed while it runs
+		if mode == "batch" {
+			gone = s.Batches[0].Status == "cancelled"
+		}
+		return gone && s.NoAnswer == 1 && s.Lanes[counted].Failed == 1 && len(s.Reasons) == 1 && s.Reasons[0].Code == autobatcher.CodeBatchCancelled
 	})
 }

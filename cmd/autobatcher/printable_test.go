@@ -36,7 +36,7 @@ func TestTerminalOutput(t *testing.T) {
 		"batches":        func(w *bytes.Buffer) error { return writeTable(w, []journal.Batch{batch}, time.Now()) },
 		"batches --json": func(w *bytes.Buffer) error { return writeJSON(w, []journal.Batch{batch}) },
 		"run --dry-run": func(w *bytes.Buffer) error {
-			prices, err := price.NewMeter(nil, nil)
+			prices, err := price.NewMeter(nil, nil, nil)
 			if err != nil {
 				return err
 			}

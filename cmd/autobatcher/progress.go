@@ -141,6 +141,9 @@ func (s status) costs() string {
 		}
 		text += ")"
 	}
+	if c.OtherTier > 0 {
+		text += "\nautobatcher: the provider billed " + count(c.OtherTier, "call", "calls") + " at the flex tier at another tier, whose price may be higher; a warning in the log names the model, and --mode batch sends its calls in batches"
+	}
 	if s.Refused > 0 {
 		text += "\nautobatcher: the budget refused " + count(s.Refused, "call", "calls") + " with 402, whose message says why"
 	}

@@ -95,7 +95,11 @@ func TestSummary(t *testing.T) {
 	if got := s.costs(); !strings.Contains(got, "the cost is not known") {
 		t.Error(got)
 	}
-	s.Refused = 3
+	s.Cost.OtherTier = 1
+	if got := s.costs(); !strings.Contains(got, "\nautobatcher: the provider billed 1 call at the flex tier at another tier, ") {
+		t.Error(got)
+	}
+	s.Cost.OtherTier, s.Refused = 0, 3
 	if got := s.summary(); !strings.HasSuffix(got, "\nautobatcher: the budget refused 3 calls with 402, whose message says why") {
 		t.Error(got)
 	}

@@ -140,6 +140,13 @@ func (l *batchList) left(now time.Time) (longest time.Duration) {
 	return longest
 }
 
+// isFlex reports whether a running batch is a call at the flex tier.
+func (l *batchList) isFlex(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flex.running[id]
+}
+
 // flexCount returns how many calls this process has sent at the flex tier, and how
 // many of the calls, and of those of an earlier process, still run.
 func (l *batchList) flexCount() (sent, running int64) {

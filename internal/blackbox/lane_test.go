@@ -122,6 +122,49 @@ func TestFlex(t *testing.T) {
 	}
 }
 
+// The profile says with which statuses the provider refuses calls for want of room: such
+// calls are sent again. At a provider that does not use the status, it is the answer.
+func TestFlexRefusals(t *testing.T) {
+	quota := batchtest.Status(429, nil, `{"error":{"message":"You exceeded your current quota.","type":"insufficient_quota","code":"insufficient_quota"}}`)
+	limit := batchtest.Status(429, nil, `{"error":{"message":"Rate limit reached.","code":"rate_limit_exceeded"}}`)
+	outage := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
+	once := func(c batchtest.Fault) func(*scene) {
+		return func(s *scene) { s.srv.Control(batchtest.OpRealtime, c) }
+	}
+	for _, tt := range []struct {
+		name     string
+		refusals []int // of the profile
+		refuses  int   // the status of the provider
+		before   func(*scene)
+		path     string
+		status   int
+		code     string
+		at       [2]time.Duration
+		paid     map[batchtest.Tier]int
+	}{
+		{"a status of its own", []int{498}, 498, once(batchtest.FlexUnavailable()), "/chat/completions", 200, "", [2]time.Duration{time.Millisecond, 10 * time.Second}, map[batchtest.Tier]int{"flex": 1}},
+		{"a status of its own, in the background", []int{429, 503}, 503, once(batchtest.FlexUnavailable()), "/responses", 200, "", [2]time.Duration{time.Millisecond, time.Minute}, map[batchtest.Tier]int{"flex": 1}},
+		{"a status of its own, for longer than two minutes", []int{498}, 498, outage, "/chat/completions", 200, "", [2]time.Duration{time.Minute, 3 * time.Minute}, map[batchtest.Tier]int{"batch": 1}},
+		{"a status that the provider does not use", []int{429}, 498, outage, "/chat/completions", 498, "capacity_exceeded", [2]time.Duration{}, map[batchtest.Tier]int{}},
+		{"a rate limit", []int{498}, 498, once(limit), "/chat/completions", 200, "", [2]time.Duration{time.Millisecond, 10 * time.Second}, map[batchtest.Tier]int{"flex": 1}},
+		{"an exhausted quota", []int{429}, 429, once(quota), "/chat/completions", 429, "insufficient_quota", [2]time.Duration{}, map[batchtest.Tier]int{}},
+	} {
+		u := openAI(batchtest.Options{}, autobatcher.Options{Mode: autobatcher.ModeFlex})
+		u.server.Behavior.NoCapacityStatus, u.options.Provider.FlexRefusals = tt.refuses, tt.refusals
+		u.run(t, tt.name, func(s *scene) {
+			tt.before(s)
+			body := map[string]string{"/chat/completions": chatBody("a"), "/responses": responseBody("a")}[tt.path]
+			r := s.send(tt.path, body).within(time.Hour)
+			if r.err != nil || r.status != tt.status || r.at < tt.at[0] || r.at > tt.at[1] || !strings.Contains(r.body, tt.code) {
+				s.Errorf("%d after %v, error %v; want %d %s after %v: %s", r.status, r.at, r.err, tt.status, tt.code, tt.at, r.body)
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // In mode auto, calls that their batch did not answer are sent at the flex tier, where
 // that pays for nothing twice, and then in real time.
 func TestAutoClimbs(t *testing.T) {

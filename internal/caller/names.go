@@ -13,6 +13,14 @@ type Names struct {
 	Traces  []string // of the first calls, at most maxTraces
 }
 
+// Model returns the model that all calls name, or "" if they name several or none.
+func (n *Names) Model() string {
+	if len(n.Models) != 1 {
+		return ""
+	}
+	return n.Models[0]
+}
+
 // maxTraces is the number of traces that a batch records: OpenTelemetry's default
 // limit on the links of a span.
 const maxTraces = 128

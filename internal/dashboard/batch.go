@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // A batch is a batch in the form of the list. Times are in Unix milliseconds.
@@ -129,7 +130,10 @@ func (t *record) note(e autobatcher.Event) {
 }
 
 // done returns the number of lines that the provider has ended.
-func (t *batch) done() int { return t.Completed + t.Failed }
+func (t batch) done() int { return t.Completed + t.Failed }
+
+// isFlex reports whether the batch is a call at the flex tier.
+func (t batch) isFlex() bool { return t.Window == provider.FlexWindow }
 
 // copy returns a record that later events do not change.
 func (t *record) copy() record {

@@ -57,23 +57,16 @@ type snapshot struct {
 	Times    []times  `json:"times"`
 	Queues   []queue  `json:"queues"`
 	Hidden   int      `json:"hidden"` // number of queues that are not listed
-	Flex     flex     `json:"flex"`
-	Finished int      `json:"finished"` // number of batches that ended since the start, also if they are not listed
-	Batches  []batch  `json:"batches"`  // running batches, then finished batches, newest first
-	Partial  bool     `json:"partial"`  // some running batches may not be listed
+	Lanes    []lane   `json:"lanes"`
+	Other    int64    `json:"otherTier"` // calls at the flex tier that were billed at another tier
+	Finished int      `json:"finished"`  // number of batches that ended since the start, also if they are not listed
+	Batches  []batch  `json:"batches"`   // running batches, then finished batches, then calls at the flex tier that run in the background, newest first
+	Partial  bool     `json:"partial"`   // some running batches may not be listed
 
 	// Of a frame of the stream, whose Batches are those that changed since the last
 	// frame.
 	Changes bool  `json:"changes,omitempty"`
 	Gone    []int `json:"gone,omitempty"` // numbers of batches that are no longer listed
-}
-
-// A flex counts the calls at the provider's flex tier. Their events are those of
-// batches of one call; the list has no room for them beside the batches.
-type flex struct {
-	Ended   int `json:"ended"`
-	Failed  int `json:"failed"` // of Ended: not answered by the provider
-	Running int `json:"running"`
 }
 
 // A budget is the state of --budget, in US dollars.
@@ -93,15 +86,14 @@ type board struct {
 	total    int                // number of finished batches, also if they are not listed
 	closing  bool
 
-	flex        flex
-	flexRunning map[string]bool // key: id of a call at the flex tier
+	flex map[string]*record // calls at the flex tier that run in the background; key: id
 
 	reasons     []reason // of all failures
 	turnarounds map[string][]int64
 }
 
 func newBoard() board {
-	return board{running: make(map[string]*record), ended: make(map[string]*record), turnarounds: make(map[string][]int64), flexRunning: make(map[string]bool)}
+	return board{running: make(map[string]*record), ended: make(map[string]*record), turnarounds: make(map[string][]int64), flex: make(map[string]*record)}
 }
 
 // record updates the board for an event. An event of an unknown batch adds the
@@ -112,8 +104,8 @@ func (b *board) record(e autobatcher.Event) {
 	case e.Name == autobatcher.ClientClosing:
 		b.closing = true
 		return
-	case e.CompletionWindow == provider.FlexWindow || b.flexRunning[id]:
-		b.recordFlex(id, e.Name)
+	case e.CompletionWindow == provider.FlexWindow || b.flex[id] != nil:
+		b.recordFlex(id, e)
 		return
 	case e.Name == autobatcher.BatchCost:
 		if t := b.find(id); t != nil {
@@ -128,8 +120,7 @@ func (b *board) record(e autobatcher.Event) {
 	}
 	t := b.running[id]
 	if t == nil {
-		b.seq++
-		t = &record{batch: batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.UnixMilli()}}
+		t = b.newRecord(id, e)
 	}
 	t.apply(e)
 	b.changed(t)
@@ -139,24 +130,14 @@ func (b *board) record(e autobatcher.Event) {
 	}
 	b.running[id] = t
 	if len(b.running) > maxRunning {
-		delete(b.running, b.oldestRunning())
+		delete(b.running, oldest(b.running))
 	}
 }
 
-// recordFlex updates the counts of calls at the flex tier for an event.
-func (b *board) recordFlex(id string, name autobatcher.EventName) {
-	switch name {
-	case autobatcher.BatchSubmitted, autobatcher.BatchResumed:
-		b.flexRunning[id] = true
-	case autobatcher.BatchCompleted:
-		delete(b.flexRunning, id)
-		b.flex.Ended++
-	case autobatcher.BatchTerminal, autobatcher.BatchSubmissionFailed:
-		delete(b.flexRunning, id)
-		b.flex.Ended++
-		b.flex.Failed++
-	}
-	b.flex.Running = len(b.flexRunning)
+// newRecord returns the record of a batch whose first event is e.
+func (b *board) newRecord(id string, e autobatcher.Event) *record {
+	b.seq++
+	return &record{batch: batch{Seq: b.seq, ID: id, Models: []string{}, Created: e.Time.UnixMilli()}}
 }
 
 // changed gives a batch a new revision.
@@ -183,7 +164,7 @@ func (b *board) details(seq int, now time.Time) (record, bool) {
 			return c, true
 		}
 	}
-	for _, t := range b.finished {
+	for _, t := range slices.AppendSeq(slices.Clone(b.finished), maps.Values(b.flex)) {
 		if t.Seq == seq {
 			return t.copy(), true
 		}
@@ -209,10 +190,10 @@ func (b *board) finish(t *record) {
 	}
 }
 
-// oldestRunning returns the id of the running batch with the oldest last event.
-func (b *board) oldestRunning() (id string) {
+// oldest returns the id of the batch with the oldest last event.
+func oldest(batches map[string]*record) (id string) {
 	var oldest *record
-	for runningID, t := range b.running {
+	for runningID, t := range batches {
 		if oldest == nil || t.EventTime < oldest.EventTime {
 			id, oldest = runningID, t
 		}
@@ -220,13 +201,15 @@ func (b *board) oldestRunning() (id string) {
 	return id
 }
 
-// prune removes the running batches that had no event for maxSilence.
+// prune removes what runs and had no event for maxSilence.
 func (b *board) prune(now time.Time) {
 	limit := now.Add(-maxSilence).UnixMilli()
-	maps.DeleteFunc(b.running, func(_ string, t *record) bool { return t.EventTime < limit })
+	silent := func(_ string, t *record) bool { return t.EventTime < limit }
+	maps.DeleteFunc(b.running, silent)
+	maps.DeleteFunc(b.flex, silent)
 }
 
-// snapshot returns a copy of the state of the page.
+// snapshot returns a copy of the state of the page, without the calls by lane.
 func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 	s := snapshot{
 		Now: now.UnixMilli(), Closing: b.closing, Partial: len(b.running) >= maxRunning,
@@ -236,9 +219,8 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 		Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
 		Times:    newTimes(stats.Times),
 		Queues:   make([]queue, 0, min(len(stats.Queues), maxQueues)),
-		Flex:     b.flex,
 		Finished: b.total,
-		Batches:  make([]batch, 0, len(b.running)+len(b.finished)),
+		Batches:  make([]batch, 0, len(b.running)+len(b.finished)+len(b.flex)),
 	}
 	if stats.Budget.LimitUSD > 0 {
 		s.Budget = &budget{stats.Budget.LimitUSD, stats.Budget.SpentUSD, stats.Budget.Refused}
@@ -250,6 +232,7 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 	for _, t := range slices.Backward(b.finished) {
 		s.Batches = append(s.Batches, t.batch)
 	}
+	s.Batches = append(s.Batches, b.flexCalls()...)
 	for _, q := range stats.Queues {
 		switch {
 		case q.Calls == 0: // all callers have disconnected

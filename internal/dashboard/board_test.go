@@ -71,29 +71,77 @@ func TestBatchStates(t *testing.T) {
 	}
 }
 
-// Calls at the flex tier are counted, and do not push batches out of the list.
+// Calls at the flex tier are listed while they run in the background, behind the batches,
+// and do not push batches out of the list.
 func TestFlexCalls(t *testing.T) {
 	b := newBoard()
-	b.record(autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: "batch", CompletionWindow: "24h"})
+	event := func(name autobatcher.EventName, id, status string) {
+		b.record(autobatcher.Event{Name: name, Time: noon, BatchID: id, CompletionWindow: "flex", Status: status, RequestCount: 1, Models: []string{"m"}, Callers: []string{"key 2"}})
+	}
+	b.record(autobatcher.Event{Name: autobatcher.BatchSubmitted, Time: noon, BatchID: "batch", CompletionWindow: "24h"})
+	b.record(autobatcher.Event{Name: autobatcher.BatchCompleted, Time: noon, BatchID: "ended", CompletionWindow: "24h"})
 	for i := range maxRunning + maxFinished + 10 {
-		e := autobatcher.Event{Name: autobatcher.BatchSubmitted, BatchID: fmt.Sprint("resp_", i), CompletionWindow: "flex"}
-		b.record(e)
-		if i == 0 {
-			continue // keeps running
+		id := fmt.Sprint("resp_", i)
+		event(autobatcher.BatchSubmitted, id, "in_progress")
+		if i < 3 {
+			continue // runs
 		}
-		if e.Name = autobatcher.BatchCompleted; i == 1 {
-			e.Name = autobatcher.BatchTerminal
-		}
-		b.record(e)
-		b.record(autobatcher.Event{Name: autobatcher.BatchCost, BatchID: e.BatchID})
+		event([]autobatcher.EventName{autobatcher.BatchCompleted, autobatcher.BatchTerminal}[i%2], id, "completed")
+		b.record(autobatcher.Event{Name: autobatcher.BatchCost, BatchID: id, CompletionWindow: "flex"})
 	}
-	b.record(autobatcher.Event{Name: autobatcher.BatchSubmissionFailed, CompletionWindow: "flex"})
+	event(autobatcher.BatchSubmissionFailed, "", "")
+	event(autobatcher.BatchProgress, "late", "in_progress")
+	event(autobatcher.BatchCancelRequested, "resp_1", "in_progress")
+	event(autobatcher.BatchResumed, "resumed", "in_progress")
+	b.record(autobatcher.Event{Name: autobatcher.BatchProgress, Time: noon, BatchID: "resp_2", Status: "queued"})
+	var got []string
+	for _, x := range b.snapshot(noon, autobatcher.Stats{}).Batches {
+		got = append(got, x.ID+" "+x.Status)
+	}
+	want := []string{"batch ", "ended completed", "resumed in_progress", "resp_2 queued", "resp_1 cancelling", "resp_0 in_progress"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the list (-want +got):\n%s", diff)
+	}
+	resumed := b.flex["resumed"]
+	if d, found := b.details(resumed.Seq, noon); !found || d.ID != "resumed" || d.Callers[0] != "key 2" || !d.isFlex() || len(d.Timeline) != 1 {
+		t.Errorf("%v %+v", found, d)
+	}
+	for i := range 2 * maxRunning {
+		event(autobatcher.BatchSubmitted, fmt.Sprint("more_", i), "in_progress")
+	}
 	s := b.snapshot(noon, autobatcher.Stats{})
-	if len(s.Batches) != 1 || s.Batches[0].ID != "batch" || s.Partial {
-		t.Errorf("the list has %d batches, partial %v; want the batch alone", len(s.Batches), s.Partial)
+	if len(s.Batches) != 2+maxRunning || s.Partial || s.Batches[0].ID != "batch" {
+		t.Errorf("the list has %d batches and calls, partial %v; want %d calls", len(s.Batches), s.Partial, maxRunning)
 	}
-	if diff := cmp.Diff(flex{Ended: maxRunning + maxFinished + 10, Failed: 2, Running: 1}, s.Flex); diff != "" {
-		t.Errorf("calls at the flex tier (-want +got):\n%s", diff)
+	if b.prune(noon.Add(maxSilence + time.Hour)); len(b.flex) != 0 {
+		t.Errorf("%d calls are listed after a long silence", len(b.flex))
+	}
+}
+
+// Each call is counted in one lane.
+func TestLanes(t *testing.T) {
+	stats := autobatcher.Stats{
+		Queued: 3, Running: 10, Answered: 100, Errors: 20, Failed: 5, Left: 7,
+		Flex: autobatcher.FlexStats{Waiting: 4, Answered: 30, Errors: 10, Failed: 2}, Cost: autobatcher.Cost{OtherTier: 6},
+	}
+	realtime := Realtime{Chosen: LaneCalls{Waiting: 1, OK: 2, Failed: 3}, Escalated: LaneCalls{Waiting: 4, OK: 5, Failed: 6}}
+	d := New(Options{Stats: func() autobatcher.Stats { return stats }, Realtime: func() Realtime { return realtime }})
+	defer d.Close()
+	want := []lane{
+		{"in batches", 9, 60, 13}, {"at the flex tier", 4, 20, 12}, {"in real time, as chosen", 1, 2, 3}, {"in real time, after another lane", 4, 5, 6},
+	}
+	if diff := cmp.Diff(want, d.feed.state.Lanes); diff != "" || d.feed.state.Other != 6 {
+		t.Errorf("%d at another tier (-want +got):\n%s", d.feed.state.Other, diff)
+	}
+	page := strings.Join(strings.Fields(get(d, "GET", "/").Body.String()), " ")
+	for _, text := range []string{
+		`<th scope="row">in batches</th><td class="number">9</td><td class="number">60</td><td class="number">13</td>`,
+		`<th scope="row">in real time, after another lane</th><td class="number">4</td><td class="number">5</td><td class="number">6</td>`,
+		`whose price may be higher: <span id="other-tier-count">6</span>. A warning`,
+	} {
+		if !strings.Contains(page, text) {
+			t.Errorf("the page without JavaScript lacks %s", text)
+		}
 	}
 }
 

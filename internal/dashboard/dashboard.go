@@ -6,7 +6,7 @@
 //
 // The files: dashboard.go updates the state once a second, board.go and batch.go hold
 // the batches, estimate.go estimates when batches end, failure.go counts why calls
-// fail, totals.go adds up costs, history.go has the samples of the chart, feed.go
+// fail, lanes.go counts the calls in each lane, totals.go adds up costs, history.go has the samples of the chart, feed.go
 // sends updates to browsers, http.go serves the page, and plain.go the page without
 // JavaScript. The page in assets is plain HTML, CSS and JavaScript, updated by
 // server-sent events: app.js has the connection, the figures and the queues, list.js
@@ -15,6 +15,7 @@
 package dashboard
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +41,10 @@ type Options struct {
 	// viewers are connected, and for a request for the state. Calls are at least
 	// 0.9 s apart, except for samples, and never concurrent. Nil: all counts are 0.
 	Stats func() autobatcher.Stats
+
+	// Realtime returns the counts of the calls in real time. The Dashboard calls Realtime
+	// after Stats. Nil: all counts are 0.
+	Realtime func() Realtime
 
 	// History is the time span of the chart. The chart has 360 samples, at most
 	// one per second; the default has a sample every 10 s. 0 or negative means the
@@ -81,6 +86,9 @@ func New(o Options) *Dashboard {
 	if o.Stats == nil {
 		o.Stats = func() autobatcher.Stats { return autobatcher.Stats{} }
 	}
+	if o.Realtime == nil {
+		o.Realtime = func() Realtime { return Realtime{} }
+	}
 	if o.History <= 0 {
 		o.History = defaultHistory
 	}
@@ -118,12 +126,12 @@ func (d *Dashboard) OnFailure(f Failure) {
 	d.board.fail(f)
 }
 
-// Callers returns the names of the callers of a batch, and false if the page does not
-// list the batch as running.
+// Callers returns the names of the callers of a batch, or of a call at the flex tier that
+// runs in the background, and false if the page does not list the batch as running.
 func (d *Dashboard) Callers(batchID string) ([]string, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	t := d.board.running[batchID]
+	t := cmp.Or(d.board.running[batchID], d.board.flex[batchID])
 	if t == nil || batchID == "" {
 		return nil, false
 	}
@@ -162,18 +170,20 @@ func (d *Dashboard) refresh(now time.Time, wanted bool) {
 	if !sampleDue && !wanted {
 		return
 	}
-	stats := d.opts.Stats()
+	stats, realtime := d.opts.Stats(), d.opts.Realtime()
 	d.feed.mu.Lock()
 	defer d.feed.mu.Unlock()
 	if sampleDue {
 		d.feed.sampleLocked(now, stats)
 	}
-	d.feed.publishLocked(now, d.snapshot(now, stats))
+	d.feed.publishLocked(now, d.snapshot(now, stats, realtime))
 }
 
-func (d *Dashboard) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
+func (d *Dashboard) snapshot(now time.Time, stats autobatcher.Stats, realtime Realtime) snapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.board.prune(now)
-	return d.board.snapshot(now, stats)
+	s := d.board.snapshot(now, stats)
+	s.Lanes, s.Other = newLanes(stats, realtime), stats.Cost.OtherTier
+	return s
 }

@@ -20,9 +20,9 @@ var files embed.FS
 var page = template.Must(template.ParseFS(files, "assets/index.html"))
 
 // contentSecurityPolicy allows the page to load only from the page's own origin,
-// and forbids inline scripts and inline styles.
+// and forbids inline scripts and inline styles. Without JavaScript, forms cancel.
 const contentSecurityPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
-	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 // prefix is the path prefix of the page's files, the state and the events.
 const prefix = "/autobatcher/"
@@ -97,7 +97,7 @@ func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func setSecurityHeaders(h http.Header) {
 	h.Set("Content-Security-Policy", contentSecurityPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer") // the URL may hold a key
+	h.Set("Referrer-Policy", "same-origin") // the URL may hold a key; forms name the origin of the page
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")

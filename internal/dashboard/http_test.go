@@ -74,9 +74,9 @@ func TestServeHTTP(t *testing.T) {
 			want := map[string]string{
 				"Content-Type": tt.contentType,
 				"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; " +
-					"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+					"base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
 				"X-Content-Type-Options": "nosniff",
-				"Referrer-Policy":        "no-referrer",
+				"Referrer-Policy":        "same-origin",
 			}
 			for name, value := range want {
 				if diff := cmp.Diff(value, w.Header().Get(name)); diff != "" {
@@ -200,6 +200,7 @@ func testState(t *testing.T) {
 	want := snapshot{
 		Closing: true, Queued: 2, Running: 3, OK: 4, NoAnswer: 5, Left: 6, Answered: 4,
 		Models: []total{}, Keys: []total{}, Times: []times{},
+		Lanes: []lane{{Name: "in batches", Waiting: 5, OK: 4, Failed: 5}, {Name: "at the flex tier"}, {Name: "in real time, as chosen"}, {Name: "in real time, after another lane"}},
 		Queues: []queue{{
 			Account: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",
 			Models: []string{"m"}, Callers: []string{"key 1", "key 2"}, Calls: 2, Bytes: 10, Opened: opened.UnixMilli(),

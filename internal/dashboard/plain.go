@@ -3,6 +3,7 @@ package dashboard
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +20,8 @@ type pageData struct {
 	State    snapshot
 	Rows     []plainRow
 	From, Of int
+	Flex     []plainRow // calls at the flex tier that run in the background, the newest
+	FlexOf   int
 	Previous string // link to the previous page; "": none
 	Next     string // link to the next page; "": none
 	Made     string // " (made up)" in a sandbox
@@ -26,7 +29,11 @@ type pageData struct {
 }
 
 // A plainRow is a batch in the table for browsers without JavaScript.
-type plainRow struct{ ID, About, Status, Done, Failed, Total, Cost, Created, Error string }
+type plainRow struct {
+	ID, About, Status, Done, Failed, Total, Cost, Created, Error string
+
+	Cancel string // where a form cancels the batch; "": nothing to cancel, or not on this page
+}
 
 // pageData returns the values for a page with the query q.
 func (d *Dashboard) pageData(q url.Values) pageData {
@@ -34,11 +41,15 @@ func (d *Dashboard) pageData(q url.Values) pageData {
 	d.feed.mu.Lock()
 	s := d.feed.state
 	d.feed.mu.Unlock()
+	batches, flex := s.Batches, []batch(nil)
+	if i := slices.IndexFunc(batches, batch.isFlex); i >= 0 {
+		batches, flex = batches[:i], batches[i:]
+	}
 	number, _ := strconv.Atoi(q.Get("page"))
-	last := max(len(s.Batches)-1, 0) / plainRows
+	last := max(len(batches)-1, 0) / plainRows
 	number = min(max(number, 1), last+1)
 	from := (number - 1) * plainRows
-	p := pageData{Key: q.Get("key"), Options: d.opts, State: s, From: from + 1, Of: len(s.Batches), Saved: "not known"}
+	p := pageData{Key: q.Get("key"), Options: d.opts, State: s, From: from + 1, Of: len(batches), FlexOf: len(flex), Saved: "not known"}
 	if d.opts.Sandbox {
 		p.Made = " (made up)"
 	}
@@ -58,13 +69,16 @@ func (d *Dashboard) pageData(q url.Values) pageData {
 	if number <= last {
 		p.Next = link(number + 1)
 	}
-	for _, b := range s.Batches[from:min(from+plainRows, len(s.Batches))] {
-		p.Rows = append(p.Rows, newPlainRow(b))
+	for _, b := range batches[from:min(from+plainRows, len(batches))] {
+		p.Rows = append(p.Rows, p.row(b))
+	}
+	for _, b := range flex[:min(plainRows, len(flex))] {
+		p.Flex = append(p.Flex, p.row(b))
 	}
 	return p
 }
 
-func newPlainRow(b batch) plainRow {
+func (p *pageData) row(b batch) plainRow {
 	row := plainRow{
 		ID: b.ID, About: b.Endpoint + " " + strings.Join(b.Models, ", "), Status: strings.ReplaceAll(b.Status, "_", " "),
 		Done: strconv.Itoa(b.done()), Failed: strconv.Itoa(b.Failed), Total: strconv.Itoa(b.Total),
@@ -75,6 +89,13 @@ func newPlainRow(b batch) plainRow {
 	}
 	if b.Cost != nil {
 		row.Cost = "about " + dollars(b.Cost.USD)
+	}
+	if p.Options.Cancel && !b.Finished && b.ID != "" && b.Status != "cancelling" {
+		v := url.Values{"id": {b.ID}}
+		if p.Key != "" {
+			v.Set("key", p.Key)
+		}
+		row.Cancel = "autobatcher/cancel?" + v.Encode()
 	}
 	return row
 }

@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -79,23 +80,23 @@ func (c *Client) Prepare(_ context.Context, f line.File, _ backend.Params) (back
 
 // refusalPolicy says how often a call is sent for which the provider has no room.
 // The provider executes and bills no such call.
-var refusalPolicy = retry.Policy{
-	Classify: func(err error) (retry.Class, time.Duration) {
-		var failed *backend.Error
-		if !errors.As(err, &failed) || !refused(failed) && !errors.Is(err, errNotSent) {
-			return retry.Stopped, -1
-		}
-		return retry.Transient, failed.RetryAfter
-	},
-	Budget: map[retry.Class]time.Duration{retry.Transient: refusedTimeout},
+func (c *Client) refusalPolicy() retry.Policy {
+	return retry.Policy{
+		Classify: func(err error) (retry.Class, time.Duration) {
+			var failed *backend.Error
+			if !errors.As(err, &failed) || !c.refused(failed) && !errors.Is(err, errNotSent) {
+				return retry.Stopped, -1
+			}
+			return retry.Transient, failed.RetryAfter
+		},
+		Budget: map[retry.Class]time.Duration{retry.Transient: refusedTimeout},
+	}
 }
 
-// statusCapacityExceeded is Groq's status for a tier without room.
-const statusCapacityExceeded = 498
-
-// refused reports that the provider has no room for the call at the flex tier.
-func refused(e *backend.Error) bool {
-	return e.RateLimited() || e.Status == statusCapacityExceeded
+// refused reports that the provider has no room for the call at the flex tier. A 429 may
+// speak of a quota instead, which does not pass.
+func (c *Client) refused(e *backend.Error) bool {
+	return e.RateLimited() || e.Status != http.StatusTooManyRequests && slices.Contains(c.profile.FlexRefusals, e.Status)
 }
 
 // errNotSent is wrapped by the error of a request for which no connection could be
@@ -113,7 +114,7 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 	if c.profile.FlexBackground && suffix == "/responses" && gjson.GetBytes(l.Body, "store").Type != gjson.False {
 		send = c.start
 	}
-	attempts := refusalPolicy.Start()
+	attempts := c.refusalPolicy().Start()
 	for {
 		s, err := send(ctx, suffix, l)
 		if err == nil {
@@ -126,7 +127,7 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 			return h, backend.Status{}, err
 		case ctx.Err() != nil, failed.Err != nil && !errors.Is(err, errNotSent):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrUnsure, err)
-		case !again && refused(failed):
+		case !again && c.refused(failed):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoCapacity, err)
 		case !again:
 			return h, backend.Status{}, err
@@ -184,7 +185,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 		return nil, err
 	}
 	failed := res.failure(op)
-	if failed.NameRedirect(c.base); refused(failed) || failed.Redirected() {
+	if failed.NameRedirect(c.base); c.refused(failed) || failed.Redirected() {
 		return nil, failed
 	}
 	if res.status == http.StatusGatewayTimeout || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway

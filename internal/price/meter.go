@@ -3,6 +3,7 @@ package price
 import (
 	"cmp"
 	"hash/maphash"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +26,8 @@ type Total struct {
 	Priced   int64 // answers whose price is known
 	Unpriced int64 // answers whose price is not known: USD and Savings are without these answers
 
+	OtherTier int64 // of Priced and Unpriced: answers to calls at the flex tier that name another tier
+
 	PricesDate string // of the built-in prices, as 2006-01-02; "" if no answer has a known price
 }
 
@@ -37,6 +40,7 @@ func (t *Total) Add(o *Total) {
 	t.OutputTokens += o.OutputTokens
 	t.Priced += o.Priced
 	t.Unpriced += o.Unpriced
+	t.OtherTier += o.OtherTier
 	t.PricesDate = cmp.Or(o.PricesDate, t.PricesDate)
 }
 
@@ -69,6 +73,7 @@ const maxParts = 1000
 type Meter struct {
 	table  *Table
 	budget *budget.Budget
+	others otherTiers
 
 	mu        sync.Mutex
 	total     Total
@@ -99,8 +104,10 @@ func (r *recent) remove(hash uint64) bool {
 }
 
 // NewMeter returns a Meter with the prices of a map in LiteLLM's format, before
-// the built-in prices. An empty map means the built-in prices. b may be nil.
-func NewMeter(litellm []byte, b *budget.Budget) (*Meter, error) {
+// the built-in prices. An empty map means the built-in prices. b may be nil. log gets a
+// warning for each model whose calls at the flex tier are billed at another tier; nil:
+// nothing is logged.
+func NewMeter(litellm []byte, b *budget.Budget, log *slog.Logger) (*Meter, error) {
 	table := BuiltIn()
 	if len(litellm) > 0 {
 		var err error
@@ -108,7 +115,7 @@ func NewMeter(litellm []byte, b *budget.Budget) (*Meter, error) {
 			return nil, err
 		}
 	}
-	return &Meter{table: table, budget: b, parts: make(map[partKey]*Total)}, nil
+	return &Meter{table: table, budget: b, others: otherTiers{log: cmp.Or(log, slog.New(slog.DiscardHandler))}, parts: make(map[partKey]*Total)}, nil
 }
 
 // Budget returns the budget that the Meter spends, or nil.
@@ -184,14 +191,18 @@ func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total boo
 // m.mu held.
 func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
 	price, model, known := m.answered(c, body)
-	u, tier, named := usage.Of(body), Batch, true
+	u, tier, named, name := usage.Of(body), Batch, true, ""
 	if c.Flex {
-		tier, named = tierOf(usage.Tier(body))
+		name = usage.Tier(body)
+		tier, named = c.tier(name)
 	}
 	t := Total{Unpriced: 1}
 	t.count(u)
 	if known && named {
 		t = m.totalOf(price, u, tier, c.Profile)
+	}
+	if name != "" && tier != Flex {
+		t.OtherTier = 1
 	}
 	spent := t.USD
 	if known && t.Priced == 0 { // at a tier without a known price: at most the price in real time
@@ -208,6 +219,7 @@ func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash ui
 		m.mu.Unlock()
 		if counted {
 			m.add(c, cmp.Or(model, c.Model), &t, spent)
+			m.others.note(c, model, &t, name)
 		}
 	}
 	if b.booked == nil {
@@ -235,6 +247,15 @@ func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	}
 	m.add(c, cmp.Or(model, c.Model), &t, t.USD)
 	return t.Priced > 0
+}
+
+// tier returns the tier that the provider names in "service_tier" of the answer to a
+// call at the flex tier.
+func (c *Call) tier(name string) (Tier, bool) {
+	if name != "" && name == c.Profile.FlexTier {
+		return Flex, true
+	}
+	return tierOf(name)
 }
 
 // tierOf returns the tier that a provider names in "service_tier".

@@ -1,7 +1,9 @@
 package price
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"math"
 	"strings"
 	"testing"
@@ -35,7 +37,7 @@ func TestBook(t *testing.T) {
 		"a model that is no chat":     {provider.OpenAI(), "picture", `{"usage":{"prompt_tokens":2}}`, "", 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := NewMeter([]byte(own), nil)
+			m, err := NewMeter([]byte(own), nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -68,33 +70,75 @@ func TestBookFlex(t *testing.T) {
 		model, tier  string
 		header       string
 		spent, saved float64
+		other        int64
 	}{
-		"flex":                          {"ours", `"flex"`, "36", 36, 60},
-		"the default tier":              {"ours", `"default"`, "96", 96, 0},
-		"no tier":                       {"ours", `null`, "96", 96, 0},
-		"a dearer tier":                 {"ours", `"priority"`, "240", 240, -144},
-		"a tier that is not known":      {"ours", `"scale"`, "", 96, 0},
-		"a model without a price there": {"no flex", `"flex"`, "", 96, 0},
+		"flex":                          {"ours", `"flex"`, "36", 36, 60, 0},
+		"the profile's spelling":        {"ours", `"spare"`, "36", 36, 60, 0},
+		"the default tier":              {"ours", `"default"`, "96", 96, 0, 1},
+		"no tier":                       {"ours", `null`, "96", 96, 0, 0},
+		"a dearer tier":                 {"ours", `"priority"`, "240", 240, -144, 1},
+		"a tier that is not known":      {"ours", `"scale"`, "", 96, 0, 1},
+		"a model without a price there": {"no flex", `"flex"`, "", 96, 0, 0},
+		"the caller's metadata":         {"ours", `"flex","metadata":{"service_tier":"default"}`, "36", 36, 60, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := NewMeter([]byte(own), budget.New(1000, false))
+			m, err := NewMeter([]byte(own), budget.New(1000, false), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			var b Bill
 			p := provider.OpenAI()
+			p.FlexTier = "spare"
 			body := fmt.Sprintf(`{"service_tier":%s,"usage":{"prompt_tokens":2,"completion_tokens":1}}`, test.tier)
 			got := m.Book(&b, "1", Call{Profile: &p, Model: test.model, Flex: true}, []byte(body))
-			if spent := m.Budget().State().SpentUSD; got != test.header || spent != test.spent || b.Savings != test.saved || (b.Unpriced == 1) != (got == "") {
+			if spent := m.Budget().State().SpentUSD; got != test.header || spent != test.spent || b.Savings != test.saved || (b.Unpriced == 1) != (got == "") || b.OtherTier != test.other || m.Total().OtherTier != test.other {
 				t.Errorf("cost %q, spent %v, bill %+v", got, spent, b.Total)
 			}
 		})
 	}
 }
 
+// Answers at another tier than flex are logged once for each model of a provider, and
+// counted once for each line.
+func TestOtherTiersAreLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	m, err := NewMeter(nil, nil, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	openai, doubleword := provider.OpenAI(), provider.Doubleword()
+	var b Bill
+	for i, c := range []Call{
+		{Profile: &openai, Model: "a", Flex: true},
+		{Profile: &openai, Model: "a", Flex: true, Caller: "key 2"},
+		{Profile: &openai, Model: "b", Flex: true},
+		{Profile: &doubleword, Model: "a", Flex: true},
+		{Profile: &openai, Model: "c"},
+	} {
+		for range 2 { // results may be read again
+			m.Book(&b, fmt.Sprint(i), c, []byte(`{"service_tier":"`+strings.Repeat("x", 100)+`"}`))
+		}
+	}
+	if m.Total().OtherTier != 4 || b.OtherTier != 4 {
+		t.Errorf("%d answers in the total, %d in the bill; want 4", m.Total().OtherTier, b.OtherTier)
+	}
+	for text, want := range map[string]int{"level=WARN": 3, "provider=openai model=a": 1, "provider=openai model=b": 1, "provider=doubleword model=a": 1, strings.Repeat("x", 41): 0, "send calls to the model in batches": 3} {
+		if got := strings.Count(log.String(), text); got != want {
+			t.Errorf("the log has %q %d times, want %d:\n%s", text, got, want, log.String())
+		}
+	}
+	log.Reset()
+	for i := range 2 * maxLogged {
+		m.Book(&b, fmt.Sprint("line ", i), Call{Profile: &openai, Model: fmt.Sprint("model ", i), Flex: true}, []byte(`{"service_tier":"default"}`))
+	}
+	if got := strings.Count(log.String(), "level=WARN"); got != maxLogged-3 || m.Total().OtherTier != 4+2*maxLogged {
+		t.Errorf("%d warnings about %d answers, want %d in all", got, m.Total().OtherTier, maxLogged)
+	}
+}
+
 // The tokens of answers count, also where no price is known.
 func TestTokensWithoutAPrice(t *testing.T) {
-	m, err := NewMeter(nil, nil)
+	m, err := NewMeter(nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +178,7 @@ func TestBillAndTotal(t *testing.T) {
 		"without a caller, twice, and for another batch": {{false, false, false, 1, 1}, {false, false, false, 1, 1}, {true, false, true, 1, 1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+			m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -199,7 +243,7 @@ func TestBookRealtime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := budget.New(100, false)
-			m, err := NewMeter([]byte(own), b)
+			m, err := NewMeter([]byte(own), b, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -226,7 +270,7 @@ func TestBookRealtime(t *testing.T) {
 }
 
 func TestPlan(t *testing.T) {
-	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), budget.New(1e19, false))
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), budget.New(1e19, false), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +311,7 @@ func TestPlan(t *testing.T) {
 // The parts add up to the total, and callers that name many models cost bounded
 // memory.
 func TestParts(t *testing.T) {
-	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil)
+	m, err := NewMeter([]byte(`{"ours": {"input_cost_per_token": 2, "output_cost_per_token": 4}}`), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +355,7 @@ func TestUnknown(t *testing.T) {
 			if from < 0 || to < from {
 				t.Fatal(text)
 			}
-			m, err := NewMeter([]byte(strings.ReplaceAll(text[from:to+1], "…", "0.5")), budget.New(1, false))
+			m, err := NewMeter([]byte(strings.ReplaceAll(text[from:to+1], "…", "0.5")), budget.New(1, false), nil)
 			if err != nil {
 				t.Fatalf("%v: %s", err, text)
 			}
@@ -371,7 +415,7 @@ func TestWith(t *testing.T) {
 
 func TestBadMaps(t *testing.T) {
 	for _, text := range []string{`[]`, `{"m": {"input_cost_per_token": "1"}}`, `{"m": {"input_cost_per_token": -1, "output_cost_per_token": 1}}`} {
-		if _, err := NewMeter([]byte(text), nil); err == nil {
+		if _, err := NewMeter([]byte(text), nil, nil); err == nil {
 			t.Errorf("%s was accepted", text)
 		}
 	}
@@ -383,7 +427,7 @@ func BenchmarkBook(b *testing.B) {
 		strings.Repeat("x", 800) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}`)
 	for name, profile := range map[string]provider.Profile{"known": provider.OpenAI(), "unknown": provider.Generic()} {
 		b.Run(name, func(b *testing.B) {
-			m, err := NewMeter(nil, nil)
+			m, err := NewMeter(nil, nil, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

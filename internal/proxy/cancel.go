@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"slices"
 	"time"
 )
@@ -13,10 +14,18 @@ const cancelPath = "/autobatcher/cancel"
 // cancelTimeout is how long the provider may take to accept a cancellation.
 const cancelTimeout = 30 * time.Second
 
-// pageHeader must be in a request that cancels. A page of another origin cannot send
-// the header: the preflight fails. checkAccess refuses such a page already; the
-// header also stops a browser that sends neither Origin nor Sec-Fetch-Site.
+// pageHeader must be in a request that cancels, unless the request is from a form. A page
+// of another origin cannot send the header: the preflight fails. checkAccess refuses such
+// a page already; the header also stops a browser that sends neither Origin nor
+// Sec-Fetch-Site.
 const pageHeader = "Autobatcher-Page"
+
+// fromForm reports whether a form of the page sends the request, as the page does without
+// JavaScript. A browser names the origin of the page: checkAccess has refused all others.
+func fromForm(r *http.Request) bool {
+	named := r.Header.Get("Sec-Fetch-Site") == "same-origin" || r.Header.Get("Origin") != ""
+	return r.Header.Get(pageHeader) == "" && named
+}
 
 // serveCancel cancels a batch for a person who looks at the page.
 func (p *Proxy) serveCancel(rw *responseWriter, r *http.Request) {
@@ -32,7 +41,16 @@ func (p *Proxy) serveCancel(rw *responseWriter, r *http.Request) {
 		return
 	}
 	rw.Header().Set("Cache-Control", "no-store")
-	rw.WriteHeader(http.StatusNoContent)
+	if !fromForm(r) {
+		rw.WriteHeader(http.StatusNoContent)
+		return
+	}
+	page := url.URL{Path: "../"}
+	if key := r.URL.Query().Get("key"); key != "" {
+		page.RawQuery = url.Values{"key": {key}}.Encode()
+	}
+	rw.Header().Set("Location", page.String())
+	rw.WriteHeader(http.StatusSeeOther)
 }
 
 // checkCancel returns why a person may not cancel a batch, or nil. With client keys,
@@ -47,7 +65,7 @@ func (p *Proxy) checkCancel(r *http.Request, id string) *failure {
 		return &failCancelMethod
 	case !p.acceptsPage():
 		return &failClosedPage
-	case r.Header.Get(pageHeader) == "":
+	case r.Header.Get(pageHeader) == "" && !fromForm(r):
 		return &failCancelHeader
 	}
 	key := p.keys.ofBrowser(r)

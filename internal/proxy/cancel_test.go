@@ -19,6 +19,7 @@ func TestCancelAccess(t *testing.T) {
 	open := proxy.Options{ClientKeys: []string{"one"}, AllowAccountRoutes: true}
 	paged := proxy.Options{ClientKeys: []string{"one"}, PageKeys: []string{"page"}}
 	header := []string{"Autobatcher-Page", "cancel"}
+	form := []string{"Origin", "http://proxy", "Sec-Fetch-Site", "same-origin"}
 	with := func(more ...string) []string { return slices.Concat(header, more) }
 	for _, test := range []struct {
 		name           string
@@ -32,6 +33,16 @@ func TestCancelAccess(t *testing.T) {
 		{"no keys, another origin", proxy.Options{}, "POST", "?id=mine", with("Origin", "http://evil.example"), 403},
 		{"no keys, another site", proxy.Options{}, "POST", "?id=mine", with("Sec-Fetch-Site", "cross-site"), 403},
 		{"without the header", proxy.Options{}, "POST", "?id=mine", nil, 403},
+		{"a form of the page", proxy.Options{}, "POST", "?id=mine", form, 303},
+		{"a form of a page of the same site", proxy.Options{}, "POST", "?id=mine", []string{"Sec-Fetch-Site", "same-site"}, 403},
+		{"a form that the user has opened", proxy.Options{}, "POST", "?id=mine", []string{"Sec-Fetch-Site", "none"}, 403},
+		{"a form of the page, without TLS", proxy.Options{}, "POST", "?id=mine", []string{"Origin", "http://proxy"}, 303},
+		{"a form of a page of another origin, without TLS", proxy.Options{}, "POST", "?id=mine", []string{"Origin", "http://evil.example"}, 403},
+		{"a form of a page without an origin", proxy.Options{}, "POST", "?id=mine", []string{"Origin", "null"}, 403},
+		{"a form, unknown batch", proxy.Options{}, "POST", "?id=unknown", form, 404},
+		{"a form, own batch", keyed, "POST", "?id=mine&key=one", form, 303},
+		{"a form, batch of another key", keyed, "POST", "?id=mine&key=two", form, 403},
+		{"a form, no key", keyed, "POST", "?id=mine", form, 401},
 		{"GET", proxy.Options{}, "GET", "?id=mine", header, 405},
 		{"preflight", proxy.Options{}, "OPTIONS", "?id=mine", header, 405},
 		{"unknown batch", proxy.Options{}, "POST", "?id=unknown", header, 404},
@@ -63,8 +74,12 @@ func TestCancelAccess(t *testing.T) {
 				return callers, found
 			}
 			res := ask(t, newProxy(t, o), test.method, "/autobatcher/cancel"+test.target, "proxy", test.header...)
-			if res.StatusCode != test.status || (len(cancelled) == 1) != (test.status == 204) {
+			if res.StatusCode != test.status || (len(cancelled) == 1) != (test.status < 400) {
 				t.Errorf("%s, cancelled %v: %s", res.Status, cancelled, readAll(t, res))
+			}
+			want := map[string]string{"?id=mine": "../", "?id=mine&key=one": "../?key=one"}[test.target]
+			if got := res.Header.Get("Location"); test.status == 303 && got != want {
+				t.Errorf("leads to %q, want %q", got, want)
 			}
 		})
 	}

@@ -18,6 +18,8 @@ var (
 		"Estimated savings against the price in real time, in US dollars.", []string{"model", "key"}, nil)
 	unpricedDesc = prometheus.NewDesc("autobatcher_unpriced_answers_total",
 		"Answers whose price is not known.", []string{"key"}, nil)
+	otherTierDesc = prometheus.NewDesc("autobatcher_other_tier_answers_total",
+		"Answers to calls at the flex tier that the provider billed at another tier.", []string{"key"}, nil)
 	budgetDesc   = prometheus.NewDesc("autobatcher_budget_usd", "The limit of --budget, in US dollars.", nil, nil)
 	spentDesc    = prometheus.NewDesc("autobatcher_budget_spent_usd", "What is spent of the budget, in US dollars; for a daily budget since midnight UTC.", nil, nil)
 	reservedDesc = prometheus.NewDesc("autobatcher_budget_reserved_usd", "What is reserved of the budget for calls without an answer, in US dollars.", nil, nil)
@@ -26,7 +28,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c costCollector) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{costDesc, savingsDesc, unpricedDesc, budgetDesc, spentDesc, reservedDesc, refusedDesc} {
+	for _, d := range []*prometheus.Desc{costDesc, savingsDesc, unpricedDesc, otherTierDesc, budgetDesc, spentDesc, reservedDesc, refusedDesc} {
 		to <- d
 	}
 }
@@ -34,7 +36,7 @@ func (c costCollector) Describe(to chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c costCollector) Collect(to chan<- prometheus.Metric) {
 	type series struct{ model, key string }
-	usd, savings, unpriced := map[series]float64{}, map[series]float64{}, map[string]float64{}
+	usd, savings, unpriced, other := map[series]float64{}, map[series]float64{}, map[string]float64{}, map[string]float64{}
 	stats := c.stats()
 	for _, p := range stats.Costs { // several accounts may have the same model and key
 		if p.Cost.Priced > 0 {
@@ -42,6 +44,7 @@ func (c costCollector) Collect(to chan<- prometheus.Metric) {
 			savings[series{p.Model, p.Caller}] += p.Cost.Savings
 		}
 		unpriced[p.Caller] += float64(p.Cost.Unpriced)
+		other[p.Caller] += float64(p.Cost.OtherTier)
 	}
 	for s := range usd {
 		to <- prometheus.MustNewConstMetric(costDesc, prometheus.CounterValue, usd[s], s.model, s.key)
@@ -50,6 +53,7 @@ func (c costCollector) Collect(to chan<- prometheus.Metric) {
 	}
 	for key, n := range unpriced {
 		to <- prometheus.MustNewConstMetric(unpricedDesc, prometheus.CounterValue, n, key)
+		to <- prometheus.MustNewConstMetric(otherTierDesc, prometheus.CounterValue, other[key], key)
 	}
 	if b := stats.Budget; b.LimitUSD > 0 {
 		to <- prometheus.MustNewConstMetric(budgetDesc, prometheus.GaugeValue, b.LimitUSD)

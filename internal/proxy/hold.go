@@ -15,7 +15,6 @@ import (
 
 	"github.com/autobatcher/autobatcher/internal/aside"
 	"github.com/autobatcher/autobatcher/internal/caller"
-	"github.com/autobatcher/autobatcher/internal/callheader"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/usage"
 )
@@ -30,6 +29,7 @@ type heldCall struct {
 	place queuePlace
 
 	passing atomic.Int32 // a passState
+	waited  atomic.Bool  // for a batch, or for the flex tier
 
 	result io.Reader // the body of the Transport's response, without credentials
 
@@ -110,13 +110,13 @@ func (c *heldCall) answer(res *http.Response, err error) {
 	c.place.release()
 	c.stopHeartbeats()
 	c.bytesIn, _ = c.body.progress()
+	c.lane = c.laneOf(res)
 	if err != nil {
 		c.fail(err)
 		return
 	}
-	if _, fromLine := res.Body.(undeliveredMarker); !fromLine {
-		c.p.watchResponse(res)                             // of a call that was answered in real time
-		c.realtime = res.Header.Get(callheader.Mode) == "" // else the call was escalated, and has a cost
+	if _, marked := res.Body.(undeliveredMarker); !marked {
+		c.p.watchResponse(res) // of a call that was answered in real time
 	}
 	defer res.Body.Close()
 	c.result = c.p.cleanBody(res)
@@ -127,6 +127,7 @@ func (c *heldCall) answer(res *http.Response, err error) {
 // Waiting implements caller.Observer. Heartbeats start only when the call waits: before,
 // the proxy does not know the heartbeat format, and the client may still be sending.
 func (c *heldCall) Waiting(call caller.Call) {
+	c.waited.Store(true)
 	c.place.queued()
 	c.startHeartbeats(call)
 }

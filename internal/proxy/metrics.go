@@ -26,7 +26,7 @@ type metrics struct {
 	tokens  *prometheus.CounterVec
 
 	answered, failed          atomic.Int64
-	realtime                  atomic.Int64 // of answered
+	chosen, escalated         laneCount // calls in real time
 	asked                     atomic.Int64
 	prompt, completion, total atomic.Int64
 	bytesIn, bytesOut         atomic.Int64
@@ -102,11 +102,10 @@ func (m *metrics) countRequest(rw *responseWriter) {
 		return
 	}
 	m.seconds.WithLabelValues(rw.endpoint).Observe(time.Since(rw.started).Seconds())
-	if outcome == "2xx" || outcome == "3xx" {
+	ok := outcome == "2xx" || outcome == "3xx"
+	rw.lane.end(ok)
+	if ok {
 		m.answered.Add(1)
-		if rw.realtime {
-			m.realtime.Add(1)
-		}
 	} else {
 		m.failed.Add(1)
 	}
@@ -141,7 +140,7 @@ func (m *metrics) usage() Usage {
 		CompletionTokens: m.completion.Load(),
 		TotalTokens:      m.total.Load(),
 		Answered:         m.answered.Load(),
-		Realtime:         m.realtime.Load(),
+		Realtime:         m.chosen.ok.Load(),
 		Failed:           m.failed.Load(),
 		Asked:            m.asked.Load(),
 		BytesIn:          m.bytesIn.Load(),

@@ -107,8 +107,8 @@ func TestCostMetrics(t *testing.T) {
 		stats := autobatcher.Stats{
 			Costs: []autobatcher.CostPart{
 				{Payer: "1", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1}},
-				{Payer: "2", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1, Unpriced: 3}},
-				{Payer: "1", Model: "a prompt", Caller: "key 1", Cost: autobatcher.Cost{Unpriced: 4}},
+				{Payer: "2", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1, Unpriced: 3, OtherTier: 2}},
+				{Payer: "1", Model: "a prompt", Caller: "key 1", Cost: autobatcher.Cost{Unpriced: 4, OtherTier: 3}},
 			},
 			Budget: autobatcher.BudgetStats{LimitUSD: 20, SpentUSD: 2, ReservedUSD: 0.5, Refused: 6},
 		}
@@ -118,6 +118,7 @@ func TestCostMetrics(t *testing.T) {
 			`autobatcher_cost_usd_total{key="key 1",model="gpt-5"} 2`,
 			`autobatcher_savings_usd{key="key 1",model="gpt-5"} 4`,
 			`autobatcher_unpriced_answers_total{key="key 1"} 7`,
+			`autobatcher_other_tier_answers_total{key="key 1"} 5`,
 			`autobatcher_budget_usd 20`,
 			`autobatcher_budget_spent_usd 2`,
 			`autobatcher_budget_reserved_usd 0.5`,

@@ -174,7 +174,9 @@ func (p *Proxy) newReverseProxy() *httputil.ReverseProxy {
 // passThrough forwards a request to the upstream and the response to the client.
 func (p *Proxy) passThrough(rw *responseWriter, r *http.Request) {
 	if rw.endpoint != endpointOther {
-		rw.usage, rw.realtime = &usage.Scanner{}, true
+		rw.usage, rw.lane = &usage.Scanner{}, &p.metrics.chosen
+		rw.lane.waiting.Add(1)
+		defer rw.lane.waiting.Add(-1)
 	}
 	if !p.beginPassing() {
 		rw.writeFailure(failTooManyPassed)

@@ -17,7 +17,7 @@
 // the request comes from, auth.go checks keys, route.go checks the path, hold.go,
 // heartbeat.go and latestream.go answer held calls, failure.go reports errors, passthrough.go forwards the other
 // requests, and clean.go hides credentials in responses. cancel.go cancels batches for the page,
-// and webhook.go receives the provider's webhooks. responsewriter.go,
+// lanes.go counts the calls in real time, and webhook.go receives the provider's webhooks. responsewriter.go,
 // requestbody.go, stall.go and upgrade.go limit how long a peer may stall; memory.go,
 // queuelimit.go and connlimit.go limit what clients can use.
 //

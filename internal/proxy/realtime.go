@@ -172,9 +172,10 @@ func (l realtimeLimit) CloseIdleConnections() {
 type passState = int32
 
 const (
-	notPassing passState = iota
-	passing              // the call is sent in real time
-	passEnded            // the call has ended, and counts no more
+	notPassing    passState = iota
+	passChosen              // the call is sent in real time
+	passEscalated           // the call has waited, and is sent in real time
+	passEnded               // the call has ended, and counts no more
 )
 
 // passThrough reports whether the call may be sent in real time, and then counts the
@@ -182,21 +183,32 @@ const (
 // in goroutines that outlive the call.
 func (c *heldCall) passThrough() bool {
 	if state := c.passing.Load(); state != notPassing {
-		return state == passing // asked again
+		return state != passEnded // asked again
 	}
 	if !c.p.beginPassing() {
 		return false
 	}
-	if !c.passing.CompareAndSwap(notPassing, passing) {
-		c.p.passing.Add(-1)
+	begun := passChosen
+	if c.waited.Load() {
+		begun = passEscalated
 	}
-	return c.passing.Load() == passing
+	c.p.passLane(begun).waiting.Add(1)
+	if !c.passing.CompareAndSwap(notPassing, begun) {
+		c.p.passed(begun)
+	}
+	return c.passing.Load() != passEnded
+}
+
+// passed undoes the counting of a call that counts no more.
+func (p *Proxy) passed(begun passState) {
+	p.passing.Add(-1)
+	p.passLane(begun).waiting.Add(-1)
 }
 
 // endPassThrough runs at the end of the call.
 func (c *heldCall) endPassThrough() {
-	if c.passing.Swap(passEnded) == passing {
-		c.p.passing.Add(-1)
+	if begun := c.passing.Swap(passEnded); c.p.passLane(begun) != nil {
+		c.p.passed(begun)
 	}
 }
 

@@ -33,7 +33,7 @@ type responseWriter struct {
 	bytesIn  int64          // bytes read of the body of a held call; 0 for all other requests
 	bytesOut int64          // bytes written of the response body
 	aborted  bool           // the response has no clean end
-	realtime bool           // the call passes through, and its cost is not estimated
+	lane     *laneCount     // of a model call that is answered in real time
 	usage    *usage.Scanner // finds the token usage in the response; nil: tokens are not counted
 	passed   *passedBody    // request body of a request that passes through; nil: no body
 

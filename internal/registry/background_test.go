@@ -62,8 +62,8 @@ func TestKeptAnswerOfALineThatIsTakenOver(t *testing.T) {
 				t.Errorf("line %s: %v %v; want %d", text, found, err, want)
 			}
 		}
-		if n := second.Counters().Answered; n != 3 {
-			t.Errorf("%d answers are counted, want 3", n)
+		if all, _ := second.Counters(); all.Answered != 3 {
+			t.Errorf("%d answers are counted, want 3", all.Answered)
 		}
 		if second.Kept(a.ID, true) == nil || second.Kept(a.ID, false) != nil {
 			t.Error("the answer was not kept, or not forgotten")

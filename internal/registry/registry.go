@@ -46,7 +46,9 @@ type Registry[R any] struct {
 	kept     map[string]*Call[R] // the calls with kept answers, by custom id: the journal may give their lines away
 	reading  map[string]struct{} // custom ids of journalled lines whose answers callers are reading
 	cache    *answercache.Cache
+	flex     func(*R) bool
 	counters Counters
+	atFlex   Counters // of counters: calls at the flex tier
 }
 
 // Counters count callers since New.
@@ -60,10 +62,12 @@ type Counters struct {
 // Drained is closed when no caller is left after Close.
 func (r *Registry[R]) Drained() <-chan struct{} { return r.drained }
 
-// New returns an empty Registry. dropped is described at Registry.
-func New[R any](keepFor, idleAfter time.Duration, dropped func(*Call[R])) *Registry[R] {
+// New returns an empty Registry. dropped is described at Registry. flex reports whether a
+// call is sent at the flex tier, for the counters; flex is called with the lock of the
+// Registry, and must not block.
+func New[R any](keepFor, idleAfter time.Duration, dropped func(*Call[R]), flex func(*R) bool) *Registry[R] {
 	r := &Registry[R]{
-		keepFor: keepFor, idleAfter: idleAfter, dropped: dropped, drained: make(chan struct{}),
+		keepFor: keepFor, idleAfter: idleAfter, dropped: dropped, flex: flex, drained: make(chan struct{}),
 		queued: make(chains[R]), detached: make(chains[R]),
 		sets: make(map[string]*Lines[R]), kept: make(map[string]*Call[R]), reading: make(map[string]struct{}),
 	}
@@ -140,7 +144,7 @@ func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
 // answerLocked hands the waiter of c its answer. The caller holds r.mu.
 func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	if !c.Recalled || !a.Counted {
-		r.countLocked(a)
+		r.countAnswerLocked(c, a)
 	}
 	if a.FromLine() && a.line.lines.record.BeginRead() {
 		a.line.reading = true
@@ -155,17 +159,19 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	}
 }
 
-// countLocked counts an answer. The caller holds r.mu.
-func (r *Registry[R]) countLocked(a *Answer[R]) {
+// countAnswerLocked counts the answer to a call. The caller holds r.mu.
+func (r *Registry[R]) countAnswerLocked(c *Call[R], a *Answer[R]) {
 	a.Counted = true
 	switch {
 	case a.Local || a.Err != nil:
-		r.counters.Failed++
+		r.countLocked(c, func(n *Counters) { n.Failed++ })
 	case !a.Realtime:
-		r.counters.Answered++
-		if a.Status >= http.StatusBadRequest {
-			r.counters.Errors++
-		}
+		r.countLocked(c, func(n *Counters) {
+			n.Answered++
+			if a.Status >= http.StatusBadRequest {
+				n.Errors++
+			}
+		})
 	}
 }
 
@@ -263,11 +269,19 @@ func (r *Registry[R]) NameOf(c *Call[R]) (batchID, customID string) {
 	return batchID, c.ID
 }
 
-// Counters returns the counters.
-func (r *Registry[R]) Counters() Counters {
+// Counters returns the counters of all calls, and of the calls at the flex tier.
+func (r *Registry[R]) Counters() (all, flex Counters) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.counters
+	return r.counters, r.atFlex
+}
+
+// countLocked counts what happened to a call. The caller holds r.mu.
+func (r *Registry[R]) countLocked(c *Call[R], count func(*Counters)) {
+	count(&r.counters)
+	if r.flex(&c.Request) {
+		count(&r.atFlex)
+	}
 }
 
 // Withdraw takes back a call that is not to be queued. It reports false if the
@@ -321,7 +335,7 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	}
 	c := w.call
 	c.waiter = nil
-	r.counters.Left++
+	r.countLocked(c, func(n *Counters) { n.Left++ })
 	if !escalated {
 		r.leftLocked()
 	}
@@ -449,11 +463,11 @@ func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R], c
 	if keepFor <= 0 || r.kept[customID] != nil {
 		return
 	}
-	if count {
-		r.countLocked(a)
-	}
 	c := &Call[R]{state: stateDone, lines: s, answer: a}
 	c.ID = customID
+	if count {
+		r.countAnswerLocked(c, a)
+	}
 	a.BatchID, a.CustomID, a.line = s.id, customID, c
 	r.kept[customID] = c
 	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)

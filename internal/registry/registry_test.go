@@ -47,7 +47,7 @@ type process struct {
 
 func start(t *testing.T, store journal.Store, keepFor time.Duration) *process {
 	p := &process{T: t}
-	p.Registry = registry.New(keepFor, idleAfter, func(c *call) { p.dropped = append(p.dropped, c.Request) })
+	p.Registry = registry.New(keepFor, idleAfter, func(c *call) { p.dropped = append(p.dropped, c.Request) }, func(*string) bool { return false })
 	ctx, stop := context.WithCancel(t.Context())
 	var work sync.WaitGroup
 	o := journalsession.Options{Logger: slog.New(slog.DiscardHandler), Context: ctx, Start: func(f func()) bool { work.Go(f); return true }}
@@ -126,7 +126,7 @@ func (p *process) wants(w *waiter, text string) *answer {
 }
 
 func TestCustomIDs(t *testing.T) {
-	r := registry.New(time.Hour, time.Hour, func(*call) {})
+	r := registry.New(time.Hour, time.Hour, func(*call) {}, func(*string) bool { return false })
 	seen := make(map[string]bool)
 	for range 100 {
 		c := &call{}
@@ -774,7 +774,7 @@ func TestReservationsInRealtime(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			spends := budget.New(100, false)
-			meter, err := price.NewMeter(nil, spends)
+			meter, err := price.NewMeter(nil, spends, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -796,7 +796,7 @@ func TestReservationsInRealtime(t *testing.T) {
 // BenchmarkCall is what the registry costs a call that is queued, sent and
 // answered.
 func BenchmarkCall(b *testing.B) {
-	r := registry.New(keepFor, idleAfter, func(*call) {})
+	r := registry.New(keepFor, idleAfter, func(*call) {}, func(*string) bool { return false })
 	session := journalsession.Disabled(journalsession.Options{})
 	s := r.NewLines(make(chan struct{}, 1))
 	s.SetRecord(session.NewRecord(s))

@@ -78,6 +78,21 @@ func TestNames(t *testing.T) {
 	}
 }
 
+func TestTier(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"service_tier":"flex","metadata":{"service_tier":"default"}}`: "flex",
+		`{"metadata":{"service_tier":"default"},"service_tier":"flex"}`: "flex",
+		`{"metadata":{"service_tier":"default"}}`:                       "",
+		`{"service_tier":null}`:                                         "",
+		`{"service_tier":1}`:                                            "",
+		`no JSON`:                                                       "",
+	} {
+		if got := Tier([]byte(body)); got != want {
+			t.Errorf("%s: tier %q, want %q", body, got, want)
+		}
+	}
+}
+
 func TestOf(t *testing.T) {
 	for body, want := range map[string]Tokens{
 		`{"usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}}`: {9, 2, 4},

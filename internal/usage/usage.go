@@ -92,16 +92,12 @@ func (s *Scanner) Scan(b []byte) {
 	}
 }
 
-func (n *Names) scanTier(b []byte) {
+func (n *Names) scan(b []byte) {
 	n.tier.scan(b, `"service_tier"`, func(value []byte) {
 		if tier := gjson.ParseBytes(value); tier.Type == gjson.String {
 			n.Tier = tier.String()
 		}
 	})
-}
-
-func (n *Names) scan(b []byte) {
-	n.scanTier(b)
 	if n.Model != "" {
 		return
 	}
@@ -112,12 +108,9 @@ func (n *Names) scan(b []byte) {
 	})
 }
 
-// Tier returns the last "service_tier" of a complete body, "" without one.
-func Tier(body []byte) string {
-	var n Names
-	n.scanTier(body)
-	return n.Tier
-}
+// Tier returns the "service_tier" of a complete body, "" without one. A member of that
+// name in another object, such as the caller's metadata, does not count.
+func Tier(body []byte) string { return gjson.GetBytes(body, "service_tier").Str }
 
 // Model returns the first "model" of a complete body, "" without one.
 func Model(body []byte) string {

@@ -3,7 +3,7 @@
 
 // load loads a part of the page, with the key of this file's URL.
 const load = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
-const { $, Rows, copy, count, dollars, duration, element, fillReasons, name, number, sandbox, setRows, setText, size, url } = await load("format.js");
+const { $, Rows, copy, count, dollars, duration, element, fillReasons, isFlex, name, number, sandbox, setRows, setText, size, url } = await load("format.js");
 const [{ List }, { BatchView }] = await Promise.all([load("list.js"), load("batch.js")]);
 
 const STALE_AFTER = 30_000; // ms without an event; the server sends an event at least every 10 s
@@ -25,6 +25,8 @@ function receive(s) {
   for (const seq of s.gone || []) batches.delete(seq);
   state = s;
 }
+
+const used = (l) => l.waiting + l.ok + l.failed > 0;
 
 // ---- The figures, the queues and the totals.
 
@@ -60,6 +62,17 @@ function showFigures() {
   if (b) setText($("budget"), `Budget: ${dollars(b.spent)} of ${dollars(b.limit)} spent (estimates)${b.refused ? `; ${count(b.refused, "call")} refused` : ""}.`);
   fillReasons($("reasons"), state.reasons || []);
   $("reasons-card").hidden = !state.reasons?.length;
+}
+
+// showLanes shows the calls in each lane, and what to know about those at the flex tier,
+// unless all calls are in batches, which the tiles count.
+function showLanes() {
+  const cell = (n) => element("td", { class: "number" }, number.format(n));
+  setRows($("lanes").tBodies[0], state.lanes, (l) => element("tr", {}, element("th", { scope: "row" }, l.name), cell(l.waiting), cell(l.ok), cell(l.failed)));
+  $("lanes-card").hidden = !state.lanes.slice(1).some(used);
+  $("lanes-flex").hidden = !state.lanes[1].waiting;
+  $("other-tier").hidden = !state.otherTier;
+  setText($("other-tier-count"), number.format(state.otherTier));
 }
 
 function showTotals() {
@@ -109,8 +122,8 @@ const named = (wanted) => [...batches.values()].find((b) => name(b) === wanted) 
 
 function show() {
   const all = [...batches.values()];
-  const running = all.filter((b) => !b.finished).length;
-  const idle = !state.queues.length && !all.length && !(state.ok + state.errors + state.noAnswer + state.left);
+  const running = all.filter((b) => !b.finished && !isFlex(b)).length;
+  const idle = !state.queues.length && !all.length && !state.left && !state.lanes.some(used);
   const wanted = opened();
 
   $("empty").hidden = !idle || wanted !== null;
@@ -123,6 +136,7 @@ function show() {
   $("no-queues").hidden = state.queues.length > 0;
   setText($("queues-note"), state.hidden ? `and ${number.format(state.hidden)} more` : "");
   list.update(all, state, serverNow());
+  showLanes();
   showTotals();
   showTimes();
   if (wanted !== null) view.update(named(wanted), serverNow());

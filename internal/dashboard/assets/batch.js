@@ -2,7 +2,7 @@
 // metadata, tokens, cost, timeline, and cancellation.
 
 const load = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
-const { $, copyButton, count, counts, dollars, duration, element, end, fillReasons, name, number, sandbox, setBar, setRows, setText, time, tone, url, words } = await load("format.js");
+const { $, copyButton, count, counts, dollars, duration, element, end, fillReasons, isFlex, name, number, sandbox, setBar, setRows, setText, time, tone, url, words } = await load("format.js");
 
 const EVENTS = {
   batch_submitted: "Submitted",
@@ -20,7 +20,7 @@ export class BatchView {
   constructor() {
     this.batch = null; // as in the list
     this.details = null; // null until the server has answered
-    $("cancel").addEventListener("click", () => $("confirm").showModal());
+    $("cancel").addEventListener("click", () => this.confirm());
     $("confirm-no").addEventListener("click", () => $("confirm").close());
     $("confirm-yes").addEventListener("click", () => this.cancel());
   }
@@ -29,6 +29,15 @@ export class BatchView {
   focus() {
     $("batch-title").focus();
     scrollTo(0, 0);
+  }
+
+  confirm() {
+    const what = isFlex(this.batch) ? "call" : "batch";
+    setText($("confirm-title"), `Cancel this ${what}?`);
+    for (const kind of ["call", "batch"]) $(`confirm-${kind}`).hidden = kind !== what;
+    setText($("confirm-no"), `Keep the ${what}`);
+    setText($("confirm-yes"), `Cancel the ${what}`);
+    $("confirm").showModal();
   }
 
   // update shows a batch of the list; null: a batch that is not listed.
@@ -63,9 +72,10 @@ export class BatchView {
     for (const part of $("batch").querySelectorAll(".card")) part.hidden = !b && !part.contains($("batch-title"));
     for (const id of ["batch-status", "batch-bar", "batch-facts"]) $(id).hidden = !b;
     $("cancel").hidden = !b || b.finished || !b.id || b.status === "cancelling" || !document.body.hasAttribute("data-cancel");
+    setText($("cancel"), b && isFlex(b) ? "Cancel call…" : "Cancel batch…");
     setText($("batch-title"), b ? b.id || "Batch that was not created" : "This batch is not listed");
     if (!b) {
-      setText($("batch-result"), "The page lists running batches and the last 1,000 finished batches since the start of the process.");
+      setText($("batch-result"), "The page lists running batches, the last 1,000 finished batches since the start of the process, and calls at the flex tier while they run in the background.");
       return;
     }
     setText($("batch-status"), words(b.status));
@@ -83,7 +93,7 @@ export class BatchView {
     const [at, basis] = end(b, now);
     const estimate = (text) => (c ? `about ${text} (estimate, prices of ${c.date || "--prices"}${sandbox ? ", made up" : ""})` : "not known");
     const facts = [
-      ["Batch", b.id, true],
+      [isFlex(b) ? "Call at the flex tier" : "Batch", b.id, true],
       ["Lines", `${counts(b)}, ${count(b.failed, "error")}`],
       ["Endpoint", b.endpoint],
       ["Models", b.models.join(", ")],
@@ -91,7 +101,7 @@ export class BatchView {
       ["Error", b.error],
       ["Created", time(b.created)],
       [b.finished ? "Ended" : "End", b.finished ? `${time(b.ended)}${b.id ? `, after ${duration(b.ended - b.created)}` : ""}` : [at, basis].filter(Boolean).join("; ")],
-      ["Completion window", b.window],
+      ["Completion window", isFlex(b) ? "" : b.window],
       ["Cost", estimate(c && dollars(c.usd))],
       ["Saved", estimate(c && dollars(c.savings))],
       ["Tokens", c ? `${number.format(c.input)} in (${number.format(c.cached)} cached), ${number.format(c.output)} out` : "not known"],
@@ -138,7 +148,7 @@ export class BatchView {
   async cancel() {
     $("confirm").close();
     const { id } = this.batch;
-    setText($("batch-result"), "Asking the provider to cancel the batch…");
+    setText($("batch-result"), "Asking the provider to cancel…");
     try {
       // A page of another origin cannot send the header.
       const response = await fetch(url(`cancel?id=${encodeURIComponent(id)}`), { method: "POST", headers: { "Autobatcher-Page": "cancel" } });

@@ -55,6 +55,8 @@ const TONES = { completed: "good", failed: "bad", expired: "bad", "not submitted
 export const tone = (status) => TONES[status] || "busy";
 
 export const done = (b) => b.completed + b.failed;
+// isFlex says that a batch is a call at the flex tier, which runs in the background.
+export const isFlex = (b) => b.window === "flex";
 export const name = (b) => b.id || `not created (${b.seq})`;
 
 // end says when a batch ended, or will probably end, and what the estimate is based

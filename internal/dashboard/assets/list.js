@@ -2,7 +2,7 @@
 // by metadata.
 
 const load = (name) => import(new URL(name + new URL(import.meta.url).search, import.meta.url).href);
-const { $, Rows, count, counts, dollars, done, duration, element, end, name, number, setBar, setRows, setText, tone, words } = await load("format.js");
+const { $, Rows, count, counts, dollars, done, duration, element, end, isFlex, name, number, setBar, setRows, setText, tone, words } = await load("format.js");
 
 const narrow = matchMedia("(max-width: 46rem)"); // as in style.css: a row is higher there
 const perPage = () => (narrow.matches ? 10 : 25);
@@ -11,6 +11,7 @@ const MAX_METADATA = 50;
 const FILTERS = {
   all: () => true,
   running: (b) => !b.finished,
+  flex: isFlex,
   finished: (b) => b.finished,
   errors: (b) => b.failed > 0 || b.status === "not submitted",
   bad: (b) => ["bad", "warn"].includes(tone(b.status)),
@@ -32,7 +33,7 @@ const ORDERS = {
 };
 
 const compare = (x, y) => (x < y ? -1 : x > y ? 1 : 0);
-const byDefault = (x, y) => x.finished - y.finished || y.seq - x.seq;
+const byDefault = (x, y) => isFlex(x) - isFlex(y) || x.finished - y.finished || y.seq - x.seq; // calls do not push batches away
 
 function sorted(items, order, now) {
   const value = ORDERS[order.replace("-", "")];
@@ -79,12 +80,12 @@ export class List {
   update(batches, state, now) {
     this.batches = batches;
     this.now = now;
-    const running = batches.filter((b) => !b.finished).length;
-    const listed = batches.length - running;
+    const flex = batches.filter(isFlex).length;
+    const running = batches.filter((b) => !b.finished).length - flex;
+    const listed = batches.length - running - flex;
     const note = `${number.format(running)}${state.partial ? " or more" : ""} running, ${number.format(state.finished)} finished`;
-    const f = state.flex;
-    const flex = f.running + f.ended ? `; beside the batches, ${count(f.running, "call")} running at the flex tier, ${number.format(f.ended)} ended${f.failed ? ` (${number.format(f.failed)} failed)` : ""}` : "";
-    setText($("batches-note"), (listed < state.finished ? `${note}, the last ${number.format(listed)} listed` : note) + flex);
+    const beside = flex ? `; and ${count(flex, "call")} at the flex tier` : "";
+    setText($("batches-note"), (listed < state.finished ? `${note}, the last ${number.format(listed)} listed` : note) + beside);
     this.show();
     this.showMetadata();
   }
@@ -134,7 +135,7 @@ export class List {
 
   fillAge(fields, b) {
     setText(fields.age, b.finished && !b.id ? "–" : `${b.finished ? "took " : ""}${duration(age(b, this.now))}`);
-    setText(fields.window, b.window && !b.finished ? `of ${b.window}` : "");
+    setText(fields.window, isFlex(b) ? "flex tier" : b.window && !b.finished ? `of ${b.window}` : "");
     const [text, basis] = end(b, this.now);
     setText(fields.end, text);
     setText(fields.basis, basis);
@@ -149,7 +150,7 @@ export class List {
   // showMetadata adds up the listed batches by name and value of their metadata.
   showMetadata() {
     const sums = new Map();
-    for (const b of this.batches) {
+    for (const b of this.batches.filter((b) => !isFlex(b))) {
       for (const pair of b.metadata || []) {
         const sum = sums.get(pair) || { batches: 0, lines: 0, errors: 0, usd: 0, saved: 0, known: false };
         sum.batches++;
@@ -170,7 +171,7 @@ export class List {
 
   // summary describes the list for screen readers.
   summary() {
-    const running = this.batches.filter((b) => !b.finished).length;
+    const running = this.batches.filter((b) => !b.finished && !isFlex(b)).length;
     return `${count(running, "batch")} running`;
   }
 }
