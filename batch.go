@@ -287,7 +287,11 @@ func (b *batch) end(o outcome, err error) {
 	switch e.event {
 	case noEvent:
 	case byStatus:
-		b.emit(endEvent(b.status), nil)
+		name := BatchTerminal
+		if b.status.Word == "completed" {
+			name = BatchCompleted
+		}
+		b.emit(name, nil)
 	default:
 		b.emit(e.event, err)
 	}
@@ -434,12 +438,4 @@ func (b *batch) emit(name EventName, err error) {
 	if reports(b) {
 		b.t.events.Emit(e)
 	}
-}
-
-// endEvent is the event for a batch that the provider ended.
-func endEvent(status backend.Status) EventName {
-	if status.Word == "completed" {
-		return BatchCompleted
-	}
-	return BatchTerminal
 }

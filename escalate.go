@@ -66,7 +66,7 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 	}
 	if e.t.registry.Leave(w, false) != nil { // the batch has answered meanwhile
 		w.Ready <- struct{}{}
-		e.t.registry.Leave(waiting, false)
+		e.t.disconnect(req, next, waiting)
 		return c, w
 	}
 	c.Request.raw = nil

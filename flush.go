@@ -222,9 +222,9 @@ func (b *batch) create() error {
 		return b.createError(ctx, err)
 	}
 	b.status, b.created = status, time.Now()
+	b.record.Running(ctx, b.id()) // before a caller in the background gets an id
 	b.lines.SetID(b.id())
 	close(b.submitted)
-	b.record.Running(ctx, b.id())
 	b.t.opts.Logger.Info("batch submitted", "batch", b.id(), "calls", b.size, "endpoint", b.url)
 	b.emit(BatchSubmitted, nil)
 	return nil

@@ -31,10 +31,12 @@ const (
 	FallbackFail     FlexFallback = "fail"     // the call gets 503, which SDKs retry
 )
 
-// chooseLane decides in which lane a call is sent.
+// chooseLane decides in which lane a call is sent: a call in the background is in no hurry.
 func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
-	q.mode = mode
-	if mode == lane.Batch || !q.at.Flex {
+	if q.mode = mode; q.key.background {
+		q.mode = lane.Batch
+	}
+	if q.mode == lane.Batch || !q.at.Flex {
 		return
 	}
 	choice := lane.Choice{

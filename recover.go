@@ -59,7 +59,7 @@ func (t *Transport) rescue() {
 		}
 		// A claim whose answer was lost may have succeeded.
 		if mine, err := t.session.Claim(t.ctx, known.Ref); mine || err != nil {
-			t.resume(a, known)
+			t.resume(a, known).Claimed(mine)
 		}
 	}
 }
@@ -113,9 +113,8 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 	})
 }
 
-// reports says whether this process reports and counts the batch. Answers of calls in the
-// background are read again for each process that is asked for them: the owner of the
-// batch reports the batch, once.
+// reports says whether this process reports and counts the batch: of calls in the background,
+// whose answers each process reads that is asked for them, the owner of the batch does.
 func reports(b *batch) bool {
 	return b.recovered == "" || !b.key.background || b.recovered != journal.Ended && b.record.Mine()
 }

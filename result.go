@@ -62,31 +62,32 @@ func (b *batch) readResults() error {
 // deliver gives a result to the call that waits for the result, and reports
 // whether the result is an answer. A result that no call waits for is ignored.
 func (b *batch) deliver(r *line.Result) (answered bool) {
-	c := b.lines.Find(r.ID)
+	c, flex := b.lines.Find(r.ID), b.key.window == provider.FlexWindow
 	switch {
 	case c == nil:
 		cost := ""
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
-			unclaimed := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Model: b.names.Model(), Flex: b.key.window == provider.FlexWindow}
+			unclaimed := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Model: b.names.Model(), Flex: flex}
 			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed, r.Body, b.recovered == "" || b.key.background && reports(b))
 		}
-		if (b.key.window == provider.FlexWindow || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
-			a := &answer{Answer: reply.FromResult(r), Counted: b.key.background}
+		if (flex || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
+			a := &answer{Answer: reply.FromResult(r), Flex: flex, Counted: b.key.background}
 			a.Cost = cost
 			b.t.registry.KeepReleased(b.lines, r.ID, a, b.key.background && reports(b))
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)
 	case r.Answered():
-		a := reply.FromResult(r)
+		a, cost := reply.FromResult(r), priced(&c.Request)
+		cost.Flex = flex // the line may be that of an earlier call in another lane
 		switch {
 		case a.Status >= 300:
 		case reports(b):
-			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, priced(&c.Request), a.Body)
+			a.Cost = b.t.router.meter.Book(&b.bill, r.ID, cost, a.Body)
 		default:
-			a.Cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, priced(&c.Request), a.Body, false)
+			a.Cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, cost, a.Body, false)
 		}
-		b.t.registry.Complete(c, &answer{Answer: a, Counted: !reports(b)})
+		b.t.registry.Complete(c, &answer{Answer: a, Flex: flex, Counted: !reports(b)})
 	case r.Malformed:
 		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(about(b))))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):
@@ -109,7 +110,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if c.Request.flex() {
+	if a.Flex || a.Local && c.Request.flex() {
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

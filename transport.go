@@ -217,13 +217,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res, ok := t.background.Serve(req); ok {
 		return res, nil
 	}
-	var (
-		c    *call
-		w    *waiter
-		pass *http.Request
-		err  error
-	)
-	aside.Run(func() { c, w, pass, err = t.prepare(req) }) // the caller's goroutine waits with a small stack
+	c, w, pass, err := prepare(t, req)
 	if asked, ok := errors.AsType[*background.Asked](err); ok {
 		return t.background.Start(req, asked)
 	}
@@ -237,14 +231,24 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // prepare makes a call of a request, and enters the call. Without a call, the request is to
-// be passed through as pass, or err says why the request cannot be answered.
-func (t *Transport) prepare(req *http.Request) (c *call, w *waiter, pass *http.Request, err error) {
-	c, pass, err = t.router.route(req)
+// be passed through as pass, or err says why the request cannot be answered. The goroutine
+// of a server, which may wait for a day, keeps its small stack.
+func prepare(t *Transport, req *http.Request) (c *call, w *waiter, pass *http.Request, err error) {
+	if caller.ObserverOf(req.Context()) == nil {
+		return t.enterRequest(req)
+	}
+	aside.Run(func() { c, w, pass, err = t.enterRequest(req) })
+	return c, w, pass, err
+}
+
+func (t *Transport) enterRequest(req *http.Request) (*call, *waiter, *http.Request, error) {
+	c, pass, err := t.router.route(req)
 	if c == nil {
 		return nil, nil, pass, err
 	}
 	c.Freed = caller.Hold(req.Context())
-	if w, err = t.enter(c); err != nil {
+	w, err := t.enter(c)
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	announce(req, c, t.registry.NameOf)
@@ -254,9 +258,7 @@ func (t *Transport) prepare(req *http.Request) (c *call, w *waiter, pass *http.R
 // announce notifies the Observer of a call that the call waits.
 func announce(req *http.Request, c *call, nameOf func(*call) (batchID, customID string)) {
 	if observer := caller.ObserverOf(req.Context()); observer != nil {
-		observer.Waiting(caller.Call{
-			Model: c.Request.model, Stream: c.Request.stream, Name: func() (batchID, customID string) { return nameOf(c) },
-		})
+		observer.Waiting(caller.Call{Model: c.Request.model, Stream: c.Request.stream, Name: func() (string, string) { return nameOf(c) }})
 	}
 }
 

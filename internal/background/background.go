@@ -47,6 +47,9 @@ const (
 	// createdInterval is the time between two questions to the journal whether another
 	// process has created a batch.
 	createdInterval = time.Second
+
+	// maxLookFailures is how often a journal that fails is asked again whether it has a call.
+	maxLookFailures = 5
 )
 
 // A Key is how the registry and the journal know an answer.
@@ -231,9 +234,9 @@ func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *
 	switch {
 	case n.named && s.endings[n.key] != nil:
 		return nil, false, s.endings[n.key]
-	case n.named:
+	case n.named && s.jobs[n.key] != nil && !s.jobs[n.key].recalled: // a recalled job only asks for the answer
 		j = s.jobs[n.key]
-	case len(left) > 0:
+	case !n.named && len(left) > 0:
 		j = left[0]
 	}
 	if j != nil {
@@ -248,10 +251,13 @@ func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *
 
 // isKnown reports whether the journal has the line of a new job: then another process, or
 // this process before, has made the call. isKnown waits while the batch is being created,
-// also if the caller leaves: the same call again waits for the same job.
+// also if the caller leaves: the same call again waits for the same job. A journal that
+// fails is asked again for a while.
 func (s *Server) isKnown(j *job) bool {
-	for {
+	for failures := 0; ; {
 		switch b, _, err := s.look(j.ctx, j.key); {
+		case err != nil && failures < maxLookFailures && retry.Sleep(j.ctx, createdInterval) == nil:
+			failures++
 		case err != nil, b == nil:
 			return false
 		case b.BatchID != "":

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/tidwall/gjson"
 	"github.com/tidwall/sjson"
 
 	"github.com/autobatcher/autobatcher"
@@ -103,6 +104,37 @@ func (s *scene) askOften(o autobatcher.Options, tt asking) {
 	if text := string(s.upload().Content); strings.Count(text, "call ") != 3 {
 		s.Errorf("input = %s", text)
 	}
+}
+
+// A process that has read answers of a batch reports the batch once its owner has ended.
+func TestBackgroundOwnerEnds(t *testing.T) {
+	p := provider.Doubleword()
+	o := autobatcher.Options{Journal: journal.NewMemory(), Provider: &p}
+	server := batchtest.Options{Behavior: batchtest.Doubleword(), Turnaround: 2 * time.Hour}
+	setup{server: server, options: o}.play(t, func(s *scene) {
+		var calls []*pending
+		for i := range 4 {
+			calls = append(calls, s.send("/responses", fmt.Sprintf(`{"model":"m","background":true,"input":"call %d"}`, i)))
+		}
+		id := calls[0].wait().id()
+		events := map[autobatcher.EventName]int{}
+		o.OnEvent = func(e autobatcher.Event) { events[e.Name]++ }
+		other := s.another(o)
+		state := ""
+		for at := time.Minute; state != "completed" && at < 110*time.Minute; at += time.Minute {
+			s.until(at)
+			state = gjson.Get(s.ask(other, "GET", "/responses/"+id).body, "status").String()
+		}
+		if state != "completed" {
+			s.Fatalf("status %q, want a result of the batch while it runs", state)
+		}
+		s.tr.Close()
+		s.until(5 * time.Hour)
+		synctest.Wait()
+		if events[autobatcher.BatchCompleted] != 1 {
+			s.Errorf("events %v: want one end", events)
+		}
+	})
 }
 
 // Answers that are too many for the memory are read again, without counts and events.

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/tidwall/gjson"
 
 	"github.com/autobatcher/autobatcher"
@@ -245,11 +246,14 @@ func TestBackgroundInOtherLanes(t *testing.T) {
 			s.Errorf("%d calls in real time", n)
 		}
 	})
-	for _, mode := range []string{"flex", "auto"} {
-		setup{}.run(t, mode, func(s *scene) {
-			id := s.post("/responses", inBackground, with("Autobatcher-Mode", mode)).id()
-			if got := final(s, id); got != "completed" || len(s.srv.Executed()) != 1 {
-				s.Errorf("status %q, executed %d", got, len(s.srv.Executed()))
+	for _, mode := range []string{"flex", "auto"} { // a call in the background is alone in its batch
+		openAI(batchtest.Options{}, autobatcher.Options{QuietAfter: time.Second}).run(t, mode, func(s *scene) {
+			id := s.post("/responses", inBackground, with("Autobatcher-Mode", mode), with("Autobatcher-Deadline", "10h")).id()
+			if got := final(s, id); got != "completed" {
+				s.Errorf("status %q", got)
+			}
+			if diff := cmp.Diff(map[batchtest.Tier]int{batchtest.TierBatch: 1}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
 			}
 		})
 	}

@@ -94,6 +94,32 @@ func TestOtherTiers(t *testing.T) {
 	}
 }
 
+// A call that takes over the line of an earlier call in another lane has the lane, and the
+// cost, of the line.
+func TestTheLaneOfATakenLine(t *testing.T) {
+	prices := []byte(`{"m": {"input_cost_per_token": 8, "output_cost_per_token": 8, "input_cost_per_token_batches": 5, "output_cost_per_token_batches": 5}}`)
+	server := batchtest.Options{Turnaround: time.Hour, Answer: func(l batchtest.Line) batchtest.Outcome {
+		o := batchtest.Echo(l)
+		o.Body = []byte(strings.Replace(string(o.Body), "{", `{"service_tier":"default",`, 1))
+		return o
+	}}
+	openAI(server, autobatcher.Options{Prices: prices}).run(t, "", func(s *scene) {
+		first := s.send("/chat/completions", chatBody("one"))
+		s.until(time.Minute)
+		first.left()
+		r := s.do(s.request(s.Context(), "/chat/completions", chatBody("one"), with("Autobatcher-Mode", "flex")))
+		synctest.Wait()
+		stats := s.tr.Stats()
+		c := stats.Cost
+		if r.status != 200 || r.header.Get("Autobatcher-Mode") != "" || len(s.srv.Executed()) != 1 {
+			s.Errorf("status %d, mode %q, executed %d", r.status, r.header.Get("Autobatcher-Mode"), len(s.srv.Executed()))
+		}
+		if want := 5 * float64(c.InputTokens+c.OutputTokens); c.USD != want || c.OtherTier != 0 || stats.Flex.Answered != 0 || stats.Answered != 1 {
+			s.Errorf("%+v; want a cost of %v, in a batch", stats, want)
+		}
+	})
+}
+
 // The statistics count the calls at the flex tier apart, in the lane where they wait or end.
 func TestFlexStats(t *testing.T) {
 	slow := batchtest.Options{FlexDelay: 12 * time.Minute, Turnaround: time.Hour}

@@ -437,6 +437,9 @@ func (r *Record) Claim(ctx context.Context) (mine bool, err error) {
 	return mine, err
 }
 
+// Claimed notes that this process owns the batch, by Session.Claim.
+func (r *Record) Claimed() { r.mine.Store(true) }
+
 // Mine reports whether the last Claim that the journal answered made this process own
 // the batch.
 func (r *Record) Mine() bool { return r.mine.Load() }

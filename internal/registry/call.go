@@ -147,6 +147,7 @@ type Answer[R any] struct {
 	Realtime bool
 	Reopen   bool                // the line may yet answer a retry
 	Paid     bool                // a failure of a batch that the provider may have executed
+	Flex     bool                // the provider's answer is of the flex tier
 	Counted  bool                // in Counters already, or another process counts the answer; of calls that are recalled
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost

@@ -33,6 +33,13 @@ type Lines[R any] struct {
 	idle       *time.Timer                    // runs while no caller waits
 }
 
+// Claimed notes that this process owns the batch, if mine is true.
+func (s *Lines[R]) Claimed(mine bool) {
+	if mine {
+		s.record.Claimed()
+	}
+}
+
 // NewLines returns the lines of a new batch. idleTo receives when no caller has
 // waited for a line for too long; it should have room for one value.
 func (r *Registry[R]) NewLines(idleTo chan<- struct{}) *Lines[R] {

@@ -166,7 +166,7 @@ func (r *Registry[R]) countAnswerLocked(c *Call[R], a *Answer[R]) {
 	case a.Local || a.Err != nil:
 		r.countLocked(c, func(n *Counters) { n.Failed++ })
 	case !a.Realtime:
-		r.countLocked(c, func(n *Counters) {
+		r.countInLocked(a.Flex, func(n *Counters) {
 			n.Answered++
 			if a.Status >= http.StatusBadRequest {
 				n.Errors++
@@ -278,8 +278,12 @@ func (r *Registry[R]) Counters() (all, flex Counters) {
 
 // countLocked counts what happened to a call. The caller holds r.mu.
 func (r *Registry[R]) countLocked(c *Call[R], count func(*Counters)) {
+	r.countInLocked(r.flex(&c.Request), count)
+}
+
+func (r *Registry[R]) countInLocked(flex bool, count func(*Counters)) {
 	count(&r.counters)
-	if r.flex(&c.Request) {
+	if flex {
 		count(&r.atFlex)
 	}
 }

@@ -57,7 +57,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "each question for a call in the background reports the batch again",
-		file: "batch.go",
+		file: "recover.go",
 		old:  "b.recovered != journal.Ended && b.record.Mine()\n",
 		new:  "b.recovered != \"\"\n",
 		test: &test{"./internal/blackbox", "TestBackgroundAnswersCountOnce"},
@@ -484,8 +484,8 @@ var mutants = []mutant{
 	{
 		name:  "the id of a response in the background is not stored",
 		file:  "flush.go",
-		old:   "	b.record.Running(ctx, b.id())\n",
-		new:   "	if b.key.window != \"flex\" {\n		b.record.Running(ctx, b.id())\n	}\n",
+		old:   "	b.record.Running(ctx, b.id()) // before",
+		new:   "	if b.key.window != \"flex\" {\n		b.record.Running(ctx, b.id())\n	}\n	// before",
 		draws: "lanes",
 		seeds: []uint64{46},
 	},
