@@ -172,8 +172,10 @@ func (s status) costByLane() string {
 		mode autobatcher.Mode
 		name string
 	}{
-		{autobatcher.ModeBatch, "in batches"}, {autobatcher.ModeFlex, "at the flex tier"},
-		{autobatcher.ModeRealtime, "in real time after another lane"}, {"", "in lanes that are not known"},
+		{autobatcher.ModeBatch, "in batches"},
+		{autobatcher.ModeFlex, "at the flex tier"},
+		{autobatcher.ModeRealtime, "in real time after another lane"},
+		{"", "in lanes that are not known"},
 	} {
 		switch sum, used := sums[lane.mode]; {
 		case !used:
