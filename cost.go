@@ -29,11 +29,12 @@ type Cost struct {
 	PricesDate string // of the built-in prices, as 2006-01-02; "" if no answer has a known price
 }
 
-// CostPart is the cost of the answers of one model for one caller.
+// CostPart is the cost of the answers of one model in one lane for one caller.
 type CostPart struct {
 	Payer  string // tells accounts apart, as in QueueStats
 	Caller string // name of the caller; "" unless a server has named its clients
 	Model  string // as in the table of prices; of answers without a known price, as the calls name the model
+	Lane   Mode   // ModeBatch, ModeFlex, or ModeRealtime of calls that were escalated; "" in the part without names
 	Cost   Cost
 }
 
@@ -47,9 +48,7 @@ type BudgetStats struct {
 
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
-	return price.Call{
-		Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.flex(),
-	}
+	return price.Call{Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.flex()}
 }
 
 // plan plans the reservation of a call in the budget, which is not nil. A call whose

@@ -20,7 +20,7 @@ type Stats struct {
 	Batches  []BatchStats
 	Times    []TurnaroundStats
 	Cost     Cost       // since New
-	Costs    []CostPart // Cost by account, caller and model; the part without names has what is beyond 1,000 parts
+	Costs    []CostPart // Cost by account, caller, model and lane; the part without names has what is beyond 1,000 parts
 	Budget   BudgetStats
 }
 
@@ -67,7 +67,7 @@ func (t *Transport) Stats() Stats {
 	n, flex := t.registry.Counters()
 	s := Stats{Answered: n.Answered, Errors: n.Errors, Failed: n.Failed, Left: n.Left, Flex: FlexStats{0, flex.Answered, flex.Errors, flex.Failed}, Cost: Cost(t.router.meter.Total()), Budget: BudgetStats(t.router.meter.Budget().State())}
 	for _, p := range t.router.meter.Parts() {
-		s.Costs = append(s.Costs, CostPart{p.Payer, p.Caller, p.Model, Cost(p.Total)})
+		s.Costs = append(s.Costs, CostPart{p.Payer, p.Caller, p.Model, Mode(p.Lane), Cost(p.Total)})
 	}
 	for _, known := range t.router.turnaround.All() {
 		s.Times = append(s.Times, TurnaroundStats(known))

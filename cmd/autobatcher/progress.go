@@ -13,6 +13,7 @@ import (
 	"github.com/vbauerster/mpb/v8/decor"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/price"
 )
 
 // A status is a snapshot of the progress.
@@ -28,6 +29,7 @@ type status struct {
 	PromptTokens, CompletionTokens int64
 	Done                           int64 // lines of running batches that are finished at the provider
 	Cost                           autobatcher.Cost
+	Costs                          []autobatcher.CostPart
 	Prices                         string // file of --prices
 	Refused                        int64  // calls that the budget refused
 	Sandbox                        bool   // the answers cost nothing
@@ -139,7 +141,7 @@ func (s status) costs() string {
 		if c.Unpriced > 0 {
 			text += "; without " + count(c.Unpriced, "answer", "answers") + " whose price is not known"
 		}
-		text += ")"
+		text += ")" + s.costByLane()
 	}
 	if c.OtherTier > 0 {
 		text += "\nautobatcher: the provider billed " + count(c.OtherTier, "call", "calls") + " at the flex tier at another tier, whose price may be higher; a warning in the log names the model, and --mode batch sends its calls in batches"
@@ -151,6 +153,39 @@ func (s status) costs() string {
 		text += "\nautobatcher: the cost of " + count(s.Passed, "answer", "answers") + " in real time is not estimated: real time is the full price, and saves nothing"
 	}
 	return text
+}
+
+// costByLane describes the cost of the answers of each lane as a further line of output,
+// or returns "" if all answers are of one lane.
+func (s status) costByLane() string {
+	sums := make(map[autobatcher.Mode]price.Total)
+	for _, p := range s.Costs {
+		sum, part := sums[p.Lane], price.Total(p.Cost)
+		sum.Add(&part)
+		sums[p.Lane] = sum
+	}
+	if len(sums) < 2 {
+		return ""
+	}
+	var lanes []string
+	for _, lane := range []struct {
+		mode autobatcher.Mode
+		name string
+	}{
+		{autobatcher.ModeBatch, "in batches"},
+		{autobatcher.ModeFlex, "at the flex tier"},
+		{autobatcher.ModeRealtime, "in real time after another lane"},
+		{"", "in lanes that are not known"},
+	} {
+		switch sum, used := sums[lane.mode]; {
+		case !used:
+		case sum.Priced == 0:
+			lanes = append(lanes, lane.name+" not known")
+		default:
+			lanes = append(lanes, fmt.Sprintf("%s %s (savings %s)", lane.name, dollars(sum.USD), dollars(sum.Savings)))
+		}
+	}
+	return "\nautobatcher: of this cost, by lane: " + strings.Join(lanes, ", ")
 }
 
 // namePrices names the built-in prices by their date, and the file with prices of the

@@ -150,7 +150,7 @@ func (b *backend) status(elapsed time.Duration) status {
 		Answered: usage.Answered, Failed: usage.Failed, Batches: b.batches.count(), Resumed: b.batches.resumedCount(), Flex: flex, Passed: usage.Realtime, Asked: usage.Asked, Realtime: b.realtime,
 		PromptTokens: usage.PromptTokens, CompletionTokens: usage.CompletionTokens,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
-		Cost: stats.Cost, Prices: b.prices, Refused: stats.Budget.Refused, Sandbox: b.sandbox != nil,
+		Cost: stats.Cost, Costs: stats.Costs, Prices: b.prices, Refused: stats.Budget.Refused, Sandbox: b.sandbox != nil,
 		Elapsed: elapsed,
 	}
 }

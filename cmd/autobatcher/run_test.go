@@ -120,6 +120,24 @@ func TestSummary(t *testing.T) {
 	}
 }
 
+// The summary has the cost by lane if the answers are of more than one lane.
+func TestCostByLane(t *testing.T) {
+	part := func(lane autobatcher.Mode, usd, savings float64) autobatcher.CostPart {
+		return autobatcher.CostPart{Lane: lane, Cost: autobatcher.Cost{USD: usd, Savings: savings, Priced: 1}}
+	}
+	s := status{Answered: 5, Cost: autobatcher.Cost{USD: 1, Priced: 5, PricesDate: "2026-11-26"}}
+	s.Costs = []autobatcher.CostPart{part(autobatcher.ModeBatch, 0.25, 0.25), part(autobatcher.ModeBatch, 0.5, 0.5)}
+	if got := s.summary(); strings.Contains(got, "lane") {
+		t.Error(got)
+	}
+	s.Costs = append(s.Costs, part(autobatcher.ModeRealtime, 2, 0), autobatcher.CostPart{Lane: autobatcher.ModeFlex, Cost: autobatcher.Cost{Unpriced: 1}}, part("", 0.125, 0.125))
+	want := ")\nautobatcher: of this cost, by lane: in batches $0.7500 (savings $0.7500), at the flex tier not known, " +
+		"in real time after another lane $2.0000 (savings $0), in lanes that are not known $0.1250 (savings $0.1250)"
+	if got := s.summary(); !strings.HasSuffix(got, want) {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 // Small amounts are not shown as $0.0000.
 func TestDollars(t *testing.T) {
 	for usd, want := range map[float64]string{

@@ -272,6 +272,6 @@ func (b *backend) jobStatus(job *submit.Job, elapsed time.Duration) status {
 		Answered: int64(ok), Failed: int64(done - ok), Batches: b.batches.count(), Resumed: b.batches.resumedCount(),
 		PromptTokens: prompt, CompletionTokens: completion,
 		Done: b.batches.done(), Running: b.batches.running(), Left: b.batches.left(time.Now()),
-		Cost: stats.Cost, Prices: b.prices, Sandbox: b.sandbox != nil, Elapsed: elapsed,
+		Cost: stats.Cost, Costs: stats.Costs, Prices: b.prices, Sandbox: b.sandbox != nil, Elapsed: elapsed,
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
 	"github.com/autobatcher/autobatcher/journal"
@@ -210,6 +212,13 @@ func TestBudgetOfEscalations(t *testing.T) {
 		}
 		s.until(12 * time.Hour)
 		s.budget(15, 0)
+		lanes := map[autobatcher.Mode]float64{}
+		for _, part := range s.tr.Stats().Costs {
+			lanes[part.Lane] += part.Cost.USD
+		}
+		if diff := cmp.Diff(map[autobatcher.Mode]float64{autobatcher.ModeBatch: 5, autobatcher.ModeRealtime: 10}, lanes); diff != "" {
+			s.Errorf("cost by lane (-want +got):\n%s", diff)
+		}
 	})
 	late.options.Budget.USD = 100
 	late.run(t, "does not fit", func(s *scene) {

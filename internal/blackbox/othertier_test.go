@@ -79,7 +79,7 @@ func TestOtherTiers(t *testing.T) {
 				synctest.Wait()
 				stats := s.tr.Stats()
 				c := stats.Cost
-				if want := tt.other * (i + 1); c.OtherTier != want || want > 0 && (len(stats.Costs) != 1 || stats.Costs[0].Model != "m" || stats.Costs[0].Cost != c) {
+				if want := tt.other * (i + 1); c.OtherTier != want || want > 0 && (len(stats.Costs) != 1 || stats.Costs[0].Model != "m" || stats.Costs[0].Lane != autobatcher.ModeFlex || stats.Costs[0].Cost != c) {
 					s.Errorf("after %d calls: %+v; want %d at another tier", i+1, stats.Costs, want)
 				}
 				if want := tt.tokens * float64(c.InputTokens+c.OutputTokens); math.Abs(c.USD-want) > 1e-9 || tt.tokens > 0 && c.Priced != i+1 {

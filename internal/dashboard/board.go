@@ -52,6 +52,7 @@ type snapshot struct {
 	Reasons  []reason `json:"reasons"`
 	Cost     *cost    `json:"cost,omitempty"`
 	Budget   *budget  `json:"budget,omitempty"`
+	ByLane   []total  `json:"byLane"` // costs; empty if all answers are of one lane
 	Models   []total  `json:"models"`
 	Keys     []total  `json:"keys"`
 	Times    []times  `json:"times"`
@@ -216,7 +217,7 @@ func (b *board) snapshot(now time.Time, stats autobatcher.Stats) snapshot {
 		Queued: stats.Queued, Running: stats.Running,
 		OK: stats.Answered - stats.Errors, Errors: stats.Errors, NoAnswer: stats.Failed, Left: stats.Left, Answered: stats.Answered,
 		Reasons: slices.Clone(b.reasons), Cost: newCost(stats.Cost),
-		Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
+		ByLane: laneTotals(stats.Costs), Models: totals(stats.Costs, modelOf), Keys: totals(stats.Costs, keyOf),
 		Times:    newTimes(stats.Times),
 		Queues:   make([]queue, 0, min(len(stats.Queues), maxQueues)),
 		Finished: b.total,

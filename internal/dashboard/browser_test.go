@@ -414,8 +414,8 @@ func (w *testDashboard) fillAnHour() {
 		Queued: 57, Running: 684, Answered: answered + 12, Errors: 24, Failed: 2, Left: 3,
 		Cost: autobatcher.Cost{USD: 3.18, Savings: 3.16, Priced: answered, PricesDate: "2026-11-01"},
 		Costs: []autobatcher.CostPart{
-			{Payer: "3f2a91c0", Caller: "key 1", Model: "gpt-5-mini", Cost: autobatcher.Cost{USD: 2.96, Savings: 2.96, InputTokens: 9_412_006, CachedTokens: 512_000, OutputTokens: 1_804_211, Priced: answered - 940}},
-			{Payer: "3f2a91c0", Caller: "key 2", Model: "gpt-5-nano", Cost: autobatcher.Cost{USD: 0.22, Savings: 0.2, InputTokens: 2_115_400, OutputTokens: 401_200, Priced: 940}},
+			{Payer: "3f2a91c0", Caller: "key 1", Model: "gpt-5-mini", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{USD: 2.96, Savings: 2.96, InputTokens: 9_412_006, CachedTokens: 512_000, OutputTokens: 1_804_211, Priced: answered - 940}},
+			{Payer: "3f2a91c0", Caller: "key 2", Model: "gpt-5-nano", Lane: autobatcher.ModeFlex, Cost: autobatcher.Cost{USD: 0.22, Savings: 0.2, InputTokens: 2_115_400, OutputTokens: 401_200, Priced: 940}},
 		},
 		Times: []autobatcher.TurnaroundStats{
 			{Provider: "openai", Model: "gpt-5-mini", Window: "24h", Count: 12, Median: 9*time.Minute + 12*time.Second, P90: 21 * time.Minute},

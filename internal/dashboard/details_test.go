@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -190,6 +191,54 @@ func TestTotals(t *testing.T) {
 	}
 	if len(got.Keys) != 2 || got.Keys[0].Name != "p · key 1" || got.Keys[0].USD+got.Keys[1].USD != usd || usd != 149*150/2 {
 		t.Errorf("%+v", got.Keys)
+	}
+}
+
+// The costs by lane are shown if the answers are of more than one lane, also without
+// JavaScript.
+func TestTotalsByLane(t *testing.T) {
+	part := func(model string, lane autobatcher.Mode, usd float64) autobatcher.CostPart {
+		return autobatcher.CostPart{Payer: "p", Model: model, Lane: lane, Cost: autobatcher.Cost{USD: usd, Savings: 0.5, Priced: 1}}
+	}
+	unpriced := part("x", autobatcher.ModeFlex, 0)
+	unpriced.Cost = autobatcher.Cost{Unpriced: 2}
+	batches := []autobatcher.CostPart{part("a", autobatcher.ModeBatch, 1), part("b", autobatcher.ModeBatch, 2)}
+	for name, test := range map[string]struct {
+		parts []autobatcher.CostPart
+		want  []total
+		rows  string
+	}{
+		"no answers": {nil, []total{}, ""},
+		"one lane":   {batches, []total{}, ""},
+		"all lanes": {
+			append(slices.Clone(batches), part("a", autobatcher.ModeRealtime, 5), unpriced),
+			[]total{
+				{"in real time, after another lane", cost{USD: 5, Savings: 0.5, Priced: 1}},
+				{"in batches", cost{USD: 3, Savings: 1, Priced: 2}},
+				{"at the flex tier", cost{Unpriced: 2}},
+			},
+			`<tr><th scope="row">in real time, after another lane</th><td class="number">1</td><td class="number">$5.0000</td><td class="number">$0.5000</td></tr>
+            <tr><th scope="row">in batches</th><td class="number">2</td><td class="number">$3.0000</td><td class="number">$1.0000</td></tr>
+            <tr><th scope="row">at the flex tier</th><td class="number">2</td><td class="number">not known</td><td class="number">not known</td></tr>`,
+		},
+		"a lane that is not known": {
+			[]autobatcher.CostPart{part("a", autobatcher.ModeFlex, 2), part("", "", 1)},
+			[]total{{"at the flex tier", cost{USD: 2, Savings: 0.5, Priced: 1}}, {"unknown", cost{USD: 1, Savings: 0.5, Priced: 1}}},
+			`<tr><th scope="row">unknown</th><td class="number">1</td><td class="number">$1.0000</td><td class="number">$0.5000</td></tr>`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDashboard(t, Options{Stats: func() autobatcher.Stats { return autobatcher.Stats{Costs: test.parts} }})
+			page := get(d, "GET", "/").Body.String()
+			if got := strings.Contains(page, "Costs by lane"); got != (test.rows != "") || !strings.Contains(page, test.rows) {
+				t.Errorf("the page without JavaScript is\n%s", page)
+			}
+			d.feed.mu.Lock()
+			defer d.feed.mu.Unlock()
+			if diff := cmp.Diff(test.want, d.feed.state.ByLane, cmp.AllowUnexported(total{})); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
 	}
 }
 

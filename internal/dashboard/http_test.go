@@ -199,7 +199,7 @@ func testState(t *testing.T) {
 	got.State.Now = 0
 	want := snapshot{
 		Closing: true, Queued: 2, Running: 3, OK: 4, NoAnswer: 5, Left: 6, Answered: 4,
-		Models: []total{}, Keys: []total{}, Times: []times{},
+		ByLane: []total{}, Models: []total{}, Keys: []total{}, Times: []times{},
 		Lanes: []lane{{Name: "in batches", Waiting: 5, OK: 4, Failed: 5}, {Name: "at the flex tier"}, {Name: "in real time, as chosen"}, {Name: "in real time, after another lane"}},
 		Queues: []queue{{
 			Account: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",

@@ -29,13 +29,20 @@ type lane struct {
 
 func (c LaneCalls) named(name string) lane { return lane{name, c.Waiting, c.OK, c.Failed} }
 
+// The names of the lanes that have costs.
+const (
+	inBatches = "in batches"
+	atFlex    = "at the flex tier"
+	escalated = "in real time, after another lane"
+)
+
 // newLanes returns the calls by lane, always in the same order.
 func newLanes(s autobatcher.Stats, r Realtime) []lane {
 	flex := LaneCalls{s.Flex.Waiting, s.Flex.Answered - s.Flex.Errors, s.Flex.Errors + s.Flex.Failed}
 	batches := LaneCalls{s.Queued + s.Running - flex.Waiting, s.Answered - s.Errors - flex.OK, s.Errors + s.Failed - flex.Failed}
 	return []lane{
-		batches.named("in batches"), flex.named("at the flex tier"),
-		r.Chosen.named("in real time, as chosen"), r.Escalated.named("in real time, after another lane"),
+		batches.named(inBatches), flex.named(atFlex),
+		r.Chosen.named("in real time, as chosen"), r.Escalated.named(escalated),
 	}
 }
 

@@ -44,9 +44,9 @@ func (w *testDashboard) fillThousand() {
 		w.OnEvent(e)
 	}
 	w.setStats(autobatcher.Stats{Answered: 199_400, Costs: []autobatcher.CostPart{
-		{Payer: "0badcafe", Caller: "key 2", Model: "gpt-5-mini", Cost: autobatcher.Cost{USD: 12.5, Savings: 12.5, InputTokens: 1000, OutputTokens: 10, Priced: 190_000}},
-		{Payer: "0badcafe", Caller: "key 1", Model: "gpt-5-mini", Cost: autobatcher.Cost{USD: 1, Savings: 1, InputTokens: 1000, OutputTokens: 10, Priced: 9_400}},
-		{Payer: "0badcafe", Caller: "key 1", Model: "unheard-of", Cost: autobatcher.Cost{Unpriced: 3, InputTokens: 60, OutputTokens: 6}},
+		{Payer: "0badcafe", Caller: "key 2", Model: "gpt-5-mini", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{USD: 12.5, Savings: 12.5, InputTokens: 1000, OutputTokens: 10, Priced: 190_000}},
+		{Payer: "0badcafe", Caller: "key 1", Model: "gpt-5-mini", Lane: autobatcher.ModeFlex, Cost: autobatcher.Cost{USD: 1, Savings: 1, InputTokens: 1000, OutputTokens: 10, Priced: 9_400}},
+		{Payer: "0badcafe", Caller: "key 1", Model: "unheard-of", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{Unpriced: 3, InputTokens: 60, OutputTokens: 6}},
 	}, Times: []autobatcher.TurnaroundStats{{Provider: "openai", Model: "gpt-5-mini", Window: "flex", Count: 7, Median: 90 * time.Second, P90: time.Hour}}})
 }
 
@@ -121,6 +121,7 @@ func TestThousandBatches(t *testing.T) {
 
 	// Totals.
 	expect(t, ctx, `[...document.querySelectorAll("#totals tbody tr")].map(r => r.innerText.replace(/\s+/g, " ")).join("|") ===
+		"in batches lane 190,003 1,060 16 $12.50 $12.50|at the flex tier lane 9,400 1,000 10 $1.00 $1.00|"+
 		"gpt-5-mini model 199,400 2,000 20 $13.50 $13.50|unheard-of model 3 60 6 not known not known|"+
 		"0badcafe · key 2 account and key 190,000 1,000 10 $12.50 $12.50|0badcafe · key 1 account and key 9,403 1,060 16 $1.00 $1.00"`)
 	expect(t, ctx, `document.querySelector("#metadata-totals tbody tr").innerText.replace(/\s+/g, " ").startsWith("team=team-0 334 66,800")`)

@@ -22,11 +22,15 @@ type pageData struct {
 	From, Of int
 	Flex     []plainRow // calls at the flex tier that run in the background, the newest
 	FlexOf   int
+	ByLane   []plainTotal
 	Previous string // link to the previous page; "": none
 	Next     string // link to the next page; "": none
 	Made     string // " (made up)" in a sandbox
 	Saved    string
 }
+
+// A plainTotal is the cost of the OK answers of a lane.
+type plainTotal struct{ Name, Answers, Cost, Saved string }
 
 // A plainRow is a batch in the table for browsers without JavaScript.
 type plainRow struct {
@@ -49,7 +53,7 @@ func (d *Dashboard) pageData(q url.Values) pageData {
 	last := max(len(batches)-1, 0) / plainRows
 	number = min(max(number, 1), last+1)
 	from := (number - 1) * plainRows
-	p := pageData{Key: q.Get("key"), Options: d.opts, State: s, From: from + 1, Of: len(batches), FlexOf: len(flex), Saved: "not known"}
+	p := pageData{Key: q.Get("key"), Options: d.opts, State: s, From: from + 1, Of: len(batches), FlexOf: len(flex), ByLane: plainTotals(s.ByLane), Saved: "not known"}
 	if d.opts.Sandbox {
 		p.Made = " (made up)"
 	}
@@ -76,6 +80,17 @@ func (d *Dashboard) pageData(q url.Values) pageData {
 		p.Flex = append(p.Flex, p.row(b))
 	}
 	return p
+}
+
+func plainTotals(all []total) (rows []plainTotal) {
+	for _, t := range all {
+		row := plainTotal{t.Name, strconv.FormatInt(t.Priced+t.Unpriced, 10), "not known", "not known"}
+		if t.Priced > 0 {
+			row.Cost, row.Saved = dollars(t.USD), dollars(t.Savings)
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 func (p *pageData) row(b batch) plainRow {

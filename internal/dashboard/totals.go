@@ -34,7 +34,7 @@ func toCost(c autobatcher.Cost) *cost {
 	return &cost{c.USD, c.Savings, c.InputTokens, c.CachedTokens, c.OutputTokens, c.Priced, c.Unpriced, c.PricesDate}
 }
 
-// A total is the cost of the OK answers of a model or of a key.
+// A total is the cost of the OK answers of a lane, of a model or of a key.
 type total struct {
 	Name string `json:"name"`
 	cost
@@ -71,6 +71,28 @@ func totals(parts []autobatcher.CostPart, name func(autobatcher.CostPart) string
 		all = append(all, total{"all others", *toCost(autobatcher.Cost(*rest))})
 	}
 	return all
+}
+
+// laneTotals returns the costs by lane, the largest first, and none if all are of one
+// lane: these are the cost of all answers.
+func laneTotals(parts []autobatcher.CostPart) []total {
+	all := totals(parts, laneOf)
+	if len(all) < 2 {
+		return []total{}
+	}
+	return all
+}
+
+func laneOf(p autobatcher.CostPart) string {
+	switch p.Lane {
+	case autobatcher.ModeBatch:
+		return inBatches
+	case autobatcher.ModeFlex:
+		return atFlex
+	case autobatcher.ModeRealtime:
+		return escalated
+	}
+	return "unknown"
 }
 
 func modelOf(p autobatcher.CostPart) string { return cmp.Or(p.Model, "unknown") }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/usage"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -53,17 +54,24 @@ type Call struct {
 	Flex    bool   // the call was sent at the flex tier: the answer names the tier that is billed
 }
 
-// A Part is the cost of the answers of one model for one caller.
+// A Part is the cost of the answers of one model in one lane for one caller.
 type Part struct {
 	Payer  string // name of the account
 	Caller string // name of the caller; "" without a name
 	Model  string // as the table names the model; of answers without a price, as the calls name the model
 
+	// Lane is lane.Batch, lane.Flex, or lane.Realtime of calls that were escalated; ""
+	// in the Part without names.
+	Lane lane.Mode
+
 	Total
 }
 
 // A partKey identifies a Part.
-type partKey struct{ payer, caller, model string }
+type partKey struct {
+	payer, caller, model string
+	lane                 lane.Mode
+}
 
 // maxParts bounds the Parts: the names of models come from callers. Answers
 // beyond the bound are in the Part without names.
@@ -128,17 +136,17 @@ func (m *Meter) Total() Total {
 	return m.total
 }
 
-// Parts returns the cost of all answers so far by account, caller and model,
+// Parts returns the cost of all answers so far by account, caller, model and lane,
 // sorted.
 func (m *Meter) Parts() []Part {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := make([]Part, 0, len(m.parts))
 	for k, t := range m.parts {
-		all = append(all, Part{k.payer, k.caller, k.model, *t})
+		all = append(all, Part{k.payer, k.caller, k.model, k.lane, *t})
 	}
 	slices.SortFunc(all, func(a, b Part) int {
-		return cmp.Or(cmp.Compare(a.Payer, b.Payer), cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Model, b.Model))
+		return cmp.Or(cmp.Compare(a.Payer, b.Payer), cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Model, b.Model), cmp.Compare(a.Lane, b.Lane))
 	})
 	return all
 }
@@ -191,8 +199,9 @@ func (m *Meter) BookUnclaimed(b *Bill, id string, c Call, body []byte, total boo
 // m.mu held.
 func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash uint64) bool) string {
 	price, model, known := m.answered(c, body)
-	u, tier, named, name := usage.Of(body), Batch, true, ""
+	u, tier, named, name, in := usage.Of(body), Batch, true, "", lane.Batch
 	if c.Flex {
+		in = lane.Flex
 		name = usage.Tier(body)
 		tier, named = c.tier(name)
 	}
@@ -218,7 +227,7 @@ func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash ui
 		counted = count(hash)
 		m.mu.Unlock()
 		if counted {
-			m.add(c, cmp.Or(model, c.Model), &t, spent)
+			m.add(partKey{c.Payer, c.Caller, cmp.Or(model, c.Model), in}, &t, spent)
 			m.others.note(c, model, &t, name)
 		}
 	}
@@ -232,7 +241,7 @@ func (m *Meter) book(b *Bill, id string, c Call, body []byte, count func(hash ui
 	return Decimal(t.USD)
 }
 
-// bookRealtime adds a successful answer in real time to the total, and reports
+// bookRealtime adds a successful answer to an escalated call to the total, and reports
 // whether its price is known. s has scanned the body and the names.
 func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	price, model, known := m.table.find(c.Profile.Name, s.Names.Model)
@@ -245,7 +254,7 @@ func (m *Meter) bookRealtime(c Call, s *usage.Scanner) bool {
 	} else {
 		t.count(s.Tokens)
 	}
-	m.add(c, cmp.Or(model, c.Model), &t, t.USD)
+	m.add(partKey{c.Payer, c.Caller, cmp.Or(model, c.Model), lane.Realtime}, &t, t.USD)
 	return t.Priced > 0
 }
 
@@ -290,12 +299,11 @@ func (t *Total) count(u usage.Tokens) {
 }
 
 // add adds the cost of one answer, and takes spent from the budget.
-func (m *Meter) add(c Call, model string, t *Total, spent float64) {
+func (m *Meter) add(k partKey, t *Total, spent float64) {
 	m.budget.Spend(spent)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.total.Add(t)
-	k := partKey{c.Payer, c.Caller, model}
 	part := m.parts[k]
 	if part == nil && len(m.parts) >= maxParts {
 		k = partKey{}

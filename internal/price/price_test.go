@@ -8,7 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/autobatcher/autobatcher/internal/budget"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -327,6 +331,22 @@ func TestParts(t *testing.T) {
 	if parts := m.Parts(); len(parts) != 2 || parts[0].Priced != 2 || parts[1].Caller != "key 2" || parts[0].USD != 2*parts[1].USD {
 		t.Errorf("%+v", parts)
 	}
+	book("4", Call{Model: "ours", Payer: "a", Caller: "key 1", Flex: true})
+	escalated, err := m.Begin(Call{Profile: &p, Model: "ours", Payer: "a", Caller: "key 1", Flex: true}, 0) // a call that left the flex tier
+	if err != nil {
+		t.Fatal(err)
+	}
+	escalated.Scan([]byte(`{"usage":{"prompt_tokens":1,"completion_tokens":0,"total_tokens":1}}`))
+	escalated.End(true)
+	want := []Part{
+		{Payer: "a", Caller: "key 1", Model: "ours", Lane: lane.Batch, Total: Total{USD: 2, Savings: 2, InputTokens: 2, Priced: 2}},
+		{Payer: "a", Caller: "key 1", Model: "ours", Lane: lane.Flex, Total: Total{USD: 2, InputTokens: 1, Priced: 1}}, // billed in real time
+		{Payer: "a", Caller: "key 1", Model: "ours", Lane: lane.Realtime, Total: Total{USD: 2, InputTokens: 1, Priced: 1}},
+		{Payer: "a", Caller: "key 2", Model: "ours", Lane: lane.Batch, Total: Total{USD: 1, Savings: 1, InputTokens: 1, Priced: 1}},
+	}
+	if diff := cmp.Diff(want, m.Parts(), cmpopts.IgnoreFields(Total{}, "PricesDate")); diff != "" {
+		t.Errorf("parts (-want +got):\n%s", diff)
+	}
 	for i := range 3 * maxParts {
 		book(fmt.Sprint("id", i), Call{Model: fmt.Sprint("model", i)})
 	}
@@ -334,6 +354,9 @@ func TestParts(t *testing.T) {
 	parts := m.Parts()
 	for _, part := range parts {
 		sum.Add(&part.Total)
+	}
+	if parts[0].Priced+parts[0].Unpriced != int64(3*maxParts-(maxParts-4)) || parts[0].Payer+parts[0].Caller+parts[0].Model != "" || parts[0].Lane != "" {
+		t.Errorf("the part beyond the bound: %+v", parts[0])
 	}
 	if sum != m.Total() || len(parts) > maxParts+1 || sum.Unpriced != 3*maxParts {
 		t.Errorf("%d parts: %+v, total %+v", len(parts), sum, m.Total())

@@ -8,14 +8,15 @@ import (
 
 // A costCollector shows the estimates of the Transport as metrics. The label model
 // has names of the table of prices only, since the names of further models are text
-// that a client chooses. The label key is the name of a client key, such as "key 2".
+// that a client chooses. The label key is the name of a client key, such as "key 2". The
+// label lane is batch, flex or realtime (escalated calls).
 type costCollector struct{ stats func() autobatcher.Stats }
 
 var (
 	costDesc = prometheus.NewDesc("autobatcher_cost_usd_total",
-		"Estimated cost of answers of batches, at the flex tier, and of escalated calls, in US dollars. Other calls in real time are not counted.", []string{"model", "key"}, nil)
+		"Estimated cost of answers of batches, at the flex tier, and of escalated calls, in US dollars. Other calls in real time are not counted.", []string{"model", "key", "lane"}, nil)
 	savingsDesc = prometheus.NewDesc("autobatcher_savings_usd",
-		"Estimated savings against the price in real time, in US dollars.", []string{"model", "key"}, nil)
+		"Estimated savings against the price in real time, in US dollars.", []string{"model", "key", "lane"}, nil)
 	unpricedDesc = prometheus.NewDesc("autobatcher_unpriced_answers_total",
 		"Answers whose price is not known.", []string{"key"}, nil)
 	otherTierDesc = prometheus.NewDesc("autobatcher_other_tier_answers_total",
@@ -35,21 +36,22 @@ func (c costCollector) Describe(to chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c costCollector) Collect(to chan<- prometheus.Metric) {
-	type series struct{ model, key string }
+	type series struct{ model, key, lane string }
 	usd, savings, unpriced, other := map[series]float64{}, map[series]float64{}, map[string]float64{}, map[string]float64{}
 	stats := c.stats()
 	for _, p := range stats.Costs { // several accounts may have the same model and key
 		if p.Cost.Priced > 0 {
-			usd[series{p.Model, p.Caller}] += p.Cost.USD
-			savings[series{p.Model, p.Caller}] += p.Cost.Savings
+			s := series{p.Model, p.Caller, string(p.Lane)}
+			usd[s] += p.Cost.USD
+			savings[s] += p.Cost.Savings
 		}
 		unpriced[p.Caller] += float64(p.Cost.Unpriced)
 		other[p.Caller] += float64(p.Cost.OtherTier)
 	}
 	for s := range usd {
-		to <- prometheus.MustNewConstMetric(costDesc, prometheus.CounterValue, usd[s], s.model, s.key)
+		to <- prometheus.MustNewConstMetric(costDesc, prometheus.CounterValue, usd[s], s.model, s.key, s.lane)
 		// A gauge, since a batch can cost more than cached input in real time.
-		to <- prometheus.MustNewConstMetric(savingsDesc, prometheus.GaugeValue, savings[s], s.model, s.key)
+		to <- prometheus.MustNewConstMetric(savingsDesc, prometheus.GaugeValue, savings[s], s.model, s.key, s.lane)
 	}
 	for key, n := range unpriced {
 		to <- prometheus.MustNewConstMetric(unpricedDesc, prometheus.CounterValue, n, key)

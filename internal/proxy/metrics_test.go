@@ -100,23 +100,29 @@ func TestMetricsRegisteredTwice(t *testing.T) {
 	}
 }
 
-// Metrics have the cost by model and client key, and never the name of a model that
+// Metrics have the cost by model, client key and lane, and never the name of a model that
 // only a client knows.
 func TestCostMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stats := autobatcher.Stats{
 			Costs: []autobatcher.CostPart{
-				{Payer: "1", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1}},
-				{Payer: "2", Model: "gpt-5", Caller: "key 1", Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1, Unpriced: 3, OtherTier: 2}},
-				{Payer: "1", Model: "a prompt", Caller: "key 1", Cost: autobatcher.Cost{Unpriced: 4, OtherTier: 3}},
+				{Payer: "1", Model: "gpt-5", Caller: "key 1", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1}},
+				{Payer: "2", Model: "gpt-5", Caller: "key 1", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{USD: 1, Savings: 2, Priced: 1, Unpriced: 3, OtherTier: 2}},
+				{Payer: "1", Model: "gpt-5", Caller: "key 1", Lane: autobatcher.ModeFlex, Cost: autobatcher.Cost{USD: 3, Savings: 1, Priced: 1}},
+				{Payer: "1", Model: "gpt-5", Caller: "key 1", Lane: autobatcher.ModeRealtime, Cost: autobatcher.Cost{USD: 5, Priced: 1}},
+				{Payer: "1", Model: "a prompt", Caller: "key 1", Lane: autobatcher.ModeBatch, Cost: autobatcher.Cost{Unpriced: 4, OtherTier: 3}},
 			},
 			Budget: autobatcher.BudgetStats{LimitUSD: 20, SpentUSD: 2, ReservedUSD: 0.5, Refused: 6},
 		}
 		p := newProxy(t, proxy.Options{Transport: respondAfter(0, 200, "", ""), Stats: func() autobatcher.Stats { return stats }})
 		got := metrics(t, serve(t, p))
 		for _, want := range []string{
-			`autobatcher_cost_usd_total{key="key 1",model="gpt-5"} 2`,
-			`autobatcher_savings_usd{key="key 1",model="gpt-5"} 4`,
+			`autobatcher_cost_usd_total{key="key 1",lane="batch",model="gpt-5"} 2`,
+			`autobatcher_cost_usd_total{key="key 1",lane="flex",model="gpt-5"} 3`,
+			`autobatcher_cost_usd_total{key="key 1",lane="realtime",model="gpt-5"} 5`,
+			`autobatcher_savings_usd{key="key 1",lane="batch",model="gpt-5"} 4`,
+			`autobatcher_savings_usd{key="key 1",lane="flex",model="gpt-5"} 1`,
+			`autobatcher_savings_usd{key="key 1",lane="realtime",model="gpt-5"} 0`,
 			`autobatcher_unpriced_answers_total{key="key 1"} 7`,
 			`autobatcher_other_tier_answers_total{key="key 1"} 5`,
 			`autobatcher_budget_usd 20`,

@@ -83,7 +83,7 @@ function showTotals() {
       cell(number.format(t.priced + t.unpriced)), cell(tokens ? number.format(t.input) : "not known"), cell(tokens ? number.format(t.output) : "not known"),
       cell(known ? dollars(t.usd) : "not known"), cell(known ? dollars(t.savings) : "not known"));
   };
-  const items = [...state.models.map((t) => ["model", t]), ...state.keys.map((t) => ["account and key", t])];
+  const items = [...state.byLane.map((t) => ["lane", t]), ...state.models.map((t) => ["model", t]), ...state.keys.map((t) => ["account and key", t])];
   $("totals").hidden = !items.length;
   setRows($("totals").tBodies[0], items, row);
   $("totals-card").hidden = !items.length && $("metadata-totals").hidden;
