@@ -81,6 +81,7 @@ serve flex 10 0.2 --provider openai --mode flex --sandbox-flex-delay 0.2 --clien
 FLEX_BASE_URL=$base
 serve flex-late 0.3 0.2 --provider openai --mode flex --sandbox-flex-delay 0.5
 FLEX_LATE_BASE_URL=$base
+export BATCH_BASE_URL="$OPENAI_BASE_URL"
 export OPENAI_BASE_URL LATE_BASE_URL FLEX_BASE_URL FLEX_LATE_BASE_URL OPENAI_API_KEY=sk-test AUTOBATCHER_EVENTS="$work/intime.events"
 unset HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy
 
