@@ -439,3 +439,9 @@ func (b *batch) emit(name EventName, err error) {
 		b.t.events.Emit(e)
 	}
 }
+
+// reports says whether this process reports and counts the batch: of calls in the background,
+// whose answers each process reads that is asked for them, the owner of the batch does.
+func reports(b *batch) bool {
+	return b.recovered == "" || !b.key.background || b.recovered != journal.Ended && b.record.Mine()
+}

@@ -113,12 +113,6 @@ func (t *Transport) resume(a *accounts.Account, known journal.Batch) *lineSet {
 	})
 }
 
-// reports says whether this process reports and counts the batch: of calls in the background,
-// whose answers each process reads that is asked for them, the owner of the batch does.
-func reports(b *batch) bool {
-	return b.recovered == "" || !b.key.background || b.recovered != journal.Ended && b.record.Mine()
-}
-
 // recall makes a call without a body: it gets the answer that is kept for its
 // fingerprint, or waits for a line that an earlier call has left.
 func (t *Transport) recall(req *http.Request) (*http.Response, error) {

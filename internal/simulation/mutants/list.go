@@ -57,7 +57,7 @@ var mutants = []mutant{
 	},
 	{
 		name: "each question for a call in the background reports the batch again",
-		file: "recover.go",
+		file: "batch.go",
 		old:  "b.recovered != journal.Ended && b.record.Mine()\n",
 		new:  "b.recovered != \"\"\n",
 		test: &test{"./internal/blackbox", "TestBackgroundAnswersCountOnce"},
