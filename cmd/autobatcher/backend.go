@@ -16,6 +16,7 @@ import (
 	"github.com/autobatcher/autobatcher"
 	api "github.com/autobatcher/autobatcher/internal/backend"
 	"github.com/autobatcher/autobatcher/internal/dashboard"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	notifier "github.com/autobatcher/autobatcher/internal/notify"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 	"github.com/autobatcher/autobatcher/internal/redact"
@@ -119,13 +120,11 @@ func (b *backend) distribute(onEvent func(autobatcher.Event)) func(autobatcher.E
 }
 
 // realtimeCalls returns the counts of the calls in real time, for the page.
-func (b *backend) realtimeCalls() dashboard.Realtime {
-	p := b.counted.Load()
-	if p == nil {
-		return dashboard.Realtime{}
+func (b *backend) realtimeCalls() lane.RealtimeCalls {
+	if p := b.counted.Load(); p != nil {
+		return p.Realtime()
 	}
-	r := p.Realtime()
-	return dashboard.Realtime{Chosen: dashboard.LaneCalls(r.Chosen), Escalated: dashboard.LaneCalls(r.Escalated)}
+	return lane.RealtimeCalls{}
 }
 
 // needKey loads the key for the provider, unless the callers bring their keys or no key
@@ -202,8 +201,8 @@ func (s *settings) proxyOptions(p process, b *backend, up upstream) proxy.Option
 }
 
 // canceller returns a function that asks the provider to cancel a batch, or a call at the
-// flex tier that runs in the background. The
-// Transport notices the cancellation when it polls the batch.
+// flex tier that runs in the background. The Transport notices the cancellation when it
+// polls the batch.
 func (b *backend) canceller(up upstream, base http.RoundTripper, key string) func(context.Context, string) error {
 	return func(ctx context.Context, batchID string) error {
 		key := key

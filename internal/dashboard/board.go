@@ -40,29 +40,29 @@ type queue struct {
 
 // A snapshot is the state of the page, without the chart.
 type snapshot struct {
-	Now      int64    `json:"now"`
-	Closing  bool     `json:"closing"`
-	Queued   int      `json:"queued"`
-	Running  int      `json:"running"`
-	OK       int64    `json:"ok"`       // callers that got an answer below status 400 of their line
-	Errors   int64    `json:"errors"`   // callers that got the provider's error for their line
-	NoAnswer int64    `json:"noAnswer"` // callers that got an error of their batch or of autobatcher
-	Left     int64    `json:"left"`     // callers that disconnected
-	Answered int64    `json:"answered"` // OK and Errors, as in the chart
-	Reasons  []reason `json:"reasons"`
-	Cost     *cost    `json:"cost,omitempty"`
-	Budget   *budget  `json:"budget,omitempty"`
-	ByLane   []total  `json:"byLane"` // costs; empty if all answers are of one lane
-	Models   []total  `json:"models"`
-	Keys     []total  `json:"keys"`
-	Times    []times  `json:"times"`
-	Queues   []queue  `json:"queues"`
-	Hidden   int      `json:"hidden"` // number of queues that are not listed
-	Lanes    []lane   `json:"lanes"`
-	Other    int64    `json:"otherTier"` // calls at the flex tier that were billed at another tier
-	Finished int      `json:"finished"`  // number of batches that ended since the start, also if they are not listed
-	Batches  []batch  `json:"batches"`   // running batches, then finished batches, then calls at the flex tier that run in the background, newest first
-	Partial  bool     `json:"partial"`   // some running batches may not be listed
+	Now      int64     `json:"now"`
+	Closing  bool      `json:"closing"`
+	Queued   int       `json:"queued"`
+	Running  int       `json:"running"`
+	OK       int64     `json:"ok"`       // callers that got an answer below status 400 of their line
+	Errors   int64     `json:"errors"`   // callers that got the provider's error for their line
+	NoAnswer int64     `json:"noAnswer"` // callers that got an error of their batch or of autobatcher
+	Left     int64     `json:"left"`     // callers that disconnected
+	Answered int64     `json:"answered"` // OK and Errors, as in the chart
+	Reasons  []reason  `json:"reasons"`
+	Cost     *cost     `json:"cost,omitempty"`
+	Budget   *budget   `json:"budget,omitempty"`
+	ByLane   []total   `json:"byLane"` // costs; empty if all answers are of one lane
+	Models   []total   `json:"models"`
+	Keys     []total   `json:"keys"`
+	Times    []times   `json:"times"`
+	Queues   []queue   `json:"queues"`
+	Hidden   int       `json:"hidden"` // number of queues that are not listed
+	Lanes    []laneRow `json:"lanes"`
+	Other    int64     `json:"otherTier"` // calls at the flex tier that were billed at another tier
+	Finished int       `json:"finished"`  // number of batches that ended since the start, also if they are not listed
+	Batches  []batch   `json:"batches"`   // running batches, then finished batches, then calls at the flex tier that run in the background, newest first
+	Partial  bool      `json:"partial"`   // some running batches may not be listed
 
 	// Of a frame of the stream, whose Batches are those that changed since the last
 	// frame.

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/lane"
 )
 
 var noon = time.UnixMilli(1_700_000_000_000)
@@ -124,10 +125,10 @@ func TestLanes(t *testing.T) {
 		Queued: 3, Running: 10, Answered: 100, Errors: 20, Failed: 5, Left: 7,
 		Flex: autobatcher.FlexStats{Waiting: 4, Answered: 30, Errors: 10, Failed: 2}, Cost: autobatcher.Cost{OtherTier: 6},
 	}
-	realtime := Realtime{Chosen: LaneCalls{Waiting: 1, OK: 2, Failed: 3}, Escalated: LaneCalls{Waiting: 4, OK: 5, Failed: 6}}
-	d := New(Options{Stats: func() autobatcher.Stats { return stats }, Realtime: func() Realtime { return realtime }})
+	realtime := lane.RealtimeCalls{Chosen: lane.Calls{Waiting: 1, OK: 2, Failed: 3}, Escalated: lane.Calls{Waiting: 4, OK: 5, Failed: 6}}
+	d := New(Options{Stats: func() autobatcher.Stats { return stats }, Realtime: func() lane.RealtimeCalls { return realtime }})
 	defer d.Close()
-	want := []lane{
+	want := []laneRow{
 		{"in batches", 9, 60, 13}, {"at the flex tier", 4, 20, 12}, {"in real time, as chosen", 1, 2, 3}, {"in real time, after another lane", 4, 5, 6},
 	}
 	if diff := cmp.Diff(want, d.feed.state.Lanes); diff != "" || d.feed.state.Other != 6 {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/lane"
 )
 
 const (
@@ -44,7 +45,7 @@ type Options struct {
 
 	// Realtime returns the counts of the calls in real time. The Dashboard calls Realtime
 	// after Stats. Nil: all counts are 0.
-	Realtime func() Realtime
+	Realtime func() lane.RealtimeCalls
 
 	// History is the time span of the chart. The chart has 360 samples, at most
 	// one per second; the default has a sample every 10 s. 0 or negative means the
@@ -87,7 +88,7 @@ func New(o Options) *Dashboard {
 		o.Stats = func() autobatcher.Stats { return autobatcher.Stats{} }
 	}
 	if o.Realtime == nil {
-		o.Realtime = func() Realtime { return Realtime{} }
+		o.Realtime = func() lane.RealtimeCalls { return lane.RealtimeCalls{} }
 	}
 	if o.History <= 0 {
 		o.History = defaultHistory
@@ -179,7 +180,7 @@ func (d *Dashboard) refresh(now time.Time, wanted bool) {
 	d.feed.publishLocked(now, d.snapshot(now, stats, realtime))
 }
 
-func (d *Dashboard) snapshot(now time.Time, stats autobatcher.Stats, realtime Realtime) snapshot {
+func (d *Dashboard) snapshot(now time.Time, stats autobatcher.Stats, realtime lane.RealtimeCalls) snapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.board.prune(now)

@@ -200,7 +200,7 @@ func testState(t *testing.T) {
 	want := snapshot{
 		Closing: true, Queued: 2, Running: 3, OK: 4, NoAnswer: 5, Left: 6, Answered: 4,
 		ByLane: []total{}, Models: []total{}, Keys: []total{}, Times: []times{},
-		Lanes: []lane{{Name: "in batches", Waiting: 5, OK: 4, Failed: 5}, {Name: "at the flex tier"}, {Name: "in real time, as chosen"}, {Name: "in real time, after another lane"}},
+		Lanes: []laneRow{{Name: "in batches", Waiting: 5, OK: 4, Failed: 5}, {Name: "at the flex tier"}, {Name: "in real time, as chosen"}, {Name: "in real time, after another lane"}},
 		Queues: []queue{{
 			Account: "0badcafe", Upstream: "https://api.example.com/v1", Endpoint: "/v1/embeddings",
 			Models: []string{"m"}, Callers: []string{"key 1", "key 2"}, Calls: 2, Bytes: 10, Opened: opened.UnixMilli(),

@@ -4,30 +4,18 @@ import (
 	"slices"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/lane"
 )
 
-// Realtime counts the model calls that are answered in real time.
-type Realtime struct {
-	Chosen    LaneCalls // the operator or the caller chose real time, or the provider does not batch the call
-	Escalated LaneCalls // waited for a batch or for the flex tier before
-}
-
-// LaneCalls counts the calls of a lane.
-type LaneCalls struct {
-	Waiting int   // whose answer has not ended
-	OK      int64 // ended with a status below 400
-	Failed  int64 // ended otherwise
-}
-
-// A lane has the calls of one lane in the form of the page.
-type lane struct {
+// A laneRow has the calls of one lane in the form of the page.
+type laneRow struct {
 	Name    string `json:"name"`
 	Waiting int    `json:"waiting"`
 	OK      int64  `json:"ok"`
 	Failed  int64  `json:"failed"`
 }
 
-func (c LaneCalls) named(name string) lane { return lane{name, c.Waiting, c.OK, c.Failed} }
+func newLaneRow(name string, c lane.Calls) laneRow { return laneRow{name, c.Waiting, c.OK, c.Failed} }
 
 // The names of the lanes that have costs.
 const (
@@ -37,12 +25,12 @@ const (
 )
 
 // newLanes returns the calls by lane, always in the same order.
-func newLanes(s autobatcher.Stats, r Realtime) []lane {
-	flex := LaneCalls{s.Flex.Waiting, s.Flex.Answered - s.Flex.Errors, s.Flex.Errors + s.Flex.Failed}
-	batches := LaneCalls{s.Queued + s.Running - flex.Waiting, s.Answered - s.Errors - flex.OK, s.Errors + s.Failed - flex.Failed}
-	return []lane{
-		batches.named(inBatches), flex.named(atFlex),
-		r.Chosen.named("in real time, as chosen"), r.Escalated.named(escalated),
+func newLanes(s autobatcher.Stats, r lane.RealtimeCalls) []laneRow {
+	flex := lane.Calls{Waiting: s.Flex.Waiting, OK: s.Flex.Answered - s.Flex.Errors, Failed: s.Flex.Errors + s.Flex.Failed}
+	batches := lane.Calls{Waiting: s.Queued + s.Running - flex.Waiting, OK: s.Answered - s.Errors - flex.OK, Failed: s.Errors + s.Failed - flex.Failed}
+	return []laneRow{
+		newLaneRow(inBatches, batches), newLaneRow(atFlex, flex),
+		newLaneRow("in real time, as chosen", r.Chosen), newLaneRow(escalated, r.Escalated),
 	}
 }
 

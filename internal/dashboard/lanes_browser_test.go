@@ -11,6 +11,7 @@ import (
 	"github.com/chromedp/chromedp"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/lane"
 )
 
 // A flexPage shows a batch and two calls at the flex tier, and counts the cancellations of
@@ -28,7 +29,9 @@ func newFlexPage(t *testing.T) *flexPage {
 	}
 	d := New(Options{
 		Cancel: true, Stats: func() autobatcher.Stats { return stats },
-		Realtime: func() Realtime { return Realtime{Escalated: LaneCalls{Waiting: 1, OK: 2, Failed: 3}} },
+		Realtime: func() lane.RealtimeCalls {
+			return lane.RealtimeCalls{Escalated: lane.Calls{Waiting: 1, OK: 2, Failed: 3}}
+		},
 	})
 	w := &flexPage{testDashboard: &testDashboard{Dashboard: d}}
 	for _, id := range []string{"resp_1", "resp_2"} {

@@ -1,5 +1,5 @@
 // Package lane chooses how a call is sent: in a batch, or at once at the provider's
-// flex tier.
+// flex tier. The package also has the counts of the calls of a lane.
 package lane
 
 import (

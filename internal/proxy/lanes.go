@@ -5,34 +5,22 @@ import (
 	"sync/atomic"
 
 	"github.com/autobatcher/autobatcher/internal/callheader"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/reply"
 )
 
-// RealtimeCalls counts the model calls that are answered in real time since New. The
-// Transport counts those in batches and at the flex tier.
-type RealtimeCalls struct {
-	Chosen    LaneCalls // the operator or the caller chose real time, or the provider does not batch the call
-	Escalated LaneCalls // waited for a batch or for the flex tier before
-}
-
-// LaneCalls counts the calls of a lane.
-type LaneCalls struct {
-	Waiting int   // whose answer has not ended
-	OK      int64 // ended with a status below 400
-	Failed  int64 // ended otherwise
-}
-
-// Realtime returns the counts of the calls in real time.
-func (p *Proxy) Realtime() RealtimeCalls {
-	return RealtimeCalls{p.metrics.chosen.calls(), p.metrics.escalated.calls()}
+// Realtime returns the counts of the calls in real time since New. The Transport counts the
+// calls in batches and at the flex tier.
+func (p *Proxy) Realtime() lane.RealtimeCalls {
+	return lane.RealtimeCalls{Chosen: p.metrics.chosen.calls(), Escalated: p.metrics.escalated.calls()}
 }
 
 // A laneCount counts the calls of a lane. The zero laneCount is ready for use. All
 // methods may be called concurrently, end also on nil.
 type laneCount struct{ waiting, ok, failed atomic.Int64 }
 
-func (l *laneCount) calls() LaneCalls {
-	return LaneCalls{int(l.waiting.Load()), l.ok.Load(), l.failed.Load()}
+func (l *laneCount) calls() lane.Calls {
+	return lane.Calls{Waiting: int(l.waiting.Load()), OK: l.ok.Load(), Failed: l.failed.Load()}
 }
 
 // end counts a call that has ended.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/lane"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 	"github.com/autobatcher/autobatcher/provider"
 )
@@ -32,7 +33,7 @@ func TestRealtimeCalls(t *testing.T) {
 	deadline := autobatcher.Options{Escalate: autobatcher.EscalateDeadline, EscalateMargin: 10 * time.Minute}
 	fallback := autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: autobatcher.FallbackRealtime}
 	const chat = `{"model":"m","messages":[{"role":"user","content":"%d"}]}`
-	waiting := proxy.LaneCalls{Waiting: 2}
+	waiting := lane.Calls{Waiting: 2}
 	for _, test := range []struct {
 		name    string
 		server  batchtest.Options
@@ -41,18 +42,18 @@ func TestRealtimeCalls(t *testing.T) {
 		header  []string
 		full    bool          // the flex tier
 		at      time.Duration // when two calls wait
-		during  proxy.RealtimeCalls
-		ended   proxy.RealtimeCalls
+		during  lane.RealtimeCalls
+		ended   lane.RealtimeCalls
 	}{
-		{"the header chooses", hour(slow), autobatcher.Options{}, chat, []string{"Autobatcher-Mode", "realtime"}, false, time.Minute, proxy.RealtimeCalls{Chosen: waiting}, proxy.RealtimeCalls{Chosen: proxy.LaneCalls{OK: 2}}},
-		{"the mode chooses", hour(slow), autobatcher.Options{Mode: autobatcher.ModeRealtime}, chat, nil, false, time.Minute, proxy.RealtimeCalls{Chosen: waiting}, proxy.RealtimeCalls{Chosen: proxy.LaneCalls{OK: 2}}},
-		{"the body chooses", hour(slow), autobatcher.Options{}, strings.Replace(chat, "{", `{"service_tier":"priority",`, 1), nil, false, time.Minute, proxy.RealtimeCalls{Chosen: waiting}, proxy.RealtimeCalls{Chosen: proxy.LaneCalls{OK: 2}}},
-		{"errors", hour(bad), autobatcher.Options{Mode: autobatcher.ModeRealtime}, chat, nil, false, time.Minute, proxy.RealtimeCalls{Chosen: waiting}, proxy.RealtimeCalls{Chosen: proxy.LaneCalls{Failed: 2}}},
-		{"a deadline", hour(slow), deadline, chat, []string{"Autobatcher-Deadline", "1h"}, false, 51 * time.Minute, proxy.RealtimeCalls{Escalated: waiting}, proxy.RealtimeCalls{Escalated: proxy.LaneCalls{OK: 2}}},
-		{"a deadline that comes first", hour(never), deadline, chat, []string{"Autobatcher-Deadline", "1h"}, false, 51 * time.Minute, proxy.RealtimeCalls{Escalated: waiting}, proxy.RealtimeCalls{Escalated: proxy.LaneCalls{Failed: 2}}},
-		{"no room at the flex tier", hour(slow), fallback, chat, nil, true, 3 * time.Minute, proxy.RealtimeCalls{Escalated: waiting}, proxy.RealtimeCalls{Escalated: proxy.LaneCalls{OK: 2}}},
-		{"the flex tier", hour(slow), autobatcher.Options{Mode: autobatcher.ModeFlex}, chat, nil, false, time.Minute, proxy.RealtimeCalls{}, proxy.RealtimeCalls{}},
-		{"a batch", batchtest.Options{Turnaround: time.Hour}, autobatcher.Options{}, chat, nil, false, time.Minute, proxy.RealtimeCalls{}, proxy.RealtimeCalls{}},
+		{"the header chooses", hour(slow), autobatcher.Options{}, chat, []string{"Autobatcher-Mode", "realtime"}, false, time.Minute, lane.RealtimeCalls{Chosen: waiting}, lane.RealtimeCalls{Chosen: lane.Calls{OK: 2}}},
+		{"the mode chooses", hour(slow), autobatcher.Options{Mode: autobatcher.ModeRealtime}, chat, nil, false, time.Minute, lane.RealtimeCalls{Chosen: waiting}, lane.RealtimeCalls{Chosen: lane.Calls{OK: 2}}},
+		{"the body chooses", hour(slow), autobatcher.Options{}, strings.Replace(chat, "{", `{"service_tier":"priority",`, 1), nil, false, time.Minute, lane.RealtimeCalls{Chosen: waiting}, lane.RealtimeCalls{Chosen: lane.Calls{OK: 2}}},
+		{"errors", hour(bad), autobatcher.Options{Mode: autobatcher.ModeRealtime}, chat, nil, false, time.Minute, lane.RealtimeCalls{Chosen: waiting}, lane.RealtimeCalls{Chosen: lane.Calls{Failed: 2}}},
+		{"a deadline", hour(slow), deadline, chat, []string{"Autobatcher-Deadline", "1h"}, false, 51 * time.Minute, lane.RealtimeCalls{Escalated: waiting}, lane.RealtimeCalls{Escalated: lane.Calls{OK: 2}}},
+		{"a deadline that comes first", hour(never), deadline, chat, []string{"Autobatcher-Deadline", "1h"}, false, 51 * time.Minute, lane.RealtimeCalls{Escalated: waiting}, lane.RealtimeCalls{Escalated: lane.Calls{Failed: 2}}},
+		{"no room at the flex tier", hour(slow), fallback, chat, nil, true, 3 * time.Minute, lane.RealtimeCalls{Escalated: waiting}, lane.RealtimeCalls{Escalated: lane.Calls{OK: 2}}},
+		{"the flex tier", hour(slow), autobatcher.Options{Mode: autobatcher.ModeFlex}, chat, nil, false, time.Minute, lane.RealtimeCalls{}, lane.RealtimeCalls{}},
+		{"a batch", batchtest.Options{Turnaround: time.Hour}, autobatcher.Options{}, chat, nil, false, time.Minute, lane.RealtimeCalls{}, lane.RealtimeCalls{}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -118,7 +119,7 @@ func TestRealtimeCallsWithoutAClient(t *testing.T) {
 				t.Errorf("%s: %s", res.Status, readAll(t, res))
 			}
 			synctest.Wait()
-			if got, want := p.Realtime(), (proxy.RealtimeCalls{Chosen: proxy.LaneCalls{Failed: 1}}); got != want {
+			if got, want := p.Realtime(), (lane.RealtimeCalls{Chosen: lane.Calls{Failed: 1}}); got != want {
 				t.Errorf("mode %q: %+v, want %+v", mode, got, want)
 			}
 		})
