@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -330,28 +331,40 @@ func TestManyKeys(t *testing.T) {
 	}
 }
 
+// notePolls has a setup note when the provider is asked for batches. seen returns the times
+// so far, from the beginning on.
+func (u *setup) notePolls() (seen func() []time.Duration) {
+	var mu sync.Mutex
+	var polls []time.Duration
+	u.base = func(next http.RoundTripper) http.RoundTripper {
+		began := time.Now()
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/batches") {
+				mu.Lock()
+				defer mu.Unlock()
+				polls = append(polls, time.Since(began))
+			}
+			return next.RoundTrip(r)
+		})
+	}
+	return func() []time.Duration {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(polls)
+	}
+}
+
 // However many batches an account has, it asks for their states twice in an interval of
 // polls at the most.
 func TestPollsOfManyBatches(t *testing.T) {
 	const interval = 5 * time.Minute // longer than a 60th of the age of the batches
 	for _, n := range []int{20, 100} {
-		var mu sync.Mutex
-		var polls []time.Duration
 		u := manyBatches()
 		u.server.Turnaround, u.options.PollInterval = 2*time.Hour, interval
-		u.base = func(next http.RoundTripper) http.RoundTripper {
-			began := time.Now()
-			return roundTripper(func(r *http.Request) (*http.Response, error) {
-				if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/batches") {
-					mu.Lock()
-					defer mu.Unlock()
-					polls = append(polls, time.Since(began))
-				}
-				return next.RoundTrip(r)
-			})
-		}
+		seen := u.notePolls()
 		u.run(t, fmt.Sprint(n, " batches"), func(s *scene) {
 			s.answered(s.rush(n, numbered), said)
+			polls := seen()
 			if len(polls) < 20 || len(polls) > 2*24 {
 				s.Errorf("%d polls in two hours, want at most 2 in %v", len(polls), interval)
 			}
@@ -367,20 +380,8 @@ func TestPollsOfManyBatches(t *testing.T) {
 // Batches that are sent early, one after another, are polled together, too, once several run.
 func TestPollsOfEarlyBatches(t *testing.T) {
 	const n, few, interval = 100, 10, 5 * time.Second
-	var mu sync.Mutex
-	var polls []time.Duration
 	u := openAI(batchtest.Options{Turnaround: 50 * time.Minute}, autobatcher.Options{QuietAfter: time.Second, PollInterval: interval})
-	u.base = func(next http.RoundTripper) http.RoundTripper {
-		began := time.Now()
-		return roundTripper(func(r *http.Request) (*http.Response, error) {
-			if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/batches") {
-				mu.Lock()
-				defer mu.Unlock()
-				polls = append(polls, time.Since(began))
-			}
-			return next.RoundTrip(r)
-		})
-	}
+	seen := u.notePolls()
 	u.run(t, "", func(s *scene) {
 		var calls []*pending
 		for i := range n {
@@ -393,6 +394,7 @@ func TestPollsOfEarlyBatches(t *testing.T) {
 		if len(s.srv.Batches()) != n {
 			s.Fatalf("%d batches, want %d", len(s.srv.Batches()), n)
 		}
+		polls := seen()
 		for i := range len(polls) - 2 {
 			if polls[i] > (few+1)*12*time.Second && polls[i] < 50*time.Minute && polls[i+2]-polls[i] < interval-time.Second {
 				s.Errorf("polls at %v: three within %v", polls[i:i+3], interval)

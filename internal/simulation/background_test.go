@@ -45,9 +45,7 @@ func (b *backgroundSet) arm(f *crashPoint, d dice) {
 	if !b.dies || !d.chance(0.6) {
 		return
 	}
-	kinds := []string{"POST batches", "POST batches", "begin", "advance", "advance", "find", "withdraw", "take over", "release"}
-	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
-	f.steps.Store(1 + d.Int64N(4))
+	f.draw(d, "POST batches", "POST batches", "begin", "advance", "advance", "find", "withdraw", "take over", "release")
 }
 
 // keepFor is how long the answer to an id is there. Options.KeepFor is not set.

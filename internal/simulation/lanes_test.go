@@ -68,9 +68,7 @@ func (l *laneSet) arm(f *crashPoint, d dice) {
 	if !l.dieAtCalls || !d.chance(0.6) {
 		return
 	}
-	kinds := []string{"POST", "POST", "POST", "GET", "GET", "POST cancel", "DELETE", "advance", "deliver"}
-	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
-	f.steps.Store(1 + d.Int64N(4))
+	f.draw(d, "POST", "POST", "POST", "GET", "GET", "POST cancel", "DELETE", "advance", "deliver")
 }
 
 // runLaneFaults makes requests at the flex tier fail: calls, and what is asked about
@@ -142,7 +140,7 @@ type flexPost struct {
 	unsure  bool      // the process cannot know whether the provider has executed the call
 	id      string    // of the response, as the process learned the id; of an error, the id of the request
 	failed  int       // the status of an error that is the answer; else 0
-	told    bool      // a client got the error
+	given   bool      // a client got the error
 }
 
 // noteFlexPost notes that a process sends a call at the flex tier. The result is nil for
@@ -316,7 +314,7 @@ func (w *world) unsureFlex(id ident) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, f := range w.flexPosts {
-		held := f.id != "" && f.held() && !f.told && !w.isDelivered(f.id)
+		held := f.id != "" && f.held() && !f.given && !w.isDelivered(f.id)
 		if f.ident == id && (f.unsure && !f.by.diedBy(f.ended) || held) {
 			n++
 		}
@@ -389,7 +387,7 @@ func (w *world) failedHeld(p *replica, id string, status int) bool {
 	defer w.mu.Unlock()
 	for _, f := range w.flexPosts {
 		if f.id == id && f.by == p && f.failed == status {
-			f.told = true
+			f.given = true
 			return true
 		}
 	}

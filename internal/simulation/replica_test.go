@@ -264,6 +264,12 @@ type crashPoint struct {
 	steps atomic.Int64 // how many more steps until the crash
 }
 
+// draw has the process die soon, at a step of one of the kinds.
+func (f *crashPoint) draw(d dice, kinds ...string) {
+	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
+	f.steps.Store(1 + d.Int64N(4))
+}
+
 // A moment is the point of a step at which a process dies.
 type moment int
 
@@ -275,16 +281,13 @@ const (
 
 // arm sets the crashPoint.
 func (f *crashPoint) arm(d dice) {
-	kinds := []string{
+	f.draw(d,
 		"", "", "POST files", "POST batches", "POST batches", "GET files content", "POST batches cancel", "DELETE files",
 		"begin", "advance", "advance", "deliver", "deliver", "take over", "release", "claim", "discard", "abandon", "hold",
-	}
-	f.kind, f.at = kinds[d.IntN(len(kinds))], moment(d.IntN(3))
-	steps := 1 + d.Int64N(4)
+	)
 	if f.kind == "" {
-		steps = 1 + d.Int64N(40)
+		f.steps.Store(1 + d.Int64N(40))
 	}
-	f.steps.Store(steps)
 }
 
 // step reports whether the process still lives at a moment of a step. Other
