@@ -62,18 +62,18 @@ func (b *batch) readResults() error {
 // deliver gives a result to the call that waits for the result, and reports
 // whether the result is an answer. A result that no call waits for is ignored.
 func (b *batch) deliver(r *line.Result) (answered bool) {
-	c, flex := b.lines.Find(r.ID), b.key.window == provider.FlexWindow
+	c, flex, reported := b.lines.Find(r.ID), b.key.window == provider.FlexWindow, b.key.background && reports(b)
 	switch {
 	case c == nil:
 		cost := ""
 		if r.Answered() && r.Status < 300 { // paid for; an earlier process may have counted the lines of its batch in its total
 			unclaimed := price.Call{Profile: b.key.account.Profile, Payer: b.key.account.Name, Model: b.names.Model(), Flex: flex}
-			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed, r.Body, b.recovered == "" || b.key.background && reports(b))
+			cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, unclaimed, r.Body, b.recovered == "" || reported)
 		}
 		if (flex || b.key.background) && r.Answered() { // the provider may not give the answer a second time, or another question comes soon
 			a := &answer{Answer: reply.FromResult(r), Flex: flex, Counted: b.key.background}
 			a.Cost = cost
-			b.t.registry.KeepReleased(b.lines, r.ID, a, b.key.background && reports(b))
+			b.t.registry.KeepReleased(b.lines, r.ID, a, reported)
 		}
 	case r.Transient() && b.lines.RetryLater(c, b.t.opts.Resubmits):
 		b.failed = append(b.failed, c)

@@ -1,6 +1,6 @@
 // Package background answers calls at once with an id, and answers later requests for the
-// id: background responses of OpenAI's API, served from a batch, and
-// calls of any endpoint with the header "Prefer: respond-async".
+// id: background responses of OpenAI's API, served from a batch, and calls of any endpoint
+// with the header "Prefer: respond-async".
 //
 // The call itself is an ordinary call, which a goroutine makes in place of the caller. Its
 // line has a fingerprint that depends on the id instead of the body, and is never recorded
@@ -340,9 +340,9 @@ func (s *Server) leave(j *job) {
 	j.alone = alone
 }
 
-// abandonCause is the cause of the end of a job whose id no caller here got. Another process may
-// have found the line of a call with an Idempotency-Key, or will: then the line is left to
-// the journal.
+// abandonCause is the cause of the end of a job whose id no caller here got. Another process
+// may have found the line of a call with an Idempotency-Key, or will: then the line is left
+// to the journal.
 func (s *Server) abandonCause(j *job) error {
 	if j.named && s.opts.Journal.Enabled() {
 		return errUnclaimed
