@@ -55,13 +55,7 @@ func TestKeptAnswerOfALineThatIsTakenOver(t *testing.T) {
 		second.takeOver(again)
 		second.Read(second.wants(w, "B"))
 		synctest.Wait()
-		for text, want := range map[string]int{"a": 1, "b": 0} {
-			var hash journal.Hash
-			copy(hash[:], text)
-			if found, err := store.Find(t.Context(), journal.Hash{}, []journal.Hash{hash}); err != nil || len(found) != want {
-				t.Errorf("line %s: %v %v; want %d", text, found, err, want)
-			}
-		}
+		undelivered(t, store, map[string]int{"a": 1, "b": 0})
 		if all, _ := second.Counters(); all.Answered != 3 {
 			t.Errorf("%d answers are counted, want 3", all.Answered)
 		}
@@ -69,6 +63,40 @@ func TestKeptAnswerOfALineThatIsTakenOver(t *testing.T) {
 			t.Error("the answer was not kept, or not forgotten")
 		}
 	})
+}
+
+// The answer to a line that the journal has released is that of the line's place in the batch.
+func TestReleasedAnswerOfALineThatIsTakenOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		first, second := start(t, store, keepFor), start(t, store, keepFor)
+		a, waitA, _ := first.enter("a")
+		b, waitB, _ := first.enter("b")
+		first.batch(a, b)
+		first.Leave(waitA, false)
+		first.Leave(waitB, false)
+		synctest.Wait()
+		s := second.NewLines(nil)
+		s.SetRecord(second.session.NewRecord(s))
+		second.KeepReleased(s, b.ID, ok("B"), true)
+		again, w, _ := second.enter("b")
+		second.takeOver(again)
+		second.Read(second.wants(w, "B"))
+		synctest.Wait()
+		undelivered(t, store, map[string]int{"a": 1, "b": 0})
+	})
+}
+
+// undelivered checks how many undelivered lines the journal has for calls, by their texts.
+func undelivered(t *testing.T, store journal.Store, lines map[string]int) {
+	t.Helper()
+	for text, want := range lines {
+		var hash journal.Hash
+		copy(hash[:], text)
+		if found, err := store.Find(t.Context(), journal.Hash{}, []journal.Hash{hash}); err != nil || len(found) != want {
+			t.Errorf("line %s: %v %v; want %d", text, found, err, want)
+		}
+	}
 }
 
 // The journal has the line of a call that is sent again until it has the next line.
