@@ -81,7 +81,7 @@ const recent = 15 * time.Minute
 // request until the provider answers; only the first request of several counts.
 func (w *world) checkCancel(p *replica, id string) {
 	now := decision{p, time.Now()}
-	c := cancellation{by: p, decided: now}
+	c := cancellation{by: p, decided: decision{p, p.decidedAt(id)}}
 	repeated := false
 	w.record.note(func() {
 		if ref := w.record.ids[id]; time.Since(w.record.abandoned[ref].at) < recent {
@@ -222,6 +222,28 @@ func (p *replica) mayHope(b batchtest.Batch) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return b.Status != "failed" || len(b.Errors) == 0 || !p.ended[b.ID]
+}
+
+// noteLook notes when a process sends a request for the status of one batch.
+func (p *replica) noteLook(req *http.Request) {
+	if _, id, ok := strings.Cut(req.URL.Path, "/batches/"); ok && req.Method == http.MethodGet {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.looking[id] = time.Now()
+	}
+}
+
+// decidedAt is when a process decided to cancel a batch, for which it sends the request now,
+// where the journal does not say so: before each attempt to cancel a batch the process decides,
+// and looks at the batch. Callers may come while the process waits for the status. A process
+// cancels a response without a look.
+func (p *replica) decidedAt(id string) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if at, ok := p.looking[id]; ok {
+		return at
+	}
+	return time.Now()
 }
 
 // noteStatus notes what a process learns of batches from a response.

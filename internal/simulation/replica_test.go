@@ -45,9 +45,10 @@ type replica struct {
 	mu                    sync.Mutex
 	dice                  map[string]dice // decide about the requests of a kind
 	escalated             []time.Time
-	noProvider, noJournal time.Time       // until then, no request arrives at the provider, or at the journal
-	looked, sawEnd        map[string]bool // ids of batches whose status, or whose end, the process has seen
-	ended                 map[string]bool // ids of batches whose end the process has reported
+	noProvider, noJournal time.Time            // until then, no request arrives at the provider, or at the journal
+	looked, sawEnd        map[string]bool      // ids of batches whose status, or whose end, the process has seen
+	looking               map[string]time.Time // by batch id: when the process last sent a request for the status of that batch alone
+	ended                 map[string]bool      // ids of batches whose end the process has reported
 }
 
 var (
@@ -59,7 +60,7 @@ var (
 // start starts a process that takes calls. arm, if not nil, sets the crashPoint.
 func (w *world) start(name string, arm func(*crashPoint)) *replica {
 	ctx, cut := context.WithCancel(context.Background())
-	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), ended: make(map[string]bool)}
+	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), looking: make(map[string]time.Time), ended: make(map[string]bool)}
 	if arm != nil {
 		arm(&p.crashPoint)
 	}
@@ -353,6 +354,7 @@ func (v *network) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Method != http.MethodGet {
 		v.p.logf("%s %s", req.Method, req.URL.Path)
 	}
+	v.p.noteLook(req)
 	v.p.w.watchCancel(v.p, req)
 	v.p.w.watchDelete(v.p, req)
 	v.p.w.noteUpload(v.p, req, text)
