@@ -197,3 +197,78 @@ func TestBodyIsHeldOnce(t *testing.T) {
 	runtime.KeepAlive(asked)
 	w.Close()
 }
+
+// A call with an Idempotency-Key is made, although a question for its id looks for an answer
+// at the same moment: the question has no body to send.
+func TestIdempotencyKeyBesideARecall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+			MarkOf(r.Context()).Sent("")
+			<-r.Context().Done()
+			return nil, context.Cause(r.Context())
+		})
+		w.opts.Recall = func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done() // looks at the provider for a long time
+			return nil, ErrNotFound
+		}
+		req, asked := w.keyed("{}")
+		id, _ := w.namesOf(req, asked)
+		w.work.Go(func() { w.ask("GET", id) })
+		synctest.Wait()
+		res, err := w.Start(req, asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := gjson.Parse(w.read(res)); got.Get("id").String() != id || got.Get("status").String() != "queued" {
+			t.Errorf("response = %s", got)
+		}
+		w.Close()
+	})
+}
+
+// keyed is a call with an Idempotency-Key, whose caller waits for a minute.
+func (w *world) keyed(body string) (*http.Request, *Asked) {
+	ctx, cancel := context.WithTimeout(w.Context(), time.Minute)
+	w.Cleanup(cancel)
+	req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://h.test/responses", nil)
+	req.Header.Set("Idempotency-Key", "k")
+	return req, &Asked{Body: []byte(body)}
+}
+
+// A failingJournal fails a number of times, and then finds a line of a batch.
+type failingJournal struct {
+	noJournal
+	failures int
+}
+
+func (j *failingJournal) Find(context.Context, journal.Hash, []journal.Hash) ([]journal.Taken, error) {
+	if j.failures--; j.failures >= 0 {
+		return nil, errors.New("the journal fails")
+	}
+	return []journal.Taken{{Batch: journal.Batch{BatchID: "b"}, Lines: []journal.Line{{CustomID: "c"}}}}, nil
+}
+
+// A call with an Idempotency-Key that the journal has is not sent again, although the journal
+// fails at first. A journal that fails for longer stops no call.
+func TestIdempotencyKeyWhileTheJournalFails(t *testing.T) {
+	for failures, want := range map[int]int64{0: 0, 1: 0, maxLookFailures: 0, maxLookFailures + 1: 1} {
+		synctest.Test(t, func(t *testing.T) {
+			var sent atomic.Int64
+			w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+				sent.Add(1)
+				MarkOf(r.Context()).Sent("")
+				return nil, errors.New("closed")
+			})
+			w.opts.Journal = &failingJournal{failures: failures}
+			req, asked := w.keyed("{}")
+			id, _ := w.namesOf(req, asked)
+			res, err := w.Start(req, asked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := gjson.Get(w.read(res), "id").String(); got != id || sent.Load() != want {
+				t.Errorf("%d failures: id %s, want %s; %d calls sent, want %d", failures, got, id, sent.Load(), want)
+			}
+		})
+	}
+}
