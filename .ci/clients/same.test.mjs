@@ -1,7 +1,8 @@
 // Tests that JavaScript clients get the same objects in each lane of `autobatcher serve
 // --sandbox`: in real time, in a batch, late (after status 200 and heartbeats), at the flex
-// tier, and late at the flex tier; a response also in the background. The whole objects must
-// be equal, but for the members of mayDiffer. run.sh starts the proxies.
+// tier, and late at the flex tier; a response also in the background, by openai-node. The AI SDK
+// has no option for a background response, and no call that collects one. The whole objects
+// must be equal, but for the members of mayDiffer. run.sh starts the proxies.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createOpenAI } from "@ai-sdk/openai";

@@ -2,8 +2,10 @@
 
 Each client makes each call in real time, in a batch, late (after status 200 and
 heartbeats), at the flex tier, and late at the flex tier; a response also in the
-background. The whole objects must be equal, but for the members of MAY_DIFFER. run.sh
-starts the proxies.
+background, by the clients that can collect a background response: openai-python, Pydantic
+AI and LiteLLM. LangChain, the Agents SDK and LlamaIndex have no call that collects one.
+The whole objects must be equal, but for the members of MAY_DIFFER. run.sh starts the
+proxies.
 """
 
 import asyncio
@@ -165,10 +167,11 @@ def openai_agents(model_class):
     return ask
 
 
-def pydantic_ai(model_class):
+def pydantic_ai(model_class, **settings):
     async def ask(base, headers, prompt):
         async with client(base, headers) as c:
-            run = await PydanticAgent(model_class(MODEL, provider=OpenAIProvider(openai_client=c))).run(prompt)
+            model = model_class(MODEL, provider=OpenAIProvider(openai_client=c))
+            run = await PydanticAgent(model).run(prompt, model_settings=settings)
             answers = ModelMessagesTypeAdapter.dump_python(run.all_messages(), mode="json")
             for answer in answers:
                 answer.pop("provider_url", None)  # the address of the proxy
@@ -182,6 +185,20 @@ async def litellm_chat(base, headers, prompt):
         model="openai/" + MODEL, api_base=base, api_key=KEY, messages=messages(prompt), extra_headers=headers
     )
     return answer
+
+
+def litellm_responses(background):
+    async def ask(base, headers, prompt):
+        to = {"api_base": base, "api_key": KEY, "extra_headers": headers}
+        answer = await litellm.aresponses(model="openai/" + MODEL, input=prompt, background=background, **to)
+        first = answer.status
+        while answer.status in ("queued", "in_progress"):
+            await asyncio.sleep(0.1)
+            answer = await litellm.aget_responses(answer.id, **to)
+        assert background is None or first == "queued"
+        return answer
+
+    return ask
 
 
 async def llama_index(base, headers, prompt):
@@ -209,7 +226,13 @@ CALLS = {
     "pydantic-ai chat": pydantic_ai(OpenAIChatModel),
     "pydantic-ai responses": pydantic_ai(PydanticResponsesModel),
     "litellm": litellm_chat,
+    "litellm responses": litellm_responses(None),
     "llama-index": llama_index,
+}
+IN_BACKGROUND = {
+    "openai response": sdk(background),
+    "pydantic-ai responses": pydantic_ai(PydanticResponsesModel, openai_background=True),
+    "litellm responses": litellm_responses(True),
 }
 NO_FLEX = {"openai completion", "openai embeddings", "openai moderation", "openai images"}  # no provider has these at the flex tier
 TOOLS = {f"{name}{stream}" for name in ("openai chat", "openai response", "langchain chat", "langchain responses") for stream in ("", " stream")}
@@ -220,8 +243,8 @@ def test_the_same_objects_in_each_lane(name):
     async def ask_all(prompt):
         calls = {"realtime": CALLS[name](BATCH, REALTIME, prompt)}
         calls |= {lane: CALLS[name](base, None, prompt) for lane, base in LANES.items() if "flex" not in lane or name not in NO_FLEX}
-        if name == "openai response":
-            calls["background"] = sdk(background)(BATCH, None, prompt)
+        if name in IN_BACKGROUND:
+            calls["background"] = IN_BACKGROUND[name](BATCH, None, prompt)
         return dict(zip(calls, map(same, await asyncio.gather(*calls.values()))))
 
     for kind in ["text", "tools"] if name in TOOLS else ["text"]:
