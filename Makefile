@@ -21,7 +21,7 @@ lint: ## format, vet, golangci-lint
 
 FUZZTIME ?= 20s
 FUZZSHARE ?= 0/1
-fuzz: ## every fuzz test for FUZZTIME, or with FUZZSHARE=1/2 every second one
+fuzz: ## every fuzz test for FUZZTIME, or with FUZZSHARE=1/4 every fourth one
 	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9]*' . | sed 's|/[^/]*:func | |' | sort -u | awk 'NR % $(notdir $(FUZZSHARE)) == $(patsubst %/,%,$(dir $(FUZZSHARE)))' | while read -r dir f; do \
 	  echo "$$dir $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$dir || exit 1; done
 

@@ -109,12 +109,30 @@ type toll struct {
 
 func (c toll) each() time.Duration { return c.cpu / time.Duration(c.calls) }
 
-func (c toll) String() string {
-	text := fmt.Sprintf("%d calls: %v of CPU each; a waiting call holds %d bytes of heap; %d KB stay", c.calls, c.each(), c.held, c.left>>10)
-	if c.most > 0 {
-		text += fmt.Sprintf("; peak %d MB, %d bytes a call", c.most/mib, c.most/int64(c.calls))
+// costs logs the CPU time of a call beside that of one in base, which limit limits.
+func (c toll) costs(t *testing.T, what string, base toll, limit float64) {
+	t.Helper()
+	times := float64(c.each()) / float64(base.each())
+	figure(t, fmt.Sprint(c.calls, " ", what), fmt.Sprintf("%v of CPU each, %.2f times the cost among %d", c.each().Round(10*time.Nanosecond), times, base.calls), fmt.Sprint(limit, " times"))
+	if times > limit {
+		t.Errorf("%v each among %d %s, and %v among %d", c.each(), c.calls, what, base.each(), base.calls)
 	}
-	return text
+}
+
+// atMost logs a number of bytes, and limits the number.
+func atMost(t *testing.T, what string, bytes, limit int64) {
+	t.Helper()
+	figure(t, what, fmt.Sprintf("%d bytes", bytes), fmt.Sprint(limit))
+	if bytes > limit {
+		t.Errorf("%s: %d bytes, want at most %d", what, bytes, limit)
+	}
+}
+
+// figure logs a row of the table of docs/performance.md: what was measured, the result, and
+// the limit.
+func figure(t *testing.T, what, got, limit string) {
+	t.Helper()
+	t.Logf("\n| %s | %s | %s |", what, got, limit)
 }
 
 // crowd makes calls in batches of size, all at the same time, through one Transport.
@@ -176,17 +194,9 @@ func TestManyCalls(t *testing.T) {
 	warm(batches * size)
 	crowd(t, 1, size) // what the first batch of a process costs
 	one, all := crowd(t, 1, size), crowd(t, batches, size)
-	t.Logf("%v", one)
-	t.Logf("%v", all)
-	if all.each() > one.each()*time.Duration(scaled(30, 15))/10 {
-		t.Errorf("a call costs %v among %d calls, and %v among %d", all.each(), all.calls, one.each(), one.calls)
-	}
-	if most := int64(3 << 10); all.held > most {
-		t.Errorf("a waiting call holds %d bytes of heap, want at most %d", all.held, most)
-	}
-	if each := all.most / int64(all.calls); each > 20<<10 {
-		t.Errorf("at the peak, a call takes %d bytes of heap and stack", each)
-	}
+	all.costs(t, "calls", one, float64(scaled(30, 15))/10)
+	atMost(t, "heap of a waiting call, its request of 60 bytes included", all.held, 3<<10)
+	atMost(t, "heap and stacks of a call at the peak, with garbage", all.most/int64(all.calls), 20<<10)
 	if all.left > int64(all.calls)*32+mib { // empty maps keep some memory
 		t.Errorf("%d bytes of heap stay after %d calls have ended", all.left, all.calls)
 	}
@@ -239,11 +249,8 @@ func TestLargeFiles(t *testing.T) {
 	m.open()
 	wg.Wait()
 	down := allocated() - before - received.Load()
-	t.Logf("%d MB up: %d KB allocated; %d MB down: %d KB allocated beyond the bodies", m.uploaded.Load()/1e6, up>>10, received.Load()/1e6, down>>10)
-	if up > limit || down > limit {
-		t.Errorf("allocated beyond the bodies: %d bytes for %d bytes up, %d bytes for %d bytes down; want at most %d",
-			up, m.uploaded.Load(), down, received.Load(), limit)
-	}
+	atMost(t, fmt.Sprintf("allocated beyond the bodies: upload of %d MB", m.uploaded.Load()/1e6), up, limit)
+	atMost(t, fmt.Sprintf("allocated beyond the bodies: download of %d MB", received.Load()/1e6), down, limit)
 	if want := int64(calls * len(m.answer)); received.Load() != want || m.uploaded.Load() < int64(calls*len(padding)) {
 		t.Errorf("%d bytes up, %d down, want %d", m.uploaded.Load(), received.Load(), want)
 	}
@@ -313,14 +320,8 @@ func TestManyKeys(t *testing.T) {
 			keys(t, few, tt.open(t)) // what the first keys of a process cost
 			base, _ := keys(t, few, tt.open(t))
 			all, polls := keys(t, many, tt.open(t))
-			t.Logf("%v", base)
-			t.Logf("%v; %d requests in three intervals of polls", all, polls)
-			if limit := base.each() * time.Duration(scaled(30, 15)) / 10; all.each() > limit {
-				t.Errorf("a key costs %v among %d keys, and %v among %d", all.each(), many, base.each(), few)
-			}
-			if all.held > tt.bytes {
-				t.Errorf("a key with a batch holds %d bytes of heap, want at most %d", all.held, tt.bytes)
-			}
+			all.costs(t, "keys "+tt.name, base, float64(scaled(30, 15))/10)
+			atMost(t, "heap of a key while its batch runs, "+tt.name, all.held, tt.bytes)
 			if most := int64(many) * 3; polls > most {
 				t.Errorf("%d requests in three intervals for %d keys, want at most %d", polls, many, most)
 			}

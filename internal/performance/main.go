@@ -4,7 +4,10 @@
 //	go run ./internal/performance [-runs 3] [-only "The proxy"]
 //
 // Each benchmark measures its floor in the same run. The tables have the medians of all
-// runs, and the lowest and the highest ratio.
+// runs, and the lowest and the highest ratio. What scripts print is printed as it is: the
+// tests of the lanes, which have virtual time, and the tests of scale print their own
+// tables, and so does the comparison with the original in Python, which needs Python and
+// PyPI.
 package main
 
 import (
@@ -43,6 +46,11 @@ func run(w io.Writer, runs int, wanted *regexp.Regexp) error {
 	var failed []string
 	fmt.Fprintln(w, machine(time.Now(), runs))
 	fmt.Fprintln(w)
+	note := func(title string, err error) {
+		if err != nil {
+			failed = append(failed, fmt.Sprintf("%s: %v", title, err))
+		}
+	}
 	for _, g := range groups {
 		if !wanted.MatchString(g.title) {
 			continue
@@ -51,9 +59,17 @@ func run(w io.Writer, runs int, wanted *regexp.Regexp) error {
 		if err == nil {
 			err = g.write(w, parse(output))
 		}
-		if err != nil {
-			failed = append(failed, fmt.Sprintf("%s: %v", g.title, err))
+		note(g.title, err)
+	}
+	for _, s := range scripts {
+		if !wanted.MatchString(s.title) {
+			continue
 		}
+		output, err := s.measure()
+		if err == nil {
+			err = s.write(w, output)
+		}
+		note(s.title, err)
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("%s", strings.Join(failed, "\n"))
@@ -76,6 +92,18 @@ func (g group) measure(runs int) (string, error) {
 		}
 	}
 	return output.String(), nil
+}
+
+// measure runs a script once.
+func (s script) measure() (string, error) {
+	var output bytes.Buffer
+	cmd := exec.Command(s.command[0], s.command[1:]...)
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&output, os.Stderr), os.Stderr
+	if s.env != "" {
+		cmd.Env = append(os.Environ(), s.env)
+	}
+	err := cmd.Run()
+	return output.String(), err
 }
 
 // machine describes the machine, the date and the number of runs.

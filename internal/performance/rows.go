@@ -79,3 +79,17 @@ var groups = []group{
 		},
 	},
 }
+
+// scripts are the tables of docs/performance.md that benchmarks do not measure.
+var scripts = []script{
+	{"Lanes", "", tests("TestLaneTimes")},
+	{"With webhooks", "", tests("TestWebhookRequests")},
+	{"When a batch is sent", "", tests("TestQuietTimes")},
+	{"Scale: measured, limit", "AUTOBATCHER_SCALE=full", tests("TestManyCalls$|TestManyKeys|TestLargeFiles")},
+	{"Beside the original in Python", "", []string{".ci/compare-python/run.sh"}},
+}
+
+// tests is a command that runs tests of internal/blackbox.
+func tests(names string) []string {
+	return []string{"go", "test", "-count", "1", "-timeout", "0", "-v", "-run", names, "./internal/blackbox"}
+}

@@ -59,6 +59,29 @@ func parse(output string) samples {
 // of returns the values of a metric, one for each run.
 func (s samples) of(m metric) []float64 { return s[[2]string{m.bench, m.unit}] }
 
+// A script prints a table of its own, also among other lines: the lines that begin with
+// "|", white space apart.
+type script struct {
+	title   string
+	env     string // NAME=VALUE, "" for none
+	command []string
+}
+
+// write writes what a script has printed. A script without a table is an error.
+func (s script) write(w io.Writer, output string) error {
+	var table strings.Builder
+	for line := range strings.Lines(output) {
+		if line = strings.TrimSpace(line); strings.HasPrefix(line, "|") {
+			fmt.Fprintln(&table, line)
+		}
+	}
+	if table.Len() == 0 {
+		return fmt.Errorf("%q printed no table", s.command)
+	}
+	_, err := fmt.Fprintf(w, "%s\n\n%s\n", s.title, table.String())
+	return err
+}
+
 const head = "| | measured | floor | ratio | aim |\n|---|---|---|---|---|\n"
 
 // write writes the table of a group. A row whose benchmark did not run is an error.

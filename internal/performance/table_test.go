@@ -87,6 +87,21 @@ func TestTableOfMissingBenchmark(t *testing.T) {
 	}
 }
 
+// A script's table stands between other lines, which are left out.
+func TestScript(t *testing.T) {
+	s := script{title: "Title", command: []string{"go", "test"}}
+	var w strings.Builder
+	if err := s.write(&w, "=== RUN\n    a_test.go:1: \n        | a | b |\n        |---|---|\n--- PASS | x\n    a_test.go:2: \n        | 1 | 2 |\n"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff("Title\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n", w.String()); diff != "" {
+		t.Error(diff)
+	}
+	if err := s.write(&w, "ok\n"); err == nil || !strings.Contains(err.Error(), `["go" "test"] printed no table`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestFormat(t *testing.T) {
 	for want, v := range map[string]float64{"1234 µs": 1234, "100 µs": 100, "99.9 µs": 99.9, "10.0 µs": 10, "9.50 µs": 9.5, "0.01 µs": 0.005001, "0 µs": 0} {
 		if got := cpuOfServe.format(v); got != want {
@@ -118,5 +133,11 @@ func TestGroups(t *testing.T) {
 				t.Errorf("%q has an empty row", g.title)
 			}
 		}
+	}
+	for _, s := range scripts {
+		if titles[s.title] || len(s.command) == 0 {
+			t.Errorf("table %q has no command, or is there twice", s.title)
+		}
+		titles[s.title] = true
 	}
 }

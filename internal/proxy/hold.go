@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -22,9 +21,8 @@ import (
 // A heldCall is a call that waits for the result of its batch.
 type heldCall struct {
 	*responseWriter
-	p      *Proxy
-	body   *requestBody
-	cancel context.CancelCauseFunc
+	p    *Proxy
+	body *requestBody
 
 	place queuePlace
 
@@ -85,16 +83,11 @@ func (c *heldCall) begin() (*http.Request, *failure) {
 	}
 	known := *c.caller
 	known.Realtime = c.passThrough
-	var ctx context.Context
-	ctx, c.cancel = withCancel(caller.Observe(caller.With(r.Context(), &known), c))
-	return p.newRequest(r.WithContext(ctx), c.body), nil
+	return p.newRequest(caller.Observe(caller.With(r.Context(), &known), c), r, c.body), nil
 }
 
 // end releases what the call holds.
 func (c *heldCall) end() {
-	if c.cancel != nil {
-		c.cancel(nil)
-	}
 	c.stopHeartbeats()
 	if c.body != nil {
 		c.body.Close()
@@ -114,9 +107,6 @@ func (c *heldCall) answer(res *http.Response, err error) {
 	if err != nil {
 		c.fail(err)
 		return
-	}
-	if _, marked := res.Body.(undeliveredMarker); !marked {
-		c.p.watchResponse(res) // of a call that was answered in real time
 	}
 	defer res.Body.Close()
 	c.result = c.p.cleanBody(res)

@@ -114,9 +114,9 @@ func removePrivateHeaders(h http.Header) {
 
 // newRequest returns the request for a held call. newRequest takes over and
 // modifies the header of r: a copy would be the largest allocation of a call.
-func (p *Proxy) newRequest(r *http.Request, body io.ReadCloser) *http.Request {
+func (p *Proxy) newRequest(ctx context.Context, r *http.Request, body io.ReadCloser) *http.Request {
 	u := p.upstream
-	out := r.WithContext(r.Context())
+	out := r.WithContext(ctx)
 	in := *r.URL
 	in.RawQuery = p.keptQuery(r.URL)
 	out.URL = u.targetURL(&in)
@@ -148,8 +148,8 @@ func (p *Proxy) newReverseProxy() *httputil.ReverseProxy {
 		ModifyResponse: func(res *http.Response) error {
 			if rw, ok := res.Request.Context().Value(passedKey{}).(*responseWriter); ok {
 				rw.passed.endSending() // from here on, the response has to arrive
+				p.watchResponse(res, rw.cancelUpstream)
 			}
-			p.watchResponse(res)
 			return p.cleanResponse(res)
 		},
 		Rewrite: func(pr *httputil.ProxyRequest) {
@@ -183,10 +183,10 @@ func (p *Proxy) passThrough(rw *responseWriter, r *http.Request) {
 		return
 	}
 	defer p.passing.Add(-1)
-	ctx, cancel := withCancel(caller.With(r.Context(), rw.caller))
+	ctx, cancel := context.WithCancelCause(caller.With(r.Context(), rw.caller))
 	defer cancel(nil)
 	r = r.WithContext(context.WithValue(ctx, passedKey{}, rw))
-	rw.upgradeTimeout, rw.stopUpgrade = p.opts.PassThroughTimeout, func() { cancel(errStalled) }
+	rw.upgradeTimeout, rw.cancelUpstream = p.opts.PassThroughTimeout, func() { cancel(errStalled) }
 	var held *heldBytes
 	if rw.passed = p.watchRequest(rw, r, cancel); rw.passed != nil {
 		held = rw.passed.held

@@ -51,9 +51,9 @@ func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
 			return failTooManyPassed.response(r), nil
 		}
 		c.place.release() // the call does not wait to be sent
-		return l.awaitAnswer(r)
+		return l.awaitAnswer(r, c.p.watchResponse)
 	case *heldBytes: // passes through
-		return l.awaitAnswer(r)
+		return l.awaitAnswer(r, func(*http.Response, func()) {})
 	}
 	if l.flex != nil && isFlex(r) {
 		return l.sendFlex(r)
@@ -128,8 +128,9 @@ var (
 	}
 )
 
-// awaitAnswer sends r, and gives up when no response begins for answerTimeout.
-func (l realtimeLimit) awaitAnswer(r *http.Request) (*http.Response, error) {
+// awaitAnswer sends r, and gives up when no response begins for answerTimeout. watch
+// gets the response, and what cancels the request.
+func (l realtimeLimit) awaitAnswer(r *http.Request, watch func(*http.Response, func())) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context()) // ends with the context of r, which ends with the request
 	timer := time.AfterFunc(answerTimeout, func() { cancel(errNoAnswer) })
 	watched := r.WithContext(ctx)
@@ -137,13 +138,19 @@ func (l realtimeLimit) awaitAnswer(r *http.Request) (*http.Response, error) {
 		watched.Body = &sentBody{r.Body, timer}
 	}
 	res, err := l.RoundTripper.RoundTrip(watched)
-	if timer.Stop(); !errors.Is(context.Cause(ctx), errNoAnswer) {
-		return res, err
-	}
-	if err == nil {
+	timer.Stop()
+	gaveUp := errors.Is(context.Cause(ctx), errNoAnswer)
+	switch {
+	case err != nil:
+	case gaveUp:
 		_ = res.Body.Close()
+	default:
+		watch(res, func() { cancel(errStalled) })
 	}
-	return failNoAnswer.response(r), nil
+	if gaveUp {
+		return failNoAnswer.response(r), nil
+	}
+	return res, err
 }
 
 // A sentBody is a request body that restarts a timer whenever bytes are read.

@@ -25,14 +25,14 @@ type requestBody struct {
 	onEOF   func() error // called by Read when the whole body was read
 	held    *heldBytes   // the decoded bytes, and meanwhile the memory of the decoder
 
-	mu          sync.Mutex // the Transport may read and close the body on other goroutines
-	size        int64      // raw bytes read so far
-	decodedSize int64      // decoded bytes read so far
-	decoder     int64      // bytes of memory of the decoder, until the end of the body
-	err         error      // the first error, if reading failed
-	stallTimer  *time.Timer
-	lastSize    int64 // size at the last run of checkStall
-	finished    bool  // the body was read to the end or closed
+	mu          sync.Mutex  // the Transport may read and close the body on other goroutines
+	size        int64       // raw bytes read so far
+	decodedSize int64       // decoded bytes read so far
+	decoder     int64       // bytes of memory of the decoder, until the end of the body
+	err         error       // the first error, if reading failed
+	stallTimer  *time.Timer // nil when the body needs no watching any more: a waiting call keeps no timer for hours
+	lastSize    int64       // size at the last run of checkStall
+	finished    bool        // the body was read to the end or closed
 	closed      bool
 }
 
@@ -106,6 +106,13 @@ func (b *requestBody) checkStall() {
 	}
 }
 
+func (b *requestBody) stopTimerLocked() {
+	if b.stallTimer != nil {
+		b.stallTimer.Stop()
+		b.stallTimer = nil
+	}
+}
+
 // A rawBody is a requestBody with the Content-Encoding.
 type rawBody requestBody
 
@@ -118,7 +125,7 @@ func (b *rawBody) Read(p []byte) (int, error) {
 	switch {
 	case errors.Is(err, io.EOF):
 		b.finished = true
-		b.stallTimer.Stop()
+		(*requestBody)(b).stopTimerLocked()
 	case err != nil && b.err == nil:
 		b.err = err
 	}
@@ -178,7 +185,7 @@ func (b *requestBody) failLocked(err error) error {
 // reuse the connection; the deadline limits that reading to one second.
 func (b *requestBody) Close() error {
 	b.mu.Lock()
-	b.stallTimer.Stop()
+	b.stopTimerLocked()
 	if !b.finished {
 		_ = b.rc.SetReadDeadline(time.Now().Add(time.Second))
 		defer func() { _ = b.rc.SetReadDeadline(time.Time{}) }()

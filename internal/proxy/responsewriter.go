@@ -38,7 +38,7 @@ type responseWriter struct {
 	passed   *passedBody    // request body of a request that passes through; nil: no body
 
 	upgradeTimeout time.Duration // how long an upgraded connection may be silent
-	stopUpgrade    func()        // closes the upstream's side of the upgraded connection
+	cancelUpstream func()        // ends a request that passes through, also after an upgrade, since a peer has stalled
 }
 
 // Header returns the header of the response.
@@ -55,7 +55,7 @@ func (rw *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	rw.status = http.StatusSwitchingProtocols
-	return newUpgradedConn(conn, rw.upgradeTimeout, rw.stopUpgrade), buffers, nil
+	return newUpgradedConn(conn, rw.upgradeTimeout, rw.cancelUpstream), buffers, nil
 }
 
 // WriteHeader sends the status. Informational statuses may come before the

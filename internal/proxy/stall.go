@@ -138,27 +138,15 @@ func (p *Proxy) watchRequest(rw *responseWriter, r *http.Request, cancel context
 }
 
 // watchResponse makes the response body of a passed request, or of a held call that
-// was answered in real time, fail when no byte arrives. An upgradedConn watches the connection of an upgraded protocol (101).
-func (p *Proxy) watchResponse(res *http.Response) {
+// was answered in real time, fail when no byte arrives. cancel ends the request to the
+// upstream. An upgradedConn watches the connection of an upgraded protocol (101).
+func (p *Proxy) watchResponse(res *http.Response, cancel func()) {
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		return
 	}
-	body := &passedBody{ReadCloser: res.Body, timeout: p.opts.PassThroughTimeout, stop: func() {}}
-	if cancel, ok := res.Request.Context().Value(cancelKey{}).(context.CancelCauseFunc); ok {
-		body.stop = func() {
-			p.opts.Logger.Warn("the upstream's response stopped arriving", "path", res.Request.URL.Path, "after", p.opts.PassThroughTimeout)
-			cancel(errStalled)
-		}
-	}
-	res.Body = body
-}
-
-// cancelKey is the key of the function that ends a passed request, in the request's
-// context.
-type cancelKey struct{}
-
-// withCancel returns a context for a request whose response watchResponse may watch.
-func withCancel(ctx context.Context) (context.Context, context.CancelCauseFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	return context.WithValue(ctx, cancelKey{}, cancel), cancel
+	path := res.Request.URL.Path
+	res.Body = &passedBody{ReadCloser: res.Body, timeout: p.opts.PassThroughTimeout, stop: func() {
+		p.opts.Logger.Warn("the upstream's response stopped arriving", "path", path, "after", p.opts.PassThroughTimeout)
+		cancel()
+	}}
 }

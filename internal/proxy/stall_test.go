@@ -141,11 +141,7 @@ func TestStalledRealtimeAnswer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				start := time.Now()
-				p := newProxy(t, proxy.Options{PassThroughTimeout: time.Minute, Transport: transport(func(r *http.Request) (*http.Response, error) {
-					if err := wait(r); err != nil {
-						return nil, err
-					}
-					time.Sleep(delay)
+				upstream := proxy.LimitRealtime(transport(func(r *http.Request) (*http.Response, error) {
 					body, w := io.Pipe()
 					go func() {
 						io.WriteString(w, "{")
@@ -155,6 +151,13 @@ func TestStalledRealtimeAnswer(t *testing.T) {
 					res := responseTo(r, 200, "application/json", "")
 					res.Body, res.ContentLength = body, -1
 					return res, nil
+				}), 0)
+				p := newProxy(t, proxy.Options{PassThroughTimeout: time.Minute, Transport: transport(func(r *http.Request) (*http.Response, error) {
+					if err := wait(r); err != nil {
+						return nil, err
+					}
+					time.Sleep(delay)
+					return upstream.RoundTrip(r)
 				})})
 				res := post(t, serve(t, p), "/v1/embeddings", `{}`)
 				defer res.Body.Close()
