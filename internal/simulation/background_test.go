@@ -584,19 +584,23 @@ func (w *world) checkLateID(p *replica, c *backgroundCall) {
 		since = w.lastFault
 	}
 	w.mu.Unlock()
+	ended := ""
 	for _, b := range w.srv.Batches() {
 		for _, l := range b.Lines {
-			if (ident{b.APIKey, textOf(l.Body)}) != c.ident || b.Ended.IsZero() || !answered(l) {
+			switch {
+			case (ident{b.APIKey, textOf(l.Body)}) != c.ident:
 				continue
-			}
-			if b.Ended.After(since) {
+			case b.Ended.IsZero() || !answered(l):
+				return // of several lines, the id may be that of a line without a result
+			case b.Ended.After(since):
 				since = b.Ended
 			}
-			if late := time.Since(since); late > lateLimit && !c.late {
-				c.late = true
-				w.failf("%s of %v is not answered by %s, %v after %s had ended", c.id, c.ident, p.name, late, b.ID)
-			}
+			ended = b.ID
 		}
+	}
+	if late := time.Since(since); ended != "" && late > lateLimit && !c.late {
+		c.late = true
+		w.failf("%s of %v is not answered by %s, %v after %s had ended", c.id, c.ident, p.name, late, ended)
 	}
 }
 
