@@ -331,6 +331,54 @@ func TestFlexTimes(t *testing.T) {
 	})
 }
 
+// Mode auto learns from batches that end too late, too: from batches that expire, and from
+// batches that the provider never ends.
+func TestAutoLearnsFromLateBatches(t *testing.T) {
+	const day = 24 * time.Hour
+	late := autobatcher.Options{Resubmits: -1}
+	for _, tt := range []struct {
+		name string
+		u    setup
+		then func(*scene, *pending) // while the call waits for its batch
+		want time.Duration          // the time that is known afterwards; 0: none
+	}{
+		{"expired", openAI(batchtest.Options{Turnaround: 2 * day}, late), nil, day},
+		{"overdue", doubleword(batchtest.Options{Turnaround: 3 * day}, autobatcher.Options{CompletionWindow: "24h", Resubmits: -1}), nil, 2 * day},
+		{"cancelled", openAI(batchtest.Options{Turnaround: 2 * day}, late), func(_ *scene, c *pending) { c.left() }, 0},
+		{"failed", openAI(batchtest.Options{Turnaround: 2 * day}, late), func(s *scene, _ *pending) {
+			if err := s.srv.FailBatch(s.batch().ID, "quota_exceeded", "no credit", 0); err != nil {
+				s.Error(err)
+			}
+		}, 0},
+	} {
+		tt.u.run(t, tt.name, func(s *scene) {
+			first := s.chat("a", with("Autobatcher-Mode", "batch"))
+			s.until(time.Minute)
+			if tt.then != nil {
+				tt.then(s, first)
+			}
+			s.until(3 * day)
+			known := s.tr.Stats().Times
+			if tt.want == 0 {
+				if len(known) != 0 || s.batch().Status != tt.name {
+					s.Errorf("times %+v, want none; the batch is %s", known, s.batch().Status)
+				}
+				return
+			}
+			if len(known) != 1 || known[0].Count != 1 || known[0].Median < tt.want || known[0].Median > tt.want+5*time.Minute {
+				s.Errorf("times %+v, want one of %v", known, tt.want)
+			}
+			auto := []edit{with("Autobatcher-Mode", "auto"), with("Autobatcher-Deadline", "2h")}
+			one, two := s.chat("b", auto...), s.chat("c", auto...)
+			for _, c := range []*pending{one, two} {
+				if r := c.within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "flex" {
+					s.Errorf("%d, lane %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+				}
+			}
+		})
+	}
+}
+
 // The caller of a call that has climbed leaves, and makes the call again: the call gets
 // the line of its batch, and no third line is paid for.
 func TestACallThatClimbedComesBack(t *testing.T) {
