@@ -295,7 +295,8 @@ func (b *batch) end(o outcome, err error) {
 	default:
 		b.emit(e.event, err)
 	}
-	if o == outcomeDone && b.status.Word == "completed" && b.recovered != journal.Ended {
+	answered := b.status.Word == "completed" && b.status.Counts.Failed < b.size
+	if (o == outcomeDone && (answered || b.status.Word == "expired") || b.overdue) && b.recovered != journal.Ended {
 		b.t.router.turnaround.Add(b.key.account.Profile.Name, b.key.window, b.names.Models, time.Since(b.created))
 	}
 	if b.bill.Priced > 0 {

@@ -174,7 +174,7 @@ func (t *Transport) cancelAll(batches []*batch) {
 	slots := make(chan struct{}, cancelsAtOnce)
 	var wg sync.WaitGroup
 	for _, b := range batches {
-		if b.status.Phase == backend.Ended || b.record.Kept(t.journalCtx, b.created) {
+		if b.status.Phase == backend.Ended || b.record.Kept(t.journalCtx) {
 			continue
 		}
 		slots <- struct{}{}

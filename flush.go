@@ -221,7 +221,7 @@ func (b *batch) create() error {
 	if err != nil {
 		return b.createError(ctx, err)
 	}
-	b.status, b.created = status, time.Now()
+	b.status, b.created = status, time.Now().Add(-status.Took)
 	b.record.Running(ctx, b.id()) // before a caller in the background gets an id
 	b.lines.SetID(b.id())
 	close(b.submitted)

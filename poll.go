@@ -127,7 +127,7 @@ func (b *batch) decideCancel() bool {
 	if known, err := b.record.Look(b.t.ctx); err == nil && known.Delivered == known.Lines && !b.lines.Dismissed() {
 		return false // other replicas have delivered the rest
 	}
-	if b.record.Kept(b.t.journalCtx, b.created) || !b.lines.BeginCancel(true) {
+	if b.record.Kept(b.t.journalCtx) || !b.lines.BeginCancel(true) {
 		return false
 	}
 	if !b.record.Abandon(b.t.journalCtx) {

@@ -136,6 +136,7 @@ type Status struct {
 	Word     string // the provider's status in lower case and in OpenAI's spelling, such as "in_progress"
 	Counts   Counts
 	Problems []Problem
+	Took     time.Duration // from Create, if the batch ended in the request: how long the provider worked
 
 	OutputFileID, ErrorFileID string   // for events
 	Sources                   []string // of results, as far as they are known, in reading order

@@ -24,7 +24,7 @@ type Watch struct {
 	woken  chan struct{} // has room for one signal
 
 	// The mutex of cache guards these fields.
-	waited    bool // Interval was called, so that the batch had not ended when the watch began
+	waited    bool // Interval was called before the end, so that the batch had not ended when the watch began
 	announced bool // Wake was called for the batch
 	ended     bool // Look returned the end of the batch
 }
@@ -103,7 +103,7 @@ func (w *Watch) Interval(normal time.Duration) time.Duration {
 	c := w.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w.waited = true
+	w.waited = w.waited || !w.ended
 	unannounced := func(w *Watch) bool { return !w.announced }
 	if w.announced || len(c.ended) < trustAfter || slices.ContainsFunc(c.ended, unannounced) {
 		return normal

@@ -130,6 +130,7 @@ func TestInterval(t *testing.T) {
 					if _, err := w.Look(t.Context(), endedBoard{}, 0); err != nil {
 						t.Fatal(err)
 					}
+					w.Interval(normal) // the interval after the last look
 				}
 				w.Done()
 				if end == late {

@@ -77,7 +77,7 @@ type Options struct {
 	Key func(r *http.Request, text []byte) Key
 
 	Journal Journal
-	KeepFor time.Duration // how long the answer to an id is there, from the call on
+	KeepFor time.Duration // how long a failure, and that a call was cancelled, is there
 
 	// Start runs a function in a new goroutine, or returns false because the Transport
 	// is closing.
@@ -355,8 +355,6 @@ func (s *Server) abandonCause(j *job) error {
 func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by := *caller.Of(req.Context())
 	by.Realtime = nil // asks for room on the caller's connection
-	timer := time.AfterFunc(s.opts.KeepFor, func() { j.cancel(context.DeadlineExceeded) })
-	context.AfterFunc(j.ctx, func() { timer.Stop() })
 	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func(recorded string) { s.noteSent(j, recorded) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)

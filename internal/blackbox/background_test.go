@@ -128,6 +128,53 @@ func TestBackground(t *testing.T) {
 	})
 }
 
+// A call in the background runs as long as its batch, also beyond KeepFor, and the answer
+// is there for KeepFor from then on.
+func TestBackgroundKeepsAnswersFromTheEnd(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		name       string
+		turnaround time.Duration
+		keepFor    time.Duration
+		journal    bool
+		restart    bool          // the first process ends while the batch runs
+		last       time.Duration // from the end on, that the answer is there for certain
+	}{
+		{"past a day", 26 * time.Hour, 0, false, false, 23 * time.Hour},
+		{"past a day, with a journal", 26 * time.Hour, 0, true, false, 23 * time.Hour},
+		{"past a day, at another process", 26 * time.Hour, 0, true, true, 23 * time.Hour},
+		{"past a short time", 3 * time.Hour, time.Hour, false, false, 50 * time.Minute},
+		{"past a short time, with a journal", 3 * time.Hour, time.Hour, true, false, 50 * time.Minute},
+		{"past a short time, at another process", 3 * time.Hour, time.Hour, true, true, 50 * time.Minute},
+	} {
+		o := autobatcher.Options{CompletionWindow: "24h", KeepFor: tt.keepFor, PollInterval: time.Minute}
+		if tt.journal {
+			o.Journal = journal.NewMemory()
+		}
+		u := doubleword(batchtest.Options{Turnaround: tt.turnaround}, o)
+		u.run(t, tt.name, func(s *scene) {
+			id, tr := s.submit(), s.tr
+			end := s.elapsed() + tt.turnaround
+			s.until(end / 2)
+			s.ask(tr, "GET", "/responses/"+id).state("in_progress")
+			if tt.restart {
+				tr.Close()
+				tr = s.another(u.options)
+				s.ask(tr, "GET", "/responses/"+id).state("in_progress")
+			}
+			for _, at := range []time.Duration{end + 5*time.Minute, end + tt.last} {
+				s.until(at)
+				s.ask(tr, "GET", "/responses/"+id).state("completed").says("hello")
+			}
+			s.until(end + 3*day) // the journal forgets batches a few times a day
+			if r := s.ask(tr, "GET", "/responses/"+id); r.status != 404 {
+				s.Errorf("three days after the end: %d %.200s", r.status, r.body)
+			}
+			s.sent(1)
+		})
+	}
+}
+
 func TestBackgroundOutlivesItsProcess(t *testing.T) {
 	for _, tt := range []struct {
 		name    string

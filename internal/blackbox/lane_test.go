@@ -280,6 +280,105 @@ func TestCallsClimbNearTheirDeadline(t *testing.T) {
 	})
 }
 
+// The time of a flex call is the time until the answer, also of a call that is held open
+// at the provider. A call that the provider refuses at once says nothing about the time of
+// an answer, and neither does the time before a call is sent again.
+func TestFlexTimes(t *testing.T) {
+	const took = 8 * time.Minute
+	bad := func(l batchtest.Line) batchtest.Outcome {
+		if strings.Contains(string(l.Body), "bad") {
+			return batchtest.Outcome{Status: 400}
+		}
+		return batchtest.Echo(l)
+	}
+	for _, path := range []string{"/chat/completions", "/responses"} {
+		body := map[string]func(string) string{"/chat/completions": chatBody, "/responses": responseBody}[path]
+		openAI(batchtest.Options{FlexDelay: took, Answer: bad}, autobatcher.Options{Mode: autobatcher.ModeFlex}).run(t, path, func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"no"}}`), batchtest.FlexUnavailable())
+			if r := s.post(path, body("bad")); r.status != 400 {
+				s.Errorf("%d %s", r.status, r.body)
+			}
+			synctest.Wait() // a batch ends after its callers have their answers
+			if known := s.tr.Stats().Times; len(known) != 0 {
+				s.Errorf("a call that was refused teaches %+v", known)
+			}
+			s.post(path, body("good")).says("good")
+			synctest.Wait()
+			known := s.tr.Stats().Times
+			if len(known) != 1 || known[0].Count != 1 || known[0].Median < took || known[0].Median > took+10*time.Second {
+				s.Errorf("times %+v, want one of %v", known, took)
+			}
+		})
+	}
+	auto := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+	openAI(batchtest.Options{Turnaround: 10 * time.Hour, FlexDelay: took}, auto).run(t, "a call climbs in time", func(s *scene) {
+		s.srv.Control(batchtest.OpRealtime, func(w http.ResponseWriter, r *http.Request) bool {
+			time.Sleep(2 * time.Minute)
+			batchtest.Proceed(w, r)
+			return true
+		})
+		s.post("/chat/completions", chatBody("x"), with("Autobatcher-Mode", "flex"))
+		one, two := s.chat("a", with("Autobatcher-Deadline", "2h")), s.chat("b", with("Autobatcher-Deadline", "2h"))
+		for _, c := range []*pending{one, two} {
+			if r := c.within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "flex" {
+				s.Errorf("%d, lane %q, after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, r.body)
+			}
+		}
+		s.until(24 * time.Hour)
+		if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 3}, s.srv.PaidTiers()); diff != "" {
+			s.Errorf("paid (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Mode auto learns from batches that end too late, too: from batches that expire, and from
+// batches that the provider never ends.
+func TestAutoLearnsFromLateBatches(t *testing.T) {
+	const day = 24 * time.Hour
+	late := autobatcher.Options{Resubmits: -1}
+	for _, tt := range []struct {
+		name string
+		u    setup
+		then func(*scene, *pending) // while the call waits for its batch
+		want time.Duration          // the time that is known afterwards; 0: none
+	}{
+		{"expired", openAI(batchtest.Options{Turnaround: 2 * day}, late), nil, day},
+		{"overdue", doubleword(batchtest.Options{Turnaround: 3 * day}, autobatcher.Options{CompletionWindow: "24h", Resubmits: -1}), nil, 2 * day},
+		{"cancelled", openAI(batchtest.Options{Turnaround: 2 * day}, late), func(_ *scene, c *pending) { c.left() }, 0},
+		{"failed", openAI(batchtest.Options{Turnaround: 2 * day}, late), func(s *scene, _ *pending) {
+			if err := s.srv.FailBatch(s.batch().ID, "quota_exceeded", "no credit", 0); err != nil {
+				s.Error(err)
+			}
+		}, 0},
+	} {
+		tt.u.run(t, tt.name, func(s *scene) {
+			first := s.chat("a", with("Autobatcher-Mode", "batch"))
+			s.until(time.Minute)
+			if tt.then != nil {
+				tt.then(s, first)
+			}
+			s.until(3 * day)
+			known := s.tr.Stats().Times
+			if tt.want == 0 {
+				if len(known) != 0 || s.batch().Status != tt.name {
+					s.Errorf("times %+v, want none; the batch is %s", known, s.batch().Status)
+				}
+				return
+			}
+			if len(known) != 1 || known[0].Count != 1 || known[0].Median < tt.want || known[0].Median > tt.want+5*time.Minute {
+				s.Errorf("times %+v, want one of %v", known, tt.want)
+			}
+			auto := []edit{with("Autobatcher-Mode", "auto"), with("Autobatcher-Deadline", "2h")}
+			one, two := s.chat("b", auto...), s.chat("c", auto...)
+			for _, c := range []*pending{one, two} {
+				if r := c.within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "flex" {
+					s.Errorf("%d, lane %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+				}
+			}
+		})
+	}
+}
+
 // The caller of a call that has climbed leaves, and makes the call again: the call gets
 // the line of its batch, and no third line is paid for.
 func TestACallThatClimbedComesBack(t *testing.T) {

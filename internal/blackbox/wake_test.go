@@ -132,6 +132,29 @@ func TestPollsSlowDown(t *testing.T) {
 	})
 }
 
+// A flex call that is held open ends without an announcement, and says nothing about
+// webhooks: responses in the background are polled as rarely as before.
+func TestHeldCallsKeepTheTrustInWebhooks(t *testing.T) {
+	var arrive atomic.Bool
+	openAI(batchtest.Options{FlexDelay: time.Minute}, autobatcher.Options{Mode: autobatcher.ModeFlex}).play(t, func(s *scene) {
+		s.webhooks(&arrive)
+		gets := func(text string) int {
+			before := s.count(http.MethodGet, "/responses/")
+			s.post("/responses", responseBody(text)).says(text)
+			synctest.Wait()
+			return s.count(http.MethodGet, "/responses/") - before
+		}
+		first := gets("one")
+		gets("two")
+		gets("three")
+		trusted := gets("four")
+		s.post("/chat/completions", chatBody("held")).says("held")
+		if after := gets("five"); trusted >= first || after > trusted {
+			s.Errorf("%d requests for the first response, %d for the fourth, %d after a call that was held open", first, trusted, after)
+		}
+	})
+}
+
 // Where polls bring answers, polls stay as frequent.
 func TestPollsOfPartialResults(t *testing.T) {
 	var lose atomic.Bool

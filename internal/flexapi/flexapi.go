@@ -141,11 +141,14 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 
 // hold sends a call and waits for the answer.
 func (c *Client) hold(ctx context.Context, suffix string, l *line.Line) (backend.Status, error) {
+	began := time.Now()
 	res, err := c.post(ctx, c.profile.FlexTimeout+callTimeout, suffix, l, false)
 	if err != nil {
 		return backend.Status{}, err
 	}
-	return c.keep(l, res), nil
+	s := c.keep(l, res)
+	s.Took = time.Since(began)
+	return s, nil
 }
 
 // keep keeps the answer of a call as the call's result.

@@ -533,11 +533,11 @@ func RefPrefix(kept bool) string {
 // IsKept reports whether a batch of the name has lines that callers may ask for later.
 func IsKept(ref string) bool { return strings.HasPrefix(ref, keptPrefix) }
 
-// Kept reports whether other processes may yet ask for answers of the batch, which was
-// created then: the name of the batch says so (IsKept), some lines are not delivered,
-// and answers of that age are kept.
-func (r *Record) Kept(ctx context.Context, created time.Time) bool {
-	if !IsKept(r.Ref()) || time.Since(created) > r.session.KeepFor {
+// Kept reports whether other processes may yet ask for answers of the batch: the name of
+// the batch says so (IsKept), and some lines are not delivered. The answers are kept from
+// the end of the batch on, and so the age of the batch does not matter.
+func (r *Record) Kept(ctx context.Context) bool {
+	if !IsKept(r.Ref()) {
 		return false
 	}
 	b, err := r.Look(ctx)

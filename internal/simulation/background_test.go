@@ -48,9 +48,6 @@ func (b *backgroundSet) arm(f *crashPoint, d dice) {
 	f.draw(d, "POST batches", "POST batches", "begin", "advance", "advance", "find", "withdraw", "take over", "release")
 }
 
-// keepFor is how long the answer to an id is there. Options.KeepFor is not set.
-const keepFor = 24 * time.Hour
-
 // unclaimedFor is how long a process keeps a call whose caller left without the id.
 const unclaimedFor = 2 * time.Minute
 
@@ -240,7 +237,7 @@ func (w *world) submitOnce(p *replica, c *backgroundCall, timeout time.Duration)
 		w.failf("%v hangs: no id after %v", c.ident, took)
 	}
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, autobatcher.ErrClosed) && took < keepFor {
+		if ctx.Err() == nil && !errors.Is(err, autobatcher.ErrClosed) {
 			w.failf("%v, in the background, ended in the error %v", c.ident, err)
 		}
 		c.left = append(c.left, pastAttempt{p, time.Now()})
@@ -656,7 +653,7 @@ func (w *world) claimed(id ident) *backgroundCall {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, c := range w.backgroundCalls {
-		if c.ident == id && c.alone && c.id != "" && c.withdrawn.IsZero() && time.Since(c.returned) < keepFor {
+		if c.ident == id && c.alone && c.id != "" && c.withdrawn.IsZero() {
 			return c
 		}
 	}
