@@ -211,7 +211,8 @@ func (b *batch) outcome(err error) outcome {
 		return outcomeUnread
 	case errors.Is(err, errNoCallers):
 		return outcomeNoCallers
-	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch && b.lines.Sent()[0].Request.mode != lane.Realtime:
+	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch &&
+		(b.t.opts.Escalate == EscalateNever || b.lines.Sent()[0].Request.mode != lane.Realtime): // else the call goes on to real time
 		return outcomeMoved
 	case errors.Is(err, backend.ErrAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver
@@ -355,7 +356,7 @@ func (b *batch) logEnd(o outcome, err error) {
 func (b *batch) giveUp(c *call, a *answer) {
 	if a.Err == nil && b.t.registry.HasWaiter(c) && !c.Recalled {
 		if c.Request.climbs() && !a.Paid {
-			b.move([]*call{c})
+			b.move([]*call{c}, ModeRealtime)
 			return
 		}
 		if !a.Paid || b.t.opts.Escalate != EscalateNever { // a fallback alone pays for no call twice

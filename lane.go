@@ -70,9 +70,9 @@ func (q *request) climbs() bool {
 	return q.mode == lane.Auto && !q.flex() && q.at.Flex
 }
 
-// move sends calls in the other lane: from a batch at the flex tier, and back. A call
-// does not move twice.
-func (b *batch) move(calls []*call) {
+// move sends calls in the other lane: from a batch at the flex tier, and back. next is the
+// mode of the calls from then on: a call in mode auto moves to the flex tier once.
+func (b *batch) move(calls []*call, next Mode) {
 	b.requeue(calls, 0, func(queued []*call) (rest []*queue) {
 		var closing []*call
 		for _, c := range queued {
@@ -82,7 +82,7 @@ func (b *batch) move(calls []*call) {
 			} else {
 				q.key.window = provider.FlexWindow
 			}
-			q.mode = lane.Batch
+			q.mode = lane.Mode(next)
 			if !b.t.collector.Add(c) {
 				closing = append(closing, c)
 			}

@@ -34,7 +34,7 @@ func (b *batch) resubmitRest(kind resubmission, rest []*call, err error) (left [
 		b.resubmit(rest, 0)
 		return nil
 	case kind == resubmitMoved:
-		b.move(rest)
+		b.move(rest, ModeBatch)
 		return nil
 	case kind == resubmitPlanned && (errors.Is(err, errRejected) || !errors.Is(err, backend.ErrUnsure) && errors.As(err, &refused) && refused.Err == nil && b.plan(triage.Refused(refused))):
 		b.carryOut()

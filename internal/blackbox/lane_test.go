@@ -169,8 +169,9 @@ func TestFlexRefusals(t *testing.T) {
 // that pays for nothing twice, and then in real time.
 func TestAutoClimbs(t *testing.T) {
 	auto := autobatcher.Options{Mode: autobatcher.ModeAuto, Resubmits: -1}
-	realtime := auto
+	realtime, escalates := auto, auto
 	realtime.FlexFallback, realtime.Escalate = autobatcher.FallbackRealtime, autobatcher.EscalateFailed
+	escalates.Escalate = autobatcher.EscalateFailed
 	unread := func(s *scene) { s.srv.Keep(batchtest.OpContent, batchtest.Status(500, nil, "{}")) }
 	full := func(s *scene) { s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable()) }
 	for _, tt := range []struct {
@@ -185,6 +186,8 @@ func TestAutoClimbs(t *testing.T) {
 	}{
 		{"the batch fails", hopeless, auto, nil, "/chat/completions", 200, "flex", map[batchtest.Tier]int{"flex": 2}},
 		{"the flex tier has no room", hopeless, realtime, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"the flex tier has no room, and the fallback is a batch", hopeless, escalates, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"the flex tier has no room, and no call is escalated", hopeless, auto, full, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
 		{"an endpoint without a flex tier", hopeless, auto, nil, "/embeddings", 424, "", map[batchtest.Tier]int{}},
 		{"mode batch", hopeless, autobatcher.Options{Resubmits: -1}, nil, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
 		{"the answers are paid for and cannot be read", batchtest.Options{}, auto, unread, "/chat/completions", 424, "", map[batchtest.Tier]int{"batch": 2}},
@@ -202,6 +205,9 @@ func TestAutoClimbs(t *testing.T) {
 				if r := c.within(48 * time.Hour); r.err != nil || r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode {
 					s.Errorf("%d %q, %v, want %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.err, tt.status, tt.mode, r.body)
 				}
+			}
+			if tt.mode != "" {
+				s.sent(2) // no call goes back to a batch
 			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)
