@@ -36,7 +36,6 @@ type request struct {
 	background bool          // the caller wants an id at once, and asks for the answer later
 	usage      bool          // the last event of the stream has the usage
 	legacy     *journal.Hash // the fingerprint from before the account had a name; nil: no line of that time is left
-	earlier    *call         // the call in the batch, if the call has climbed to the flex tier
 	slot       collector.Slot[key, *registry.Call[request]]
 }
 

@@ -46,14 +46,14 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) (urgent, flex time.D
 
 // climb sends a call at the flex tier that its batch may not answer in time, and returns
 // the call and the waiter that the caller waits with from now on: those of before, if the
-// call may not climb. The line of the batch stays for a retry.
+// call may not climb. The line of the batch stays, and may yet answer the caller, or a retry.
 func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter) {
 	next := e.t.registry.Fork(c, func(r *request) (request, bool) {
 		k := r.key
 		k.window = provider.FlexWindow
 		return request{
 			key: k, at: r.at, caller: r.caller, model: r.model, raw: r.raw, deadline: r.deadline, mode: lane.Realtime,
-			window: r.window, inputs: r.inputs, stream: r.stream, usage: r.usage, earlier: c,
+			window: r.window, inputs: r.inputs, stream: r.stream, usage: r.usage,
 		}, r.climbs()
 	})
 	if next == nil {
@@ -64,7 +64,7 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 	if err != nil { // the budget has no room, or the Transport is closing
 		return c, w
 	}
-	if e.t.registry.Leave(w, false) != nil { // the batch has answered meanwhile
+	if e.t.registry.Follow(w, waiting) != nil { // the batch has answered meanwhile
 		w.Ready <- struct{}{}
 		e.t.disconnect(req, next, waiting)
 		return c, w
@@ -111,7 +111,7 @@ func (e *escalator) escalate(req *http.Request, c *call, w *waiter, began time.T
 	return e.send(req, c, deadlineNear, began, spending, func(served, _ bool) {
 		if served {
 			e.t.registry.Dismiss(c)
-			e.t.registry.Dismiss(c.Request.earlier)
+			e.t.registry.Dismiss(c.Earlier)
 		}
 	})
 }

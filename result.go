@@ -115,8 +115,8 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	}
 	if body, ok := res.Body.(*reply.Body); ok {
 		body.Receiver = a
-		if c.Request.earlier != nil && a.Status < 300 {
-			body.Receiver = climbed{a, t, c.Request.earlier}
+		if c.Earlier != nil && a.Flex && a.Status < 300 {
+			body.Receiver = climbed{a, t, c.Earlier}
 		}
 	}
 	return res, nil

@@ -15,6 +15,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/journal"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -404,6 +405,34 @@ func TestACallThatClimbedComesBack(t *testing.T) {
 		}
 		s.sent(2)
 	})
+}
+
+// A call that has climbed gets the answer of its batch, if the batch answers first: no call
+// is sent in real time, and the caller does not wait for the flex tier.
+func TestTheBatchAnswersACallThatClimbed(t *testing.T) {
+	for name, store := range map[string]journal.Store{"without a journal": nil, "with a journal": journal.NewMemory()} {
+		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute, Journal: store}
+		openAI(batchtest.Options{Turnaround: 106 * time.Minute, FlexDelay: 40 * time.Minute}, o).run(t, name, func(s *scene) {
+			first := s.send("/responses", responseBody("a"), with("Autobatcher-Deadline", "2h"))
+			s.send("/responses", responseBody("b"))
+			r := first.within(2 * time.Hour)
+			if r.status != 200 || r.header.Get("Autobatcher-Mode") != "" || r.at < 105*time.Minute || r.at > 108*time.Minute || !strings.Contains(r.body, "a") {
+				s.Errorf("%d %v after %v: %s", r.status, r.header, r.at, r.body)
+			}
+			s.until(2 * time.Hour)
+			if stats := s.tr.Stats(); stats.Answered != 2 || stats.Flex.Answered != 0 || stats.Failed != 0 {
+				s.Errorf("%+v", stats)
+			}
+			s.until(24 * time.Hour)
+			if diff := cmp.Diff(map[batchtest.Tier]int{"batch": 2}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+			if again := s.send("/responses", responseBody("a")).within(time.Hour); again.header.Get("Autobatcher-Batch-Id") == r.header.Get("Autobatcher-Batch-Id") {
+				s.Error("the answer was given to a second call")
+			}
+			s.sent(2)
+		})
+	}
 }
 
 // A response that failed in the background has the error of a call in the foreground,

@@ -41,6 +41,9 @@ type Call[R any] struct {
 	// earlier call, and is never sent.
 	Recalled bool
 
+	// Earlier is the call that Fork made this call of, or nil.
+	Earlier *Call[R]
+
 	// ByID says that other processes may ask the journal for the call while the call waits.
 	ByID bool
 
@@ -57,6 +60,7 @@ type Call[R any] struct {
 	answer    *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
 	kept      *answercache.Entry // of answer
 	before    *lineBefore        // of a call ByID that is sent again, until the journal has its next line; nil: none
+	fork      *Call[R]           // the call that the caller waits with instead, while this process keeps the line of c for that caller; nil: none
 	prev      *Call[R]           // in a chain of calls with equal fingerprints
 	next      *Call[R]
 

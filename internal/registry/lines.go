@@ -297,6 +297,11 @@ func (s *Lines[R]) BeginCancel(onlyIdle bool) bool {
 		return false
 	}
 	s.cancelling = true
+	for _, c := range s.open {
+		if c.fork != nil { // the journal has a batch cancelled whose lines it has released
+			s.releaseLocked(c)
+		}
+	}
 	return true
 }
 
@@ -377,7 +382,7 @@ func (s *Lines[R]) FinishRelease([]int) {
 			continue
 		}
 		delete(s.leaving, id)
-		c.releasing = false
+		c.releasing, c.fork = false, nil
 		s.r.detached.remove(c)
 		if s.open[c.ID] == c && c.waiter == nil {
 			delete(s.open, c.ID)

@@ -152,11 +152,36 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	}
 	c.waiter.answer = a
 	c.waiter.Ready <- struct{}{}
-	c.waiter = nil
+	r.endWaitLocked(c)
 	c.freeBodyLocked()
 	if !a.Realtime { // the caller stays until the call was answered in real time
 		r.leftLocked()
 	}
+}
+
+// endWaitLocked notes that no caller waits with c, and releases the line of the call that
+// c was forked from. The caller holds r.mu.
+func (r *Registry[R]) endWaitLocked(c *Call[R]) {
+	c.waiter = nil
+	if e := c.Earlier; e != nil && e.fork == c {
+		e.fork = nil
+		e.lines.releaseLocked(e)
+	}
+}
+
+// answerForkLocked gives the answer to the line of c to the caller that waits with another
+// line instead, which is of no use any more. It reports false if no caller waits, or if
+// the other line may have a better answer. The caller holds r.mu.
+func (r *Registry[R]) answerForkLocked(c *Call[R], a *Answer[R]) bool {
+	fork := c.fork
+	if fork == nil || !a.FromLine() || a.Status >= http.StatusMultipleChoices {
+		return false
+	}
+	c.fork = nil
+	r.answerLocked(fork, a)
+	r.detachLocked(fork)
+	r.dismissLocked(fork)
+	return true
 }
 
 // countAnswerLocked counts the answer to a call. The caller holds r.mu.
@@ -206,7 +231,7 @@ func (r *Registry[R]) Close() {
 // attachLocked makes c the call of old's line. The caller holds r.mu.
 func (r *Registry[R]) attachLocked(c, old *Call[R]) {
 	r.detached.remove(old)
-	old.state = stateDone
+	old.state, old.fork = stateDone, nil
 	c.inheritLocked(old.Reservation)
 	c.attempts = max(c.attempts, old.attempts)
 	old.lines.addLocked(c, old.ID, old.place)
@@ -242,7 +267,7 @@ func (r *Registry[R]) Fork(c *Call[R], read func(*R) (R, bool)) *Call[R] {
 	}
 	return &Call[R]{
 		Line: line.Line{URL: c.URL, Body: c.Body}, Fingerprint: sha256.Sum256(append([]byte("fork "), c.Fingerprint[:]...)),
-		Request: request, Reservation: c.Reservation.Again(),
+		Request: request, Reservation: c.Reservation.Again(), Earlier: c,
 	}
 }
 
@@ -297,7 +322,8 @@ func (r *Registry[R]) Withdraw(c *Call[R]) bool {
 		return false
 	}
 	r.queued.remove(c)
-	c.state, c.waiter = stateDone, nil
+	r.endWaitLocked(c)
+	c.state = stateDone
 	c.endBeforeLocked()
 	c.freeBodyLocked()
 	c.Reservation.Release()
@@ -332,17 +358,46 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.leaveLocked(w, escalated)
+}
+
+// Follow is Leave for a caller that waits with next from now on, the waiter of a Fork of
+// its call. The line of the call stays at this process until the caller leaves or has its
+// answer, and the caller gets the answer of the line, if that comes first.
+func (r *Registry[R]) Follow(w, next *Waiter[R]) (found *Answer[R]) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if next.call.waiter == next { // else next has an answer
+		w.call.fork = next.call
+	}
+	found = r.leaveLocked(w, false)
+	if w.call.state != stateOpen { // without a line that may answer the caller
+		w.call.fork = nil
+	}
+	return found
+}
+
+// leaveLocked is Leave. The caller holds r.mu.
+func (r *Registry[R]) leaveLocked(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	select {
 	case <-w.Ready:
 		return w.answer
 	default:
 	}
 	c := w.call
-	c.waiter = nil
+	r.endWaitLocked(c)
 	r.countLocked(c, func(n *Counters) { n.Left++ })
 	if !escalated {
 		r.leftLocked()
 	}
+	r.detachLocked(c)
+	c.freeBodyLocked() // a retry has the body; without a retry the call is not sent again
+	return nil
+}
+
+// detachLocked has a call go on without its caller: a call that was not sent never will
+// be, and a line is detached. The caller holds r.mu.
+func (r *Registry[R]) detachLocked(c *Call[R]) {
 	switch c.state {
 	case stateQueued:
 		r.queued.remove(c)
@@ -352,22 +407,19 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		if !r.closed { // else another process says what became of the call
 			c.endBeforeLocked()
 		}
-		c.freeBodyLocked()
-		return nil
 	case stateOpen:
 		c.lines.waiting--
-		r.detachLocked(c)
+		r.detachLineLocked(c)
 	default:
 		c.lines.waiting--
 		c.lines.watchIdleLocked()
 	}
-	c.freeBodyLocked() // a retry has the body; without a retry the call is not sent again
-	return nil
 }
 
-// detachLocked gives the line of c to a queued retry, or makes the line a
-// detached one, which the journal is asked to release. The caller holds r.mu.
-func (r *Registry[R]) detachLocked(c *Call[R]) {
+// detachLineLocked gives the line of c to a queued retry, or makes the line a
+// detached one, which the journal is asked to release, unless the line is kept for its
+// caller. The caller holds r.mu.
+func (r *Registry[R]) detachLineLocked(c *Call[R]) {
 	s := c.lines
 	if retry := r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
 		r.unqueueLocked(retry)
@@ -375,7 +427,9 @@ func (r *Registry[R]) detachLocked(c *Call[R]) {
 		return
 	}
 	r.detached.push(c)
-	s.releaseLocked(c)
+	if c.fork == nil {
+		s.releaseLocked(c)
+	}
 	s.watchIdleLocked()
 }
 
@@ -408,6 +462,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 		switch {
 		case c.unwanted:
 			s.record.Delivered(c.place)
+		case r.answerForkLocked(c, a):
 		case a.Paid, !a.Local && !a.Retry:
 			r.keepLocked(a)
 		}
@@ -563,6 +618,11 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 func (r *Registry[R]) Dismiss(c *Call[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.dismissLocked(c)
+}
+
+// dismissLocked is Dismiss. The caller holds r.mu.
+func (r *Registry[R]) dismissLocked(c *Call[R]) {
 	if c == nil || c.lines == nil || c.waiter != nil { // was not sent, or has a caller again
 		return
 	}
@@ -735,7 +795,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	delete(s.lent, l.CustomID)
 	if old != nil {
 		r.detached.remove(old)
-		old.state = stateDone
+		old.state, old.fork = stateDone, nil
 		c.inheritLocked(old.Reservation)
 	}
 	s.addLocked(c, l.CustomID, l.N)

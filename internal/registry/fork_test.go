@@ -1,0 +1,151 @@
+package registry_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/autobatcher/autobatcher/internal/reply"
+	"github.com/autobatcher/autobatcher/journal"
+)
+
+// fork has the caller of a call wait with a further call instead.
+func (p *process) fork(c *call, w *waiter) (*call, *waiter) {
+	p.Helper()
+	next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
+	waiting, _, ok := p.Enter(next)
+	if found := p.Follow(w, waiting); !ok || found != nil {
+		p.Fatalf("the caller has the answer %v", found)
+	}
+	return next, waiting
+}
+
+// A caller that waits with a further line gets the answer that comes first. The first line
+// stays at the process while the caller waits, and is released to the journal afterwards.
+func TestFork(t *testing.T) {
+	for name, tt := range map[string]struct {
+		unsent    bool // the further call waits to be sent
+		then      func(p *process, s *lines, c, next *call, w *waiter)
+		waiting   bool // the caller waits afterwards
+		kept      bool // the answer to the first line is kept for a retry
+		elsewhere bool // another process gets the first line
+		further   bool // another process gets the further line
+	}{
+		"the first line answers": {then: func(p *process, _ *lines, c, _ *call, w *waiter) {
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+		}},
+		"the first line answers before the further call is sent": {unsent: true, then: func(p *process, s *lines, c, next *call, w *waiter) {
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+			if sent := p.Claim([]*call{next}, s); len(sent) != 0 {
+				p.Error("the further call is sent")
+			}
+		}},
+		"the first line answers, and the caller does not read": {kept: true, elsewhere: true, then: func(p *process, _ *lines, c, _ *call, w *waiter) {
+			p.Complete(c, ok("first"))
+			p.Unread(p.wants(w, "first"))
+		}},
+		"the first line has an error": {waiting: true, kept: true, then: func(p *process, _ *lines, c, _ *call, _ *waiter) {
+			p.Complete(c, &answer{Answer: reply.Answer{Status: 400}})
+		}},
+		"no answer yet": {waiting: true, then: func(*process, *lines, *call, *call, *waiter) {}},
+		"the further line answers": {elsewhere: true, then: func(p *process, _ *lines, _, next *call, w *waiter) {
+			p.Complete(next, ok("further"))
+			p.Read(p.wants(w, "further"))
+		}},
+		"the further line answers, and the first line is dismissed": {then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			p.Complete(next, ok("further"))
+			p.Read(p.wants(w, "further"))
+			p.Dismiss(c)
+		}},
+		"the caller leaves":            {elsewhere: true, further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) { p.Leave(w, false) }},
+		"the batch is to be cancelled": {waiting: true, elsewhere: true, then: func(_ *process, s *lines, _, _ *call, _ *waiter) { s.BeginCancel(false) }},
+		"a retry has the first line": {waiting: true, then: func(p *process, _ *lines, _, _ *call, _ *waiter) {
+			retry, w, queued := p.enter("a")
+			p.Complete(retry, ok("first"))
+			if p.Read(p.wants(w, "first")); queued {
+				p.Error("the retry is queued")
+			}
+		}},
+		"a retry has the first line, and the caller leaves": {further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) {
+			retry, again, _ := p.enter("a")
+			p.Leave(w, false)
+			if !p.HasWaiter(retry) || again.Answer() != nil {
+				p.Error("the retry does not wait")
+			}
+		}},
+		"a retry gets the first line back from the journal, and the caller leaves": {further: true, then: func(p *process, s *lines, _, _ *call, w *waiter) {
+			s.BeginCancel(false)
+			synctest.Wait()
+			s.CancelFailed()
+			retry, _, _ := p.enter("a")
+			p.takeOver(retry)
+			p.Leave(w, false)
+			if s.Find(retry.ID) != retry {
+				p.Error("the retry does not have the line")
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := journal.NewMemory()
+				p := start(t, store, keepFor)
+				c, w, _ := p.enter("a")
+				s, _ := p.batch(c)
+				next, waiting := p.fork(c, w)
+				if !tt.unsent {
+					p.batch(next)
+				}
+				synctest.Wait()
+				tt.then(p, s, c, next, waiting)
+				synctest.Wait()
+				if p.HasWaiter(next) != tt.waiting || (p.Kept(c.ID, false) != nil) != tt.kept {
+					t.Errorf("waiting %v, kept %v; want %v, %v", p.HasWaiter(next), p.Kept(c.ID, false), tt.waiting, tt.kept)
+				}
+				if _, err := store.Heartbeat(t.Context(), "other", time.Hour); err != nil {
+					t.Fatal(err)
+				}
+				for found, want := range map[*call]bool{c: tt.elsewhere, next: tt.further} {
+					taken, err := store.TakeOver(t.Context(), "other", journal.Hash{}, []journal.Hash{journal.Hash(found.Fingerprint)})
+					if err != nil || len(taken) == 1 != want {
+						t.Errorf("another process has the further line %v: %v, want %v; %v", found == next, len(taken) == 1, want, err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The line of a call whose caller does not need the line is not kept for the caller: the
+// further call has an answer already, or the call was not sent.
+func TestForkWithoutALine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		p := start(t, store, keepFor)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
+		waiting, _, _ := p.Enter(next)
+		p.batch(next)
+		p.Complete(next, ok("further"))
+		if p.Follow(w, waiting) != nil {
+			t.Error("the first line has an answer")
+		}
+		p.Read(p.wants(waiting, "further"))
+		synctest.Wait()
+		if _, err := store.Heartbeat(t.Context(), "other", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		taken, err := store.TakeOver(t.Context(), "other", journal.Hash{}, []journal.Hash{journal.Hash(c.Fingerprint)})
+		if err != nil || len(taken) != 1 {
+			t.Errorf("%v %v; want the line", taken, err)
+		}
+		c, w, _ = p.enter("b")
+		_, waiting = p.fork(c, w)
+		p.Leave(waiting, false)
+		if sent := p.Claim([]*call{c}, p.NewLines(nil)); len(sent) != 0 || len(p.dropped) != 2 {
+			t.Errorf("%v is sent, %v dropped; want the call and the further call dropped", sent, p.dropped)
+		}
+	})
+}
