@@ -212,7 +212,8 @@ func (b *batch) outcome(err error) outcome {
 	case errors.Is(err, errNoCallers):
 		return outcomeNoCallers
 	case errors.Is(err, errAlone), errors.Is(err, backend.ErrNoCapacity) && b.t.opts.FlexFallback == FallbackBatch &&
-		(b.t.opts.Escalate == EscalateNever || b.lines.Sent()[0].Request.mode != lane.Realtime): // else the call goes on to real time
+		(b.t.opts.Escalate == EscalateNever || b.lines.Sent()[0].Request.mode != lane.Realtime), // else the call goes on to real time
+		errors.Is(err, backend.ErrNoTier) && b.lines.Sent()[0].Request.mode == lane.Batch: // the call was alone in its batch
 		return outcomeMoved
 	case errors.Is(err, backend.ErrAbsent), errors.Is(err, journalsession.ErrTaken):
 		return outcomeTakenOver
@@ -355,7 +356,7 @@ func (b *batch) logEnd(o outcome, err error) {
 // time, or with a.
 func (b *batch) giveUp(c *call, a *answer) {
 	if a.Err == nil && b.t.registry.HasWaiter(c) && !c.Recalled {
-		if c.Request.climbs() && !a.Paid {
+		if c.Request.climbs(b.t.opts.FlexFallback == FallbackRealtime) && !a.Paid {
 			b.move([]*call{c}, ModeRealtime)
 			return
 		}

@@ -36,7 +36,7 @@ func (e *escalator) untilUrgent(req *http.Request, c *call) (urgent, flex time.D
 	}
 	urgent = max(left-e.t.opts.EscalateMargin, 1)
 	e.t.registry.InRealtime(c, func(r *request) {
-		if r.climbs() {
+		if r.climbs(false) {
 			kind := turnaround.Kind{Provider: r.at.Profile.Name, Model: r.model, Window: provider.FlexWindow}
 			flex = lane.UntilFlex(&e.t.router.turnaround, kind, r.at.Profile.FlexTimeout, urgent)
 		}
@@ -54,7 +54,7 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 		return request{
 			key: k, at: r.at, caller: r.caller, model: r.model, raw: r.raw, deadline: r.deadline, mode: lane.Realtime,
 			window: r.window, inputs: r.inputs, stream: r.stream, usage: r.usage,
-		}, r.climbs()
+		}, r.climbs(false)
 	})
 	if next == nil {
 		return c, w

@@ -21,7 +21,7 @@ const (
 )
 
 // FlexFallback says what becomes of a call that the provider has no room for at its
-// flex tier, for two minutes. Such a call is not billed.
+// flex tier, for two minutes, or whose model has no flex tier. Such a call is not billed.
 type FlexFallback string
 
 // The fallbacks.
@@ -36,7 +36,7 @@ func (r *router) chooseLane(q *request, req *http.Request, mode lane.Mode) {
 	if q.mode = mode; q.key.background {
 		q.mode = lane.Batch
 	}
-	if q.mode == lane.Batch || !q.at.Flex {
+	if q.mode == lane.Batch || !q.at.Flex || r.opts.FlexFallback == FallbackBatch && !q.key.account.HasFlex(q.model) {
 		return
 	}
 	choice := lane.Choice{
@@ -58,16 +58,16 @@ func (o *Options) escalates(flex bool) bool {
 // flex tier.
 func (b *batch) prefersFlex() bool {
 	calls := b.queue.Calls()
-	return b.history.attempts == 0 && len(calls) == 1 && calls[0].Request.climbs()
+	return b.history.attempts == 0 && len(calls) == 1 && calls[0].Request.climbs(false)
 }
 
 // flex reports whether the call is sent at the flex tier.
 func (q *request) flex() bool { return q.key.window == provider.FlexWindow }
 
 // climbs reports whether the call goes on at the flex tier if it is alone in its batch, or
-// if the batch does not answer.
-func (q *request) climbs() bool {
-	return q.mode == lane.Auto && !q.flex() && q.at.Flex
+// if the batch does not answer. refused says that the call may be refused there for its model.
+func (q *request) climbs(refused bool) bool {
+	return q.mode == lane.Auto && !q.flex() && q.at.Flex && (refused || q.key.account.HasFlex(q.model))
 }
 
 // move sends calls in the other lane: from a batch at the flex tier, and back. next is the

@@ -102,7 +102,7 @@ func (up upstream) client(key string, next http.RoundTripper) *batchapi.Client {
 // flexClient returns a client for calls at the provider's flex tier with this key.
 func (up upstream) flexClient(key string, next http.RoundTripper) *flexapi.Client {
 	header := credentialHeader(up.profile.AuthHeader, key)
-	return flexapi.New(up.url, credential.With(header, next), &up.profile, slog.New(slog.DiscardHandler))
+	return flexapi.New(up.url, credential.With(header, next), &up.profile, new(flexapi.Models), slog.New(slog.DiscardHandler))
 }
 
 // account returns the base URL as recorded in the journal.

@@ -41,6 +41,7 @@ type Account struct {
 	Legacy  *Legacy // nil: the credential is the account, or Options.Legacy is false
 
 	files, flex Lane
+	models      flexapi.Models
 
 	base        string      // upstream URL as far as "/v1", with the query
 	identity    string      // what separates the account from others; may hold a credential
@@ -65,6 +66,10 @@ func (a *Account) Lane(window string) *Lane {
 	}
 	return &a.files
 }
+
+// HasFlex reports whether the provider answers calls for the model at its flex tier, as far
+// as is known.
+func (a *Account) HasFlex(model string) bool { return a.models.HasFlex(model) }
 
 // BatchBegins keeps the account in the Set until BatchEnds is called.
 func (a *Account) BatchBegins() { a.batches.Add(1) }
@@ -239,17 +244,24 @@ func (s *Set) addLocked(id accountID, name string, own http.Header, p *provider.
 		own, a.tenant = account.Split(headers)
 		a.credentials.Add(own)
 	}
-	via := credential.With(a.tenant, a.credentials.Transport(recovering{s.opts.Base, s.opts.Logger}))
+	base := recovering{s.opts.Base, s.opts.Logger}
+	via, viaFlex := a.authorized(base), a.authorized(flexapi.Transport(base))
 	slowest := slowestPoll
 	if p.PartialResults { // polls bring answers
 		slowest = 0
 	}
 	a.files = newLane(p.CreationsPerHour, slowest, func() backend.Backend { return batchapi.New(a.batchURL(), via, *p, s.opts.Logger) })
-	a.flex = newLane(0, slowestPoll, func() backend.Backend { return flexapi.New(a.callURL(), via, p, s.opts.Logger) })
+	a.flex = newLane(0, slowestPoll, func() backend.Backend { return flexapi.New(a.callURL(), viaFlex, p, &a.models, s.opts.Logger) })
 	a.Retries = s.opts.Retries(a)
 	s.known[id], s.hashes[a.Hash] = a, a
 	s.forgetLaterLocked()
 	return a
+}
+
+// authorized returns a RoundTripper that sets the headers of the account on each request
+// and sends the request through base.
+func (a *Account) authorized(base http.RoundTripper) http.RoundTripper {
+	return credential.With(a.tenant, a.credentials.Transport(base))
 }
 
 // forget forgets the accounts that have been unused for an hour, and calls itself

@@ -73,6 +73,10 @@ var (
 	// and again, for want of room. Nothing was executed or billed.
 	ErrNoCapacity = errors.New("the provider has no room")
 
+	// ErrNoTier is wrapped by the error of a create that the provider refused because the
+	// model has no flex tier, which therefore has no room. ErrNoTier is an ErrNoCapacity.
+	ErrNoTier error = noTier{}
+
 	// ErrEnded is the error of Cancel for a batch that has ended.
 	ErrEnded = errors.New("it has ended already")
 
@@ -80,6 +84,11 @@ var (
 	// batch.
 	ErrNotListed = errors.New("the list does not show the batch")
 )
+
+type noTier struct{}
+
+func (noTier) Error() string        { return "the model has no flex tier" }
+func (noTier) Is(target error) bool { return target == ErrNoCapacity }
 
 // A Handle is what the journal stores of a batch at the provider.
 type Handle struct {

@@ -187,7 +187,7 @@ func TestFlexIsCancelledElsewhere(t *testing.T) {
 			if err != nil {
 				s.Fatal(err)
 			}
-			other := flexapi.New(base, credential.With(http.Header{"Authorization": {"Bearer sk-test"}}, s.srv.Transport()), tt.setup.options.Provider, slog.New(slog.DiscardHandler))
+			other := flexapi.New(base, credential.With(http.Header{"Authorization": {"Bearer sk-test"}}, s.srv.Transport()), tt.setup.options.Provider, new(flexapi.Models), slog.New(slog.DiscardHandler))
 			if err := other.Cancel(s.Context(), backend.Handle{BatchID: s.event(autobatcher.BatchSubmitted).BatchID}); err != nil {
 				s.Fatal(err)
 			}

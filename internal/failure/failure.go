@@ -71,6 +71,7 @@ type Batch struct {
 	URL     string // the endpoint
 	Status  *backend.Status
 	Results *results.Reader
+	Climbed bool  // the call came from a batch to the flex tier
 	Closed  error // what the errors of a Transport that was closed wrap
 }
 
@@ -125,7 +126,8 @@ func Lost(b Batch, err error) Answer {
 
 // Refused tells a caller why its batch could not be created. A refusal of the provider
 // is passed on as it is; where the provider could not be reached, nothing was submitted,
-// and so a retry is safe.
+// and so a retry is safe. The provider's refusal of the flex tier says nothing about a call
+// that came from a batch, which may answer a retry.
 func Refused(b Batch, err error) Answer {
 	notSubmitted := lane.Name(b.Window, "") + " could not be submitted: " + err.Error()
 	switch {
@@ -138,7 +140,7 @@ func Refused(b Batch, err error) Answer {
 	switch {
 	case errors.As(err, &failed) && failed.Redirected():
 		return New(http.StatusFailedDependency, CodeRedirected, failed.Message())
-	case failed == nil || failed.Transient() || failed.RateLimited():
+	case failed == nil || failed.Transient() || failed.RateLimited() || b.Climbed && errors.Is(err, backend.ErrNoTier):
 		return New(http.StatusServiceUnavailable, CodeNotSubmitted, notSubmitted)
 	}
 	return Answer{Answer: reply.BatchRejected(failed.Status, failed.Body, failed.Message())}

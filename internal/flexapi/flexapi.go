@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -58,6 +57,7 @@ type Client struct {
 	base    *url.URL
 	via     http.RoundTripper
 	profile *provider.Profile
+	models  *Models
 	log     *slog.Logger
 
 	held *line.Result // the answer to a request that was held open; written by Create
@@ -68,9 +68,10 @@ type Client struct {
 var _ backend.Backend = (*Client)(nil)
 
 // New returns a Client of base, a URL that ends before "/chat/completions", with the
-// query of each request. via sets the credential of each request.
-func New(base *url.URL, via http.RoundTripper, p *provider.Profile, log *slog.Logger) *Client {
-	return &Client{base: base, via: via, profile: p, log: log}
+// query of each request. via sets the credential of each request, and sends the request
+// through a Transport. models are those of the account.
+func New(base *url.URL, via http.RoundTripper, p *provider.Profile, models *Models, log *slog.Logger) *Client {
+	return &Client{base: base, via: via, profile: p, models: models, log: log}
 }
 
 // Prepare names the call by its line. Nothing is sent.
@@ -99,20 +100,20 @@ func (c *Client) refused(e *backend.Error) bool {
 	return e.RateLimited() || e.Status != http.StatusTooManyRequests && slices.Contains(c.profile.FlexRefusals, e.Status)
 }
 
-// errNotSent is wrapped by the error of a request for which no connection could be
-// opened.
-var errNotSent = errors.New("the provider could not be reached")
-
 // Create sends the call, again while the provider has no room, and never after the
 // provider may have executed the call. The error wraps backend.ErrNoCapacity if the
-// provider had no room for two minutes, and backend.ErrUnsure if the provider may
-// have executed the call.
+// provider had no room for two minutes, backend.ErrNoTier if the model has no flex
+// tier, and backend.ErrUnsure if the provider may have executed the call.
 func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p backend.Params) (backend.Handle, backend.Status, error) {
 	l := f.At(0)
 	suffix := strings.TrimPrefix(l.URL, c.profile.LinePrefix)
 	send := c.hold
 	if c.profile.FlexBackground && suffix == "/responses" && gjson.GetBytes(l.Body, "store").Type != gjson.False {
 		send = c.start
+	}
+	model := strings.Join(p.Models, " ") // of the only line
+	if !c.models.HasFlex(model) {
+		return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoTier, remembered(http.MethodPost+" "+suffix, model))
 	}
 	attempts := c.refusalPolicy().Start()
 	for {
@@ -127,6 +128,9 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 			return h, backend.Status{}, err
 		case ctx.Err() != nil, failed.Err != nil && !errors.Is(err, errNotSent):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrUnsure, err)
+		case noTier(failed):
+			c.models.refuse(model)
+			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoTier, err)
 		case !again && c.refused(failed):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoCapacity, err)
 		case !again:
@@ -171,8 +175,8 @@ func (c *Client) start(ctx context.Context, suffix string, l *line.Line) (backen
 	return parseResponse(res.body, backend.Handle{FileID: l.ID})
 }
 
-// post sends a call. A refusal for want of room is an error, and so is a redirect, which
-// would lose the body, and an answer that does not say whether the provider has executed
+// post sends a call. A refusal for want of room, or of the tier, is an error, and so is a
+// redirect, which would lose the body, and an answer that does not say whether the provider has executed
 // the call.
 func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string, l *line.Line, background bool) (*response, error) {
 	body, err := line.Set(l.Body, "service_tier", c.profile.FlexTier)
@@ -188,7 +192,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 		return nil, err
 	}
 	failed := res.failure(op)
-	if failed.NameRedirect(c.base); c.refused(failed) || failed.Redirected() {
+	if failed.NameRedirect(c.base); c.refused(failed) || noTier(failed) || failed.Redirected() {
 		return nil, failed
 	}
 	if res.status == http.StatusGatewayTimeout || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
@@ -464,10 +468,6 @@ func (c *Client) do(ctx context.Context, timeout time.Duration, method, path str
 	}
 	res, err := c.via.RoundTrip(req)
 	if err != nil {
-		var dial *net.OpError
-		if errors.As(err, &dial) && dial.Op == "dial" {
-			err = fmt.Errorf("%w: %w", errNotSent, err)
-		}
 		return nil, backend.NoAnswer(op, err)
 	}
 	defer res.Body.Close()

@@ -464,9 +464,9 @@ var mutants = []mutant{
 	// The flex tier.
 	{
 		name:  "a flex call is sent again after its connection broke",
-		file:  "internal/flexapi/flexapi.go",
-		old:   "		if errors.As(err, &dial) && dial.Op == \"dial\" {\n",
-		new:   "		if !errors.As(err, &dial) {\n",
+		file:  "internal/flexapi/unsent.go",
+		old:   "	if err != nil && (asked.Load() && !got.Load() || notDialed(err)) {\n",
+		new:   "	if err != nil {\n",
 		says:  "were paid for",
 		draws: "lanes",
 		seeds: []uint64{58},

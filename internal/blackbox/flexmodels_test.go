@@ -1,0 +1,158 @@
+package blackbox_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/batchtest"
+)
+
+// A call whose model has no flex tier goes where FlexFallback says, and in mode auto to the
+// batch in which the call was alone. For an hour, no call of the model asks for the tier.
+func TestModelsWithoutFlexTier(t *testing.T) {
+	const chat, response = "/chat/completions", "/responses"
+	options := func(mode autobatcher.Mode, fallback autobatcher.FlexFallback) autobatcher.Options {
+		return autobatcher.Options{Mode: mode, FlexFallback: fallback}
+	}
+	const flex, auto = autobatcher.ModeFlex, autobatcher.ModeAuto
+	const batch, realtime, fail = autobatcher.FallbackBatch, autobatcher.FallbackRealtime, autobatcher.FallbackFail
+	refuses := func(body string) func(*scene) {
+		return func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, body), batchtest.Status(400, nil, body))
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		options autobatcher.Options
+		path    string
+		before  func(*scene)
+		edits   []edit
+		status  int
+		mode    string // header of the answers
+		code    string // in the answers
+		posts   int    // calls that were sent alone: at the flex tier or in real time
+		paid    map[batchtest.Tier]int
+	}{
+		{name: "flex, else a batch", options: options(flex, batch), path: chat, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "flex, else a batch, in the background", options: options(flex, batch), path: response, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "flex, else real time", options: options(flex, realtime), path: chat, status: 200, mode: "realtime", posts: 2 + 3, paid: map[batchtest.Tier]int{"default": 3}},
+		{name: "flex, else an error", options: options(flex, fail), path: chat, status: 400, mode: "flex", code: `"service_tier"`, posts: 2, paid: map[batchtest.Tier]int{}},
+		{name: "auto, alone, else a batch", options: options(auto, batch), path: chat, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "auto, alone, else real time", options: options(auto, realtime), path: chat, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "auto, alone, else an error", options: options(auto, fail), path: response, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "auto, in a hurry, else a batch", options: options(auto, batch), path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3}},
+		{name: "auto, in a hurry, else real time", options: options(auto, realtime), path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, mode: "realtime", posts: 2 + 3, paid: map[batchtest.Tier]int{"default": 3}},
+		{
+			name: "a message without a param", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Unsupported service_tier: flex","type":"invalid_request_error"}}`),
+			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+		},
+		{
+			name: "another message", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Flex is not available for this model.","type":"invalid_request_error","param":null}}`),
+			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+		},
+	} {
+		openAI(batchtest.Options{FlexModels: []string{"o3"}}, tt.options).run(t, tt.name, func(s *scene) {
+			if tt.before != nil {
+				tt.before(s)
+			}
+			for i, at := range []time.Duration{0, 30 * time.Minute, 61 * time.Minute} {
+				s.until(at)
+				text := string(rune('a' + i))
+				r := s.post(tt.path, map[string]string{chat: chatBody(text), response: responseBody(text)}[tt.path], tt.edits...)
+				if r.err != nil || r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode || !strings.Contains(r.body, tt.code) || r.at-at > time.Minute {
+					s.Errorf("call %d: %d %q after %v, %v; want %d %q within a minute: %s", i, r.status, r.header.Get("Autobatcher-Mode"), r.at-at, r.err, tt.status, tt.mode, r.body)
+				}
+			}
+			if got := s.count("POST", tt.path); got != tt.posts {
+				s.Errorf("%d calls were sent alone, want %d", got, tt.posts)
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Other models, and other accounts, still ask for the tier. A refusal for another reason is
+// the answer, also if the refusal names the tier.
+func TestModelsWithoutFlexTierAreRemembered(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeFlex}
+	openAI(batchtest.Options{FlexModels: []string{"o3"}}, o).run(t, "by model and account", func(s *scene) {
+		for _, tt := range []struct {
+			text, model, key string
+			posts            int // so far
+		}{
+			{"a", "m", "sk-test", 1}, {"b", "m", "sk-test", 1}, {"c", "o3", "sk-test", 2}, {"d", "m", "sk-other", 3}, {"e", "m", "sk-other", 3},
+		} {
+			r := s.post("/chat/completions", strings.Replace(chatBody(tt.text), `"m"`, `"`+tt.model+`"`, 1), key(tt.key))
+			if got := s.count("POST", "/chat/completions"); r.status != 200 || got != tt.posts {
+				s.Errorf("call %s: %d, %d calls were sent alone, want %d: %s", tt.text, r.status, got, tt.posts, r.body)
+			}
+		}
+		if diff := cmp.Diff(map[batchtest.Tier]int{"batch": 4, "flex": 1}, s.srv.PaidTiers()); diff != "" {
+			s.Errorf("paid (-want +got):\n%s", diff)
+		}
+	})
+	openAI(batchtest.Options{}, o).run(t, "another reason", func(s *scene) {
+		s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`))
+		if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || !strings.Contains(r.body, "messages[0].content") {
+			s.Errorf("%d %s", r.status, r.body)
+		}
+		if r := s.post("/chat/completions", chatBody("b")); r.status != 200 || s.srv.PaidTiers()["flex"] != 1 {
+			s.Errorf("%d, paid %v; want an answer at the flex tier", r.status, s.srv.PaidTiers())
+		}
+	})
+}
+
+// A call whose deadline is near, and whose model has no flex tier, goes on to real time.
+// Further calls of the model stay in their batch until then.
+func TestModelsWithoutFlexTierNearADeadline(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+	const climb = 2*time.Hour - time.Minute - 15*time.Minute
+	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 10 * time.Hour}, o).run(t, "real time", func(s *scene) {
+		a := s.chat("a", with("Autobatcher-Deadline", "2h"))
+		s.chat("b")
+		s.until(30 * time.Minute)
+		c := s.chat("c", with("Autobatcher-Deadline", "2h"))
+		s.chat("d")
+		for _, tt := range []struct {
+			call *pending
+			at   time.Duration
+		}{{a, climb}, {c, 30*time.Minute + 119*time.Minute}} {
+			if r := tt.call.within(4 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" || r.at < tt.at || r.at > tt.at+time.Second {
+				s.Errorf("%d %q after %v, want real time after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, tt.at, r.body)
+			}
+		}
+		if got := s.count("POST", "/chat/completions"); got != 1+2 {
+			s.Errorf("%d calls were sent alone, want 3", got)
+		}
+	})
+	o.EscalateLimit = 1
+	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 110 * time.Minute}, o).run(t, "the limit has no room", func(s *scene) {
+		urgent := make(map[string]*pending)
+		for _, model := range []string{"m", "n"} {
+			body := strings.Replace(chatBody("a"), `"m"`, `"`+model+`"`, 1)
+			urgent[body] = s.send("/chat/completions", body, with("Autobatcher-Deadline", "2h"))
+			s.send("/chat/completions", strings.Replace(body, `"a"`, `"b"`, 1))
+		}
+		var statuses []int
+		for body, call := range urgent {
+			r := call.within(3 * time.Hour)
+			statuses = append(statuses, r.status)
+			if r.status != 503 {
+				continue
+			}
+			if r := s.send("/chat/completions", body).within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "" {
+				s.Errorf("the retry: %d %q %s; want the line of the batch", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+			}
+		}
+		if slices.Sort(statuses); !slices.Equal(statuses, []int{200, 503}) {
+			s.Errorf("%v, want 200 and 503, which SDKs retry", statuses)
+		}
+	})
+}
