@@ -204,11 +204,11 @@ func TestIdempotencyKeyBesideARecall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(r *http.Request) (*http.Response, error) {
 			MarkOf(r.Context()).Sent("")
-			<-r.Context().Done()
-			return nil, context.Cause(r.Context())
+			<-t.Context().Done()
+			return nil, context.Cause(t.Context())
 		})
-		w.opts.Recall = func(r *http.Request) (*http.Response, error) {
-			<-r.Context().Done() // looks at the provider for a long time
+		w.opts.Recall = func(*http.Request) (*http.Response, error) {
+			<-t.Context().Done() // looks at the provider for a long time
 			return nil, ErrNotFound
 		}
 		req, asked := w.keyed("{}")
