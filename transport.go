@@ -78,8 +78,7 @@
 //
 // # Testing
 //
-// Package batchtest is a Batch API server for tests, without a network, and with
-// virtual time if wanted.
+// Package batchtest is a Batch API server for tests, with virtual time if wanted.
 package autobatcher
 
 import (
