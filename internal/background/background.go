@@ -358,7 +358,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func(recorded string) { s.noteSent(j, recorded) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
-	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{*bytes.NewReader(body)}, nil, int64(len(body))
+	inner.Body, inner.GetBody, inner.ContentLength = newOnceBody(body), nil, int64(len(body))
 	inner.Cancel = nil //nolint:staticcheck // of the caller
 	inner.Header.Del("Content-Encoding")
 	return inner
@@ -366,11 +366,30 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 
 // A onceBody keeps no bytes once it was read and closed: the call has a copy, and waits
 // for hours.
-type onceBody struct{ bytes.Reader }
+// A body may be closed while the body is read, as when the call is cancelled.
+type onceBody struct {
+	mu     sync.Mutex
+	rest   *bytes.Reader
+	closed bool
+}
+
+func newOnceBody(body []byte) *onceBody { return &onceBody{rest: bytes.NewReader(body)} }
+
+// Read implements io.Reader.
+func (b *onceBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return b.rest.Read(p)
+}
 
 // Close implements io.Closer.
 func (b *onceBody) Close() error {
-	b.Reset(nil)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rest, b.closed = nil, true
 	return nil
 }
 

@@ -38,10 +38,11 @@ func Snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 		stop := context.AfterFunc(req.Context(), func() { _ = req.Body.Close() })
 		defer stop()
 	}
-	if raw, err = Read(req.Body, req.ContentLength, limit); err != nil {
-		if req.Context().Err() != nil {
-			err = retry.ContextError(req.Context())
-		}
+	raw, err = Read(req.Body, req.ContentLength, limit)
+	switch {
+	case req.Context().Err() != nil: // a body that is closed while it is read may only end early
+		return nil, nil, retry.ContextError(req.Context())
+	case err != nil:
 		return nil, nil, err
 	}
 	body, err = Decode(raw, req.Header.Get("Content-Encoding"), limit)

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"context"
 	"errors"
 	"io"
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -79,6 +82,35 @@ func TestRead(t *testing.T) {
 type errorReader struct{}
 
 func (errorReader) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// endingBody blocks until it is closed, and then ends as if it were whole.
+type endingBody struct{ closed chan struct{} }
+
+func (b endingBody) Read([]byte) (int, error) {
+	<-b.closed
+	return 0, io.EOF
+}
+
+func (b endingBody) Close() error {
+	select {
+	case <-b.closed:
+	default:
+		close(b.closed)
+	}
+	return nil
+}
+
+// A body that ends because its request was cancelled is not taken for a whole body.
+func TestSnapshotOfACancelledRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://h.test/", endingBody{make(chan struct{})})
+		if _, body, err := requestbody.Snapshot(r, 100); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%q, %v; want the error of the context", body, err)
+		}
+	})
+}
 
 func TestDecode(t *testing.T) {
 	for _, tt := range []struct {
