@@ -17,6 +17,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"iter"
 	"net/http"
 	"slices"
 	"sync"
@@ -127,6 +128,7 @@ type job struct {
 	alone   *time.Timer   // runs while nobody waits for the id, or got the id
 	name    func() string // the id of the call's batch; nil until the call waits
 	seen    string        // the batch for which the journal has had the line
+	recall  *job          // a recalled job of the same id that began before this job, and runs; or nil
 
 	waiting chan caller.Call // has room for the call that the Transport reports
 	sent    chan struct{}    // closed when the batch was created
@@ -245,6 +247,7 @@ func (s *Server) find(id string, n names, asked *Asked) (j *job, again bool, e *
 	}
 	j = newJob(n, call{id: id, async: asked.Async, model: asked.Model, metadata: metadataOf(asked), created: time.Now()})
 	j.callers = 1
+	j.recall = s.jobs[n.key] // may have taken over the line of an earlier attempt
 	s.addLocked(j)
 	return j, false, nil
 }
@@ -461,13 +464,29 @@ func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*
 	}
 }
 
-// drop forgets a job that has ended.
+// drop forgets a job that has ended. A recalled job beside the job stays known.
 func (s *Server) drop(j *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.jobs[j.key] == j {
+	switch known := s.jobs[j.key]; {
+	case known == nil:
+	case known != j:
+		known.recall = nil // it was j
+	case j.recall != nil:
+		s.jobs[j.key] = j.recall
+	default:
 		delete(s.jobs, j.key)
 	}
+}
+
+// withdrawJob ends a job, and a recalled job beside the job, whose answer nobody wants any more.
+func (s *Server) withdrawJob(j *job) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if j.recall != nil {
+		j.recall.cancel(ErrWithdrawn)
+	}
+	j.cancel(ErrWithdrawn)
 }
 
 // An ending is the failure of a call, or says that the call was cancelled.
@@ -504,7 +523,7 @@ func (s *Server) releaseAll() (unsent []*job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.releasing = true
-	for _, j := range s.jobs {
+	for j := range s.allLocked() {
 		switch {
 		case j.recalled || j.isSent():
 			s.releaseLocked(j)
@@ -521,8 +540,19 @@ func (s *Server) Close() {
 	s.Release()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, j := range s.jobs {
+	for j := range s.allLocked() {
 		j.cancel(s.opts.Err)
+	}
+}
+
+// allLocked returns the jobs that run. The caller holds s.mu.
+func (s *Server) allLocked() iter.Seq[*job] {
+	return func(yield func(*job) bool) {
+		for _, j := range s.jobs {
+			if !yield(j) || j.recall != nil && !yield(j.recall) {
+				return
+			}
+		}
 	}
 }
 

@@ -199,30 +199,83 @@ func TestBodyIsHeldOnce(t *testing.T) {
 }
 
 // A call with an Idempotency-Key is made, although a question for its id looks for an answer
-// at the same moment: the question has no body to send.
+// at the same moment: the question has no body to send. Both end when the call is not wanted
+// any more, and when the process ends.
 func TestIdempotencyKeyBesideARecall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, func(r *http.Request) (*http.Response, error) {
-			MarkOf(r.Context()).Sent("")
-			<-t.Context().Done()
-			return nil, context.Cause(t.Context())
+	for name, end := range map[string]func(w *world, id string){
+		"closed":    func(w *world, _ string) { w.Close() },
+		"released":  func(w *world, _ string) { w.Release() },
+		"cancelled": func(w *world, id string) { w.ask("POST", id+"/cancel") },
+		"deleted":   func(w *world, id string) { w.ask("DELETE", id) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, func(r *http.Request) (*http.Response, error) {
+					MarkOf(r.Context()).Sent("")
+					<-r.Context().Done()
+					return nil, context.Cause(r.Context())
+				})
+				w.opts.Recall = longRecall(new(atomic.Int64))
+				req, asked := w.keyed("{}")
+				id, _ := w.namesOf(req, asked)
+				w.ask("GET", id) // says "in progress" after a while, and looks on
+				res, err := w.Start(req, asked)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := gjson.Parse(w.read(res)); got.Get("id").String() != id || got.Get("status").String() != "queued" {
+					t.Errorf("response = %s", got)
+				}
+				end(w, id)
+				synctest.Wait()
+				if len(w.jobs) != 0 {
+					t.Errorf("%d jobs run on", len(w.jobs))
+					w.Close()
+				}
+			})
 		})
-		w.opts.Recall = func(*http.Request) (*http.Response, error) {
-			<-t.Context().Done() // looks at the provider for a long time
-			return nil, ErrNotFound
-		}
+	}
+}
+
+// longRecall looks at the provider until its call is not wanted any more. It counts the calls.
+func longRecall(calls *atomic.Int64) func(*http.Request) (*http.Response, error) {
+	return func(r *http.Request) (*http.Response, error) {
+		calls.Add(1)
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	}
+}
+
+// A question that has taken over the line of a call with an Idempotency-Key keeps the line when
+// the call is made again: further questions, and a cancellation, find the question.
+func TestIdempotencyKeyOfALineThatIsRecalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, nil) // a call that is sent again fails the test
+		w.opts.Journal = &failingJournal{}
+		var recalls atomic.Int64
+		w.opts.Recall = longRecall(&recalls)
 		req, asked := w.keyed("{}")
 		id, _ := w.namesOf(req, asked)
-		w.work.Go(func() { w.ask("GET", id) })
+		w.ask("GET", id)
+		for range 2 {
+			res, err := w.Start(req, &Asked{Body: []byte("{}")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := gjson.Get(w.read(res), "id").String(); got != id {
+				t.Errorf("the same call again has the id %q, want %q", got, id)
+			}
+			synctest.Wait()
+			if _, text := w.ask("GET", id); gjson.Get(text, "status").String() != "in_progress" {
+				t.Errorf("GET: %s", text)
+			}
+		}
+		_, _ = w.ask("POST", id+"/cancel")
 		synctest.Wait()
-		res, err := w.Start(req, asked)
-		if err != nil {
-			t.Fatal(err)
+		if n := recalls.Load(); n != 1 || len(w.jobs) != 0 {
+			t.Errorf("%d recalls, want 1; %d jobs run on", n, len(w.jobs))
+			w.Close()
 		}
-		if got := gjson.Parse(w.read(res)); got.Get("id").String() != id || got.Get("status").String() != "queued" {
-			t.Errorf("response = %s", got)
-		}
-		w.Close()
 	})
 }
 

@@ -212,7 +212,7 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	}
 	e := &ending{key: key, call: j.call, cancelled: true}
 	s.end(e) // before the job ends, for those who wait for the end
-	j.cancel(ErrWithdrawn)
+	s.withdrawJob(j)
 	if err := s.withdraw(req.Context(), key); err != nil {
 		s.forgetEnding(key)
 		return journalFailed(req, err)
@@ -230,7 +230,7 @@ func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
 		if err != nil {
 			return journalFailed(req, err)
 		}
-		j.cancel(ErrWithdrawn)
+		s.withdrawJob(j)
 		j.await(req.Context())
 		known = known || j.batch != nil || !j.hasEnded() || !errors.Is(j.result.err, ErrNotFound)
 		if kept := j.hasEnded() && j.result.err == nil && !j.discard; !kept || attempt == recallAttempts {
