@@ -11,8 +11,8 @@ import (
 // Mode says how calls are answered.
 type Mode string
 
-// The modes. In a lane that the provider does not have for a call, the call is sent in
-// a batch.
+// The modes. In a lane that the provider does not have for an endpoint, the call is sent in
+// a batch; for a model, the call follows FlexFallback.
 const (
 	ModeBatch    = Mode(lane.Batch)    // in batches
 	ModeFlex     = Mode(lane.Flex)     // at once, at the provider's flex tier
@@ -28,7 +28,7 @@ type FlexFallback string
 const (
 	FallbackBatch    FlexFallback = "batch"    // the call is sent in a batch
 	FallbackRealtime FlexFallback = "realtime" // the call is sent in real time, within Options.EscalateLimit
-	FallbackFail     FlexFallback = "fail"     // the call gets 503, which SDKs retry
+	FallbackFail     FlexFallback = "fail"     // the call gets 503, which SDKs retry, or the provider's refusal of its model
 )
 
 // chooseLane decides in which lane a call is sent: a call in the background is in no hurry.

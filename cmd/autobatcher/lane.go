@@ -45,7 +45,7 @@ func (s *settings) laneFlags(p process) []cli.Flag {
 		&cli.StringFlag{
 			Name: "flex-fallback", Destination: &s.flexFallback, Value: s.flexFallback, Category: aboutBatches,
 			Sources: p.source("AUTOBATCHER_FLEX_FALLBACK"),
-			Usage:   "`LANE` for a call that the provider has had no room for at its flex tier for two minutes: batch, realtime (at full price, within --escalate-limit), or fail (503)",
+			Usage:   "`LANE` for a call that the provider has had no room for at its flex tier for two minutes, or whose model has no flex tier: batch, realtime (at full price, within --escalate-limit), or fail (503, or the provider's refusal of the model)",
 		},
 		s.quietAfterFlag(p),
 	}

@@ -1,6 +1,8 @@
 package blackbox_test
 
 import (
+	"bytes"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/batchtest"
+	"github.com/autobatcher/autobatcher/internal/backend"
 )
 
 // A call whose model has no flex tier goes where FlexFallback says, and in mode auto to the
@@ -56,6 +59,8 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
 		},
 	} {
+		var log bytes.Buffer
+		tt.options.Logger = slog.New(slog.NewTextHandler(&log, nil))
 		openAI(batchtest.Options{FlexModels: []string{"o3"}}, tt.options).run(t, tt.name, func(s *scene) {
 			if tt.before != nil {
 				tt.before(s)
@@ -70,6 +75,10 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 			}
 			if got := s.count("POST", tt.path); got != tt.posts {
 				s.Errorf("%d calls were sent alone, want %d", got, tt.posts)
+			}
+			s.tr.Close()
+			if got := strings.Count(log.String(), backend.ErrNoTier.Error()); tt.options.FlexFallback == batch && got != 2 {
+				s.Errorf("%d calls left the flex tier, want 2: the second call goes to a batch at once\n%s", got, &log)
 			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)
@@ -155,4 +164,33 @@ func TestModelsWithoutFlexTierNearADeadline(t *testing.T) {
 			s.Errorf("%v, want 200 and 503, which SDKs retry", statuses)
 		}
 	})
+}
+
+// In mode auto, calls that their batch did not answer go on to real time if FlexFallback
+// says so, also if the model is known to have no flex tier.
+func TestModelsWithoutFlexTierAfterABatch(t *testing.T) {
+	server := hopeless
+	server.FlexModels = []string{"o3"}
+	for _, tt := range []struct {
+		fallback autobatcher.FlexFallback
+		status   int
+		paid     map[batchtest.Tier]int
+	}{
+		{autobatcher.FallbackRealtime, 200, map[batchtest.Tier]int{"default": 3}},
+		{autobatcher.FallbackFail, 424, map[batchtest.Tier]int{}},
+	} {
+		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Resubmits: -1, FlexFallback: tt.fallback}
+		openAI(server, o).run(t, string(tt.fallback), func(s *scene) {
+			a, b := s.chat("a"), s.chat("b")
+			s.post("/chat/completions", chatBody("c"), with("Autobatcher-Mode", "flex")) // is refused
+			for _, call := range []*pending{a, b} {
+				if r := call.within(48 * time.Hour); r.status != tt.status {
+					s.Errorf("%d, want %d: %s", r.status, tt.status, r.body)
+				}
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
 }

@@ -170,7 +170,8 @@ func TestFlexRefusals(t *testing.T) {
 // that pays for nothing twice, and then in real time.
 func TestAutoClimbs(t *testing.T) {
 	auto := autobatcher.Options{Mode: autobatcher.ModeAuto, Resubmits: -1}
-	realtime, escalates := auto, auto
+	realtime, escalates, fallsBack, noTier := auto, auto, auto, hopeless
+	fallsBack.FlexFallback, noTier.FlexModels = autobatcher.FallbackRealtime, []string{"o3"}
 	realtime.FlexFallback, realtime.Escalate = autobatcher.FallbackRealtime, autobatcher.EscalateFailed
 	escalates.Escalate = autobatcher.EscalateFailed
 	unread := func(s *scene) { s.srv.Keep(batchtest.OpContent, batchtest.Status(500, nil, "{}")) }
@@ -189,6 +190,9 @@ func TestAutoClimbs(t *testing.T) {
 		{"the flex tier has no room", hopeless, realtime, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
 		{"the flex tier has no room, and the fallback is a batch", hopeless, escalates, full, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
 		{"the flex tier has no room, and no call is escalated", hopeless, auto, full, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
+		{"the model has no flex tier", noTier, realtime, nil, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"the model has no flex tier, and the fallback is real time", noTier, fallsBack, nil, "/chat/completions", 200, "realtime", map[batchtest.Tier]int{"default": 2}},
+		{"the model has no flex tier, and no call is escalated", noTier, auto, nil, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
 		{"an endpoint without a flex tier", hopeless, auto, nil, "/embeddings", 424, "", map[batchtest.Tier]int{}},
 		{"mode batch", hopeless, autobatcher.Options{Resubmits: -1}, nil, "/chat/completions", 424, "", map[batchtest.Tier]int{}},
 		{"the answers are paid for and cannot be read", batchtest.Options{}, auto, unread, "/chat/completions", 424, "", map[batchtest.Tier]int{"batch": 2}},
