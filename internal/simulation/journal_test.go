@@ -265,10 +265,18 @@ func (h *replicaStore) Abandon(ctx context.Context, owner, ref string) (done boo
 	err = h.do(ctx, "abandon", func() (err error) {
 		if done, err = h.Store.Abandon(ctx, owner, ref); done {
 			r := h.p.w.record
-			r.note(func() { r.abandoned[ref] = decision{h.p, time.Now()} })
+			r.note(func() { r.abandoned[ref] = decision{by: h.p, at: time.Now()} })
 		}
 		return err
 	})
+	if done && err == nil {
+		r := h.p.w.record
+		r.note(func() {
+			d := r.abandoned[ref]
+			d.known = true
+			r.abandoned[ref] = d
+		})
+	}
 	return done && err == nil, err
 }
 

@@ -449,7 +449,7 @@ func (w *world) checkFlexCancelled() {
 			continue
 		}
 		w.record.note(func() {
-			if !w.record.abandoned[b.Ref].at.IsZero() && w.record.abandoned[b.BatchID].at.IsZero() {
+			if w.record.abandoned[b.Ref].known && w.record.abandoned[b.BatchID].at.IsZero() {
 				defer w.failf("nobody waits for %s, and %s has not cancelled it", b.BatchID, by.name)
 			}
 		})

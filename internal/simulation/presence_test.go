@@ -69,8 +69,9 @@ type cancellation struct {
 // A decision to cancel a batch. A process that resumes the batch may carry out the
 // decision of another process, whose request failed.
 type decision struct {
-	by *replica
-	at time.Time
+	by    *replica
+	at    time.Time
+	known bool // the journal's answer has reached the process
 }
 
 // recent is how long ago a process decided to cancel a batch for which it sends
@@ -80,8 +81,8 @@ const recent = 15 * time.Minute
 // checkCancel checks that a process may cancel a batch. A process repeats the
 // request until the provider answers; only the first request of several counts.
 func (w *world) checkCancel(p *replica, id string) {
-	now := decision{p, time.Now()}
-	c := cancellation{by: p, decided: decision{p, p.decidedAt(id)}}
+	now := decision{by: p, at: time.Now()}
+	c := cancellation{by: p, decided: decision{by: p, at: p.decidedAt(id)}}
 	repeated := false
 	w.record.note(func() {
 		if ref := w.record.ids[id]; time.Since(w.record.abandoned[ref].at) < recent {
