@@ -332,14 +332,15 @@ func (w *world) watchCancel(p *replica, req *http.Request) {
 
 // checkUnused checks, a while after the last client has left, that what
 // nobody waits for is not paid for to its end. A batch that was resumed is
-// left alone: its callers may have died with its first owner, and come back.
+// left alone: its callers may have died with its first owner, or the journal was out of
+// the owner's reach, and may come back.
 func (w *world) checkUnused() {
 	if w.options.AbandonAfter < 0 {
 		return
 	}
 	for _, b := range w.known() {
 		p := w.record.beganBy(b.Ref)
-		if b.State != journal.Running || isKept(b.Ref) || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() {
+		if b.State != journal.Running || isKept(b.Ref) || b.Held > 0 || b.Open == 0 || p.isDead() || p.ending.Load() || w.record.isResumed(b.Ref) {
 			continue
 		}
 		if !w.cancelledByUs(b.BatchID) {

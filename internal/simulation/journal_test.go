@@ -186,7 +186,10 @@ func (h *replicaStore) Discard(ctx context.Context, owner, ref string) error {
 
 func (h *replicaStore) Claim(ctx context.Context, owner, ref string) (mine bool, err error) {
 	err = h.do(ctx, "claim", func() (err error) {
-		mine, err = h.Store.Claim(ctx, owner, ref)
+		if mine, err = h.Store.Claim(ctx, owner, ref); mine {
+			r := h.p.w.record
+			r.note(func() { r.resumed[ref] = r.resumed[ref] || r.by[ref] != h.p })
+		}
 		return err
 	})
 	return mine && err == nil, err
@@ -352,6 +355,7 @@ type record struct {
 	ids               map[string]string         // refs, by batch id
 	ended             map[string]bool           // refs
 	discarded         map[string]string         // the process that discarded a batch, by ref
+	resumed           map[string]bool           // the batches that another process than the first has owned, by ref
 	abandoned         map[string]decision       // when a process decided to cancel, by ref, or sent a cancel, by batch id
 	deliveredTo       map[lineID][]*replica     // the processes that delivered a line, by ref and custom id
 	prints            map[string]journal.Hash   // by custom id
@@ -366,7 +370,7 @@ type record struct {
 func newRecord() *record {
 	return &record{
 		lines: make(map[string][]journal.Line), by: make(map[string]*replica), files: make(map[string]string), ids: make(map[string]string),
-		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), deliveredTo: make(map[lineID][]*replica),
+		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), resumed: make(map[string]bool), deliveredTo: make(map[lineID][]*replica),
 		prints: make(map[string]journal.Hash), unrecorded: make(map[string]bool), excused: make(map[journal.Hash]int),
 		flex: make(map[string]bool), sending: make(map[string]bool),
 	}
@@ -417,6 +421,13 @@ func (r *record) beganBy(ref string) *replica {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.by[ref]
+}
+
+// isResumed reports whether another process than the first has owned a batch.
+func (r *record) isResumed(ref string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.resumed[ref]
 }
 
 // excuse lets the lines of a batch be paid for once more: the journal may not know
