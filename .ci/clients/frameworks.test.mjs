@@ -1,6 +1,7 @@
 // Tests of JavaScript clients with `autobatcher serve --sandbox`. Each client makes each
 // kind of call at two proxies: at OPENAI_BASE_URL the answer is in time, at
-// LATE_BASE_URL the answer comes after status 200 and several heartbeats.
+// LATE_BASE_URL the answer comes after status 200 and several heartbeats. same.test.mjs
+// compares the whole objects in all lanes, and in the background.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { inspect } from "node:util";

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"reflect"
 	"slices"
@@ -103,6 +104,28 @@ type raw string
 
 func (r raw) RawJSON() string { return string(r) }
 
+// respondAsync is a middleware that makes a call of any endpoint in the background, and asks
+// for the answer until it is there.
+func respondAsync(req *http.Request, next option.MiddlewareNext) (*http.Response, error) {
+	req.Header.Set("Prefer", "respond-async")
+	res, err := next(req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusAccepted {
+		return nil, fmt.Errorf("the call was not made in the background: %s", res.Status)
+	}
+	place, err := res.Location()
+	for err == nil && res.StatusCode == http.StatusAccepted {
+		res.Body.Close()
+		time.Sleep(100 * time.Millisecond)
+		question := req.Clone(req.Context())
+		question.Method, question.URL, question.Body, question.GetBody, question.ContentLength = http.MethodGet, place, nil, nil, 0
+		res, err = next(question)
+	}
+	return res, err
+}
+
 // The same objects come in real time, in a batch, late, at the flex tier, and in the
 // background.
 func TestSameObjects(t *testing.T) {
@@ -131,6 +154,9 @@ func TestSameObjects(t *testing.T) {
 		text, err := json.Marshal(answer.ChatCompletion)
 		return raw(text), errors.Join(err, stream.Err())
 	}
+	asChatInBackground := func(c openai.Client, o ...option.RequestOption) (object, error) {
+		return asChat(c, append(o, option.WithMiddleware(respondAsync))...)
+	}
 	inBackground := func(c openai.Client, o ...option.RequestOption) (object, error) {
 		body := response("Hello there")
 		body.Background = openai.Bool(true)
@@ -150,6 +176,7 @@ func TestSameObjects(t *testing.T) {
 		{"chat in real time", "OPENAI_BASE_URL", asChat, []option.RequestOption{realtime}},
 		{"chat", "OPENAI_BASE_URL", asChat, nil},
 		{"chat, late", "LATE_BASE_URL", asChat, nil},
+		{"chat in the background", "BATCH_BASE_URL", asChatInBackground, nil},
 		{"chat stream with a tool call in real time", "OPENAI_BASE_URL", asStream, []option.RequestOption{realtime}},
 		{"chat stream with a tool call", "OPENAI_BASE_URL", asStream, nil},
 		{"chat stream with a tool call, late", "LATE_BASE_URL", asStream, nil},

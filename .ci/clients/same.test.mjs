@@ -1,8 +1,12 @@
 // Tests that JavaScript clients get the same objects in each lane of `autobatcher serve
 // --sandbox`: in real time, in a batch, late (after status 200 and heartbeats), at the flex
-// tier, and late at the flex tier; a response also in the background, by openai-node. The AI SDK
-// has no option for a background response, and no call that collects one. The whole objects
-// must be equal, but for the members of mayDiffer. run.sh starts the proxies.
+// tier, late at the flex tier, and in the background. The whole objects must be equal, but for
+// the members of mayDiffer. run.sh starts the proxies.
+//
+// In the background, openai-node submits a response and collects the answer with calls of its
+// own. The AI SDK has no option for a background response (it drops options that it does not
+// know), and no call that collects one. All calls that are not streamed are made in the
+// background with respondAsync, too, which takes the place of fetch in both. Streams are held.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createOpenAI } from "@ai-sdk/openai";
@@ -40,7 +44,24 @@ const userMessage = (content) => [{ role: "user", content }];
 const parameters = { type: "object", properties: { city: { type: "string" } } };
 const tools = [{ type: "function", function: { name: "get_weather", parameters } }];
 const aiTools = { get_weather: tool({ inputSchema: jsonSchema(parameters) }) };
-const sdk = (call) => (baseURL, defaultHeaders, prompt) => call(new OpenAI({ baseURL, defaultHeaders }), prompt);
+const sdk = (call) => (baseURL, defaultHeaders, prompt, fetch) => call(new OpenAI({ baseURL, defaultHeaders, fetch }), prompt);
+
+// respondAsync is a fetch that makes each call in the background, and asks for the answer
+// until it is there.
+async function respondAsync(url, init) {
+  const headers = new Headers(init.headers);
+  headers.set("Prefer", "respond-async");
+  let response = await fetch(url, { ...init, headers });
+  assert.equal(response.status, 202, "the call was not made in the background");
+  const location = new URL(response.headers.get("Location"), url);
+  const question = { headers: { Authorization: headers.get("Authorization") }, signal: init.signal };
+  while (response.status === 202) {
+    await response.arrayBuffer();
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    response = await fetch(location, question);
+  }
+  return response;
+}
 
 async function background(client, input) {
   let answer = await client.responses.create({ model, input, background: true });
@@ -59,16 +80,16 @@ const parts = async ({ content, finishReason, usage, response, providerMetadata,
 };
 // ai returns functions that make a call with Vercel's AI SDK, not streamed and streamed.
 const ai = (modelAt) => [
-  async (baseURL, headers, prompt) => parts(await generateText({ model: modelAt(baseURL), headers, prompt, tools: aiTools })),
+  async (baseURL, headers, prompt, fetch) => parts(await generateText({ model: modelAt(baseURL, fetch), headers, prompt, tools: aiTools })),
   async (baseURL, headers, prompt) => {
     const result = streamText({ model: modelAt(baseURL), headers, prompt, tools: aiTools });
     await result.consumeStream();
     return parts(result);
   },
 ];
-const [aiChat, aiChatStream] = ai((baseURL) => createOpenAI({ baseURL, apiKey }).chat(model));
-const [aiResponses, aiResponsesStream] = ai((baseURL) => createOpenAI({ baseURL, apiKey }).responses(model));
-const [aiCompatible, aiCompatibleStream] = ai((baseURL) => createOpenAICompatible({ name: "proxy", baseURL, apiKey })(model));
+const [aiChat, aiChatStream] = ai((baseURL, fetch) => createOpenAI({ baseURL, apiKey, fetch }).chat(model));
+const [aiResponses, aiResponsesStream] = ai((baseURL, fetch) => createOpenAI({ baseURL, apiKey, fetch }).responses(model));
+const [aiCompatible, aiCompatibleStream] = ai((baseURL, fetch) => createOpenAICompatible({ name: "proxy", baseURL, apiKey, fetch })(model));
 
 const calls = {
   "openai chat": sdk((c, prompt) => c.chat.completions.create({ model, messages: userMessage(prompt), tools })),
@@ -99,9 +120,17 @@ for (const [name, ask] of Object.entries(calls)) {
       const lanes = { batch: ask(batch, {}, prompt), late: ask(late, {}, prompt) };
       if (!noFlex.has(name)) Object.assign(lanes, { flex: ask(flex, {}, prompt), "flex, late": ask(flexLate, {}, prompt) });
       if (name === "openai response") lanes.background = sdk(background)(batch, {}, prompt);
+      if (!name.endsWith(" stream")) lanes["respond-async"] = ask(batch, {}, prompt, respondAsync);
       const want = same(await ask(batch, realtime, prompt));
       assert.ok(want && (kind === "text" || JSON.stringify(want).includes("Oslo")), "there is nothing to compare");
       for (const [lane, call] of Object.entries(lanes)) assert.deepEqual(same(await call), want, lane);
     });
   }
 }
+
+// docs/lanes.md says that the AI SDK cannot ask for a background response.
+test("the AI SDK drops the option background", async () => {
+  const provider = createOpenAI({ baseURL: batch, apiKey });
+  const { text, response } = await generateText({ model: provider.responses(model), prompt: "hello", providerOptions: { openai: { background: true } } });
+  assert.deepEqual([text, response.body.status, response.body.background ?? false], ["You said: hello", "completed", false]);
+});

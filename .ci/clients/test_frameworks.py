@@ -3,6 +3,7 @@
 Each client makes each kind of call at two proxies: at OPENAI_BASE_URL the answer is
 in time, at LATE_BASE_URL the answer comes after status 200 and several heartbeats.
 The calls run concurrently, since most of them wait. The tests then check the outcomes.
+test_same.py compares the whole objects in all lanes, and in the background.
 """
 
 import asyncio
