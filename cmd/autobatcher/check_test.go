@@ -64,6 +64,8 @@ func TestLane(t *testing.T) {
 	}{
 		{"", "", false, provider.OpenAI(), "batch "},
 		{"batch", "", false, provider.OpenAI(), "batch 24h"},
+		{"batch", "", false, provider.Voyage(), "batch "},
+		{"batch", "12h", false, provider.Voyage(), "batch 12h"},
 		{"async", "", false, provider.Doubleword(), "batch 1h"},
 		{"async", "1h", false, provider.Doubleword(), "batch 1h"},
 		{"async", "", false, provider.Generic(), "batch 1h"},

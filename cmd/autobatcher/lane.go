@@ -117,7 +117,9 @@ func (s *settings) lane(p provider.Profile) (mode autobatcher.Mode, window strin
 	switch s.mode {
 	case "":
 	case string(autobatcher.ModeBatch):
-		window, err = s.windowOfMode("24h")
+		if p.CheckWindow("24h") == nil { // else as without --mode: Voyage has one window, of 12h
+			window, err = s.windowOfMode("24h")
+		}
 	case modeAsync:
 		if p.CheckWindow("1h") != nil && len(p.FlexEndpoints) > 0 && !s.batchesOnly {
 			mode = autobatcher.ModeFlex
