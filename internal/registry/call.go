@@ -37,12 +37,12 @@ type Call[R any] struct {
 	// batch. Sent must not block. Nil: not called.
 	Sent func(recorded string)
 
+	// Earlier is the call that Fork made this call of, or nil.
+	Earlier *Call[R]
+
 	// Recalled says that the call has no body: it gets a kept answer, or the line of an
 	// earlier call, and is never sent.
 	Recalled bool
-
-	// Earlier is the call that Fork made this call of, or nil.
-	Earlier *Call[R]
 
 	// ByID says that other processes may ask the journal for the call while the call waits.
 	ByID bool
