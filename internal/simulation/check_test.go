@@ -61,6 +61,7 @@ import (
 //   - if a process cancelled the batch rightly, by 6, or because the process was
 //     closed with CancelOnClose: the lines of the closing process's own clients
 //     do not count in 6;
+//   - if a call in mode auto climbed from its batch to the flex tier, once for each call;
 //   - if the journal failed to carry out or to answer a request about the line
 //     (excuse, excuseLines, excusePrints), or has forgotten the line long after the
 //     batch's end (KeepFor).
@@ -421,9 +422,9 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]); n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]) + w.climbed(id); n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id))
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id)+w.climbed(id))
 		}
 	}
 }

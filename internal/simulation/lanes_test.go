@@ -27,6 +27,7 @@ type laneSet struct {
 	full       bool // the flex tier has no room for a while
 	faults     bool // requests at the flex tier fail
 	dieAtCalls bool // processes die while they send calls
+	climbers   int  // clients whose calls leave their batch near the deadline
 }
 
 var callModes = []autobatcher.Mode{autobatcher.ModeBatch, autobatcher.ModeFlex, autobatcher.ModeFlex, autobatcher.ModeAuto}
@@ -53,6 +54,7 @@ func drawLanes(p *plan, d dice) {
 		text := fmt.Sprintf("response %d", i)
 		p.prompts = append(p.prompts, prompt{path: "/responses", text: text, body: `{"model":"m0",` + fields + `"input":"` + text + `"}`})
 	}
+	drawClimbs(p, newDice(p.seed, "draw", "climbs"))
 }
 
 // mode is the mode that a call chooses by its header; "" if the call has no header.
@@ -131,7 +133,8 @@ func (w *world) runFullTier() {
 // fields below ended.
 type flexPost struct {
 	ident
-	by *replica
+	by   *replica
+	sent time.Time
 
 	background bool
 
@@ -149,7 +152,7 @@ func (w *world) noteFlexPost(p *replica, req *http.Request, body []byte) *flexPo
 	if !isFlexPost(req, body) {
 		return nil
 	}
-	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, background: gjson.GetBytes(body, "background").Bool()}
+	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, sent: time.Now(), background: gjson.GetBytes(body, "background").Bool()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flexPosts = append(w.flexPosts, f)

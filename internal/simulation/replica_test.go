@@ -45,6 +45,7 @@ type replica struct {
 	mu                    sync.Mutex
 	dice                  map[string]dice // decide about the requests of a kind
 	escalated             []time.Time
+	climbs                []time.Time          // when calls left their batch for the flex tier near their deadline
 	noProvider, noJournal time.Time            // until then, no request arrives at the provider, or at the journal
 	looked, sawEnd        map[string]bool      // ids of batches whose status, or whose end, the process has seen
 	looking               map[string]time.Time // by batch id: when the process last sent a request for the status of that batch alone
@@ -72,9 +73,7 @@ func (w *world) start(name string, arm func(*crashPoint)) *replica {
 		p.store = &replicaStore{Store: w.open(), p: p}
 		o.Journal = p.store
 	}
-	if *oneSeed != 0 {
-		o.Logger = slog.New(slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
+	o.Logger = slog.New(p.logHandler())
 	var err error
 	o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 	if p.tr, err = autobatcher.New(o); err != nil {
@@ -153,6 +152,14 @@ func (w *world) recoverAll(p *replica) {
 			w.failf("Recover: %v", err)
 		}
 	}
+}
+
+// logHandler returns what handles the log of a process.
+func (p *replica) logHandler() slog.Handler {
+	if *oneSeed == 0 {
+		return climbHandler{slog.DiscardHandler, p}
+	}
+	return climbHandler{slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}), p}
 }
 
 // A logWriter adds a process's log to the schedule's log.

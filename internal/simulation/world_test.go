@@ -128,6 +128,9 @@ func (w *world) play() {
 	for i := range w.background.clients {
 		clients.Go(func() { w.runBackgroundClient(i) })
 	}
+	for i := range w.lanes.climbers {
+		clients.Go(func() { w.runClimber(i) })
+	}
 	if w.burst > 0 {
 		clients.Go(w.runBurst)
 	}

@@ -1,0 +1,137 @@
+package simulation
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/autobatcher/autobatcher"
+)
+
+// drawClimbs plans calls in mode auto that leave their batch for the flex tier near their
+// deadline, in a part of the schedules with lanes. The other schedules stay the same.
+func drawClimbs(p *plan, d dice) {
+	if !d.chance(0.4) {
+		return
+	}
+	p.lanes.climbers = 1 + d.IntN(3)
+	p.options.Escalate = autobatcher.EscalateDeadline
+	p.options.BatchSize += 3 // a call that is alone in its batch would not wait
+	p.server.Turnaround = d.between(time.Hour, 3*time.Hour)
+}
+
+// climbDeadline is a deadline for which mode auto chooses a batch, and near which a batch
+// that ends when the provider's batches end may not have answered: the deadline is later
+// than the end of a batch by less than the longest time of the flex tier.
+func (w *world) climbDeadline(d dice) time.Duration {
+	batch := max(time.Hour, w.server.Turnaround) + w.options.BatchWindow + w.options.PollInterval
+	return batch + d.between(time.Minute, time.Minute+w.options.EscalateMargin+w.options.Provider.FlexTimeout)
+}
+
+// runClimber makes calls with such deadlines, several at once, so that they share a batch.
+func (w *world) runClimber(i int) {
+	d := newDice(w.seed, "climber", i)
+	for range 2 {
+		time.Sleep(d.between(0, w.length/2))
+		p := climbPrompt(d)
+		key, deadline := w.keys[d.IntN(len(w.keys))], w.climbDeadline(d)
+		var calls sync.WaitGroup
+		for range 2 + d.IntN(4) {
+			own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
+			calls.Go(func() {
+				one := p(own)
+				e := &clientCall{ident: ident{key, one.text}, prompt: one, mode: autobatcher.ModeAuto, deadline: deadline}
+				w.makeCall(own, w.clients+i, e)
+			})
+		}
+		calls.Wait()
+	}
+}
+
+// climbPrompt chooses an endpoint and a model, and returns a function that makes prompts
+// for them. Some prompts are equal.
+func climbPrompt(d dice) func(dice) prompt {
+	model, kind := d.IntN(2), d.IntN(3)
+	return func(d dice) prompt {
+		text := fmt.Sprintf("climb %d-%d-%d", model, kind, d.IntN(4))
+		p := prompt{path: "/responses", text: text}
+		switch kind {
+		case 0:
+			p.path = "/chat/completions"
+			p.body = fmt.Sprintf(`{"model":"m%d","messages":[{"role":"user","content":"%s"}]}`, model, text)
+		case 1:
+			p.body = fmt.Sprintf(`{"model":"m%d","store":false,"input":"%s"}`, model, text)
+		default:
+			p.body = fmt.Sprintf(`{"model":"m%d","input":"%s"}`, model, text)
+		}
+		return p
+	}
+}
+
+// A climbHandler notes the calls that climb, which the log says, and no event.
+type climbHandler struct {
+	slog.Handler
+	p *replica
+}
+
+// Enabled implements slog.Handler.
+func (h climbHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level == slog.LevelInfo || h.Handler.Enabled(ctx, level)
+}
+
+// Handle implements slog.Handler.
+func (h climbHandler) Handle(ctx context.Context, r slog.Record) error {
+	near := false
+	if r.Message == "call sent in another lane" {
+		r.Attrs(func(a slog.Attr) bool {
+			near = near || a.Value.String() == "its deadline is near"
+			return true
+		})
+	}
+	if near {
+		h.p.mu.Lock()
+		h.p.climbs = append(h.p.climbs, time.Now())
+		h.p.mu.Unlock()
+		h.p.w.tally.add(countClimbed, 1)
+	}
+	if !h.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+// climbed counts the calls that climbed: while a client waited, a call climbed at the
+// process, and the process sent the client's call at the flex tier. Such a call may be paid
+// for in the batch and at the flex tier, once each, however often the client repeats the call.
+func (w *world) climbed(id ident) int {
+	calls := make(map[*clientCall]bool)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, v := range w.visits[id] {
+		calls[v.call] = calls[v.call] || w.hasClimbed(v)
+	}
+	n := 0
+	for _, climbed := range calls {
+		if climbed {
+			n++
+		}
+	}
+	return n
+}
+
+// hasClimbed reports whether a client's call climbed while the client waited, as far as can be
+// known. The caller holds world.mu.
+func (w *world) hasClimbed(v *visit) bool {
+	during := func(at time.Time) bool { return !at.Before(v.began) && (v.ended.IsZero() || !at.After(v.ended)) }
+	v.at.mu.Lock()
+	climbs := slices.DeleteFunc(slices.Clone(v.at.climbs), func(at time.Time) bool { return !during(at) })
+	v.at.mu.Unlock()
+	return slices.ContainsFunc(w.flexPosts, func(f *flexPost) bool {
+		sent := f.ident == v.call.ident && f.by == v.at && during(f.sent)
+		return sent && slices.ContainsFunc(climbs, func(at time.Time) bool { return !f.sent.Before(at) })
+	})
+}
