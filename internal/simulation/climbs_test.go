@@ -2,6 +2,7 @@ package simulation
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/journal"
 )
 
 // drawClimbs plans calls in mode auto that leave their batch for the flex tier near their
@@ -134,4 +136,44 @@ func (w *world) hasClimbed(v *visit) bool {
 		sent := f.ident == v.call.ident && f.by == v.at && during(f.sent)
 		return sent && slices.ContainsFunc(climbs, func(at time.Time) bool { return !f.sent.Before(at) })
 	})
+}
+
+// isUsedUp reports whether a line, whose answer no client has, can answer no further client: a
+// client that waited for the line was answered in another lane, or the line is the flex
+// call of a call that climbed, and answers that call only. Without a journal, each line of a call
+// that climbed, or that was sent in real time, may be such a line.
+func (w *world) isUsedUp(id lineID, of ident) (used bool) {
+	if w.options.Escalate != autobatcher.EscalateDeadline {
+		return false
+	}
+	if !w.journal {
+		return w.climbed(of) > 0 || w.isEscalated(id)
+	}
+	r := w.record
+	r.note(func() {
+		ref := r.ids[id.batch]
+		for _, l := range r.lines[ref] {
+			if id.custom == "" || id.custom == l.CustomID {
+				used = used || len(r.deliveredTo[lineID{ref, l.CustomID}]) > 0 || r.isFork(l.Fingerprint)
+			}
+		}
+	})
+	return used
+}
+
+// isFork reports whether a fingerprint is that of a call that climbed. The caller holds mu.
+func (r *record) isFork(print journal.Hash) bool {
+	for _, p := range r.prints {
+		if sha256.Sum256(append([]byte("fork "), p[:]...)) == [sha256.Size]byte(print) {
+			return true
+		}
+	}
+	return false
+}
+
+// isEscalated reports whether a process sent the call of a line in real time.
+func (w *world) isEscalated(id lineID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.escalatedLines, func(l lineID) bool { return l.batch == id.batch && (id.custom == "" || id.custom == l.custom) })
 }

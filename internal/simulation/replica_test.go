@@ -104,6 +104,9 @@ func (p *replica) handleEvent(e autobatcher.Event) {
 		p.mu.Lock()
 		p.escalated = append(p.escalated, e.Time)
 		p.mu.Unlock()
+		p.w.mu.Lock()
+		p.w.escalatedLines = append(p.w.escalatedLines, lineID{e.BatchID, e.CustomID})
+		p.w.mu.Unlock()
 		if !p.w.escalates() && strings.Contains(e.Error, backend.ErrUnsure.Error()) {
 			p.w.failf("%s sends a call in real time that the flex tier may have executed: %s", p.name, e.Error)
 		}
