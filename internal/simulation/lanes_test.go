@@ -296,11 +296,14 @@ func (w *world) isFlexAnswer(id string, body []byte) bool {
 	return ok && bytes.Equal(sent, body)
 }
 
-// pending counts the flex calls that may be on their way to the provider, or that a
-// process sends again since the provider has no room. The caller holds world.mu.
+// pendingFlex counts the flex calls that may be on their way to the provider, that a
+// process sends again since the provider has no room, or that ended in an error which only a
+// process had that died: a retry looks for the answer for ten minutes. The caller holds
+// world.mu.
 func (w *world) pendingFlex(id ident, at time.Time) (n int) {
 	for _, f := range w.flexPosts {
-		if f.ident == id && !f.by.isDead() && (f.ended.IsZero() || f.refused && at.Sub(f.ended) < 3*time.Minute) {
+		lives := !f.by.isDead() && (f.ended.IsZero() || f.refused && at.Sub(f.ended) < 3*time.Minute)
+		if f.ident == id && (lives || f.by.isDead() && f.failed > 0 && !f.given) {
 			n++
 		}
 	}
