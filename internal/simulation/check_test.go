@@ -39,7 +39,8 @@ import (
 //     waits, and no Transport keeps a call.
 //  8. The provider refuses no file and no create for its content.
 //  9. Calls are sent in real time only where the options say so, and within the
-//     budget of each process.
+//     budget of each process; and no call whose process has read the answer of its
+//     batch.
 //
 //  10. A flex call counts as a line. A call ends in "it is not known" at the flex tier
 //      only as often as a response got lost, or a process died, while such a call was

@@ -172,6 +172,7 @@ func (w *world) try(p *replica, e attempt) string {
 	body, err := io.ReadAll(res.Body)
 	switch {
 	case res.Header.Get("Autobatcher-Mode") == "realtime":
+		w.checkNeeded(v)
 		return w.checkRealtime(e.clientCall, res, body, err)
 	case err != nil:
 		w.failf("%v: body: %v", e.ident, err)

@@ -34,19 +34,23 @@ func (w *world) climbDeadline(d dice) time.Duration {
 	return batch + d.between(time.Minute, time.Minute+w.options.EscalateMargin+w.options.Provider.FlexTimeout)
 }
 
-// runClimber makes calls with such deadlines, several at once, so that they share a batch.
+// runClimber makes calls with such deadlines, several at once, so that they share a batch. Some
+// calls have no deadline, so that the batch runs on when the other calls have climbed.
 func (w *world) runClimber(i int) {
 	d := newDice(w.seed, "climber", i)
 	for range 2 {
 		time.Sleep(d.between(0, w.length/2))
 		p := climbPrompt(d)
-		key, deadline := w.keys[d.IntN(len(w.keys))], w.climbDeadline(d)
+		key := w.keys[d.IntN(len(w.keys))]
 		var calls sync.WaitGroup
 		for range 2 + d.IntN(4) {
 			own := dice{rand.New(rand.NewPCG(d.Uint64(), 0))}
 			calls.Go(func() {
 				one := p(own)
-				e := &clientCall{ident: ident{key, one.text}, prompt: one, mode: autobatcher.ModeAuto, deadline: deadline}
+				e := &clientCall{ident: ident{key, one.text}, prompt: one, mode: autobatcher.ModeAuto}
+				if own.chance(0.7) {
+					e.deadline = w.climbDeadline(own)
+				}
 				w.makeCall(own, w.clients+i, e)
 			})
 		}
@@ -176,4 +180,30 @@ func (w *world) isEscalated(id lineID) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.ContainsFunc(w.escalatedLines, func(l lineID) bool { return l.batch == id.batch && (id.custom == "" || id.custom == l.custom) })
+}
+
+// checkNeeded checks that a call is not sent in real time whose process has read the answer to
+// its line, be the call in a batch or at the flex tier by then. The line of a call that another
+// call equals may answer the other call. When all calls of a batch have climbed, the batch is
+// cancelled, and lines that the provider has executed by then answer no caller, as documented.
+func (w *world) checkNeeded(v *visit) {
+	w.mu.Lock()
+	equal := w.asked[v.call.ident] > 1
+	w.mu.Unlock()
+	if equal || v.at.hasLapsed() {
+		return
+	}
+	for _, b := range w.srv.Batches() {
+		v.at.mu.Lock()
+		read := v.at.ended[b.ID]
+		v.at.mu.Unlock()
+		if read.Before(v.began) || time.Since(read) < time.Minute || w.cancelledByUs(b.ID) || len(b.Errors) > 0 {
+			continue
+		}
+		for _, l := range b.Lines {
+			if (ident{b.APIKey, textOf(l.Body)}) == v.call.ident && answered(l) && w.handedAt(lineID{b.ID, l.CustomID}).IsZero() {
+				w.failf("%v was sent in real time, though %s had read the answer %v before", v.call.ident, v.at.name, time.Since(read))
+			}
+		}
+	}
 }

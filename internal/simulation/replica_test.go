@@ -49,7 +49,7 @@ type replica struct {
 	noProvider, noJournal time.Time            // until then, no request arrives at the provider, or at the journal
 	looked, sawEnd        map[string]bool      // ids of batches whose status, or whose end, the process has seen
 	looking               map[string]time.Time // by batch id: when the process last sent a request for the status of that batch alone
-	ended                 map[string]bool      // ids of batches whose end the process has reported
+	ended                 map[string]time.Time // by batch id: when the process reported the end of the batch, and had read the results
 }
 
 var (
@@ -61,7 +61,7 @@ var (
 // start starts a process that takes calls. arm, if not nil, sets the crashPoint.
 func (w *world) start(name string, arm func(*crashPoint)) *replica {
 	ctx, cut := context.WithCancel(context.Background())
-	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), looking: make(map[string]time.Time), ended: make(map[string]bool)}
+	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), looking: make(map[string]time.Time), ended: make(map[string]time.Time)}
 	if arm != nil {
 		arm(&p.crashPoint)
 	}
@@ -97,7 +97,7 @@ func (w *world) start(name string, arm func(*crashPoint)) *replica {
 func (p *replica) handleEvent(e autobatcher.Event) {
 	if e.Name == autobatcher.BatchCompleted || e.Name == autobatcher.BatchTerminal {
 		p.mu.Lock()
-		p.ended[e.BatchID] = true
+		p.ended[e.BatchID] = e.Time
 		p.mu.Unlock()
 	}
 	if e.Name == autobatcher.CallEscalated {
