@@ -292,7 +292,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
-		cause = w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+		cause = w.options.FlexFallback == autobatcher.FallbackFail && w.isNoTier(status, body) || w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
 		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
@@ -385,14 +385,21 @@ func (w *world) checkIdle() {
 // check checks what must hold in the end.
 func (w *world) check() {
 	w.checkPaid()
+	w.checkNoTier()
 	w.checkBackground()
 	w.checkEscalated()
 	if w.journal {
 		w.checkOrphans()
 	}
 	for _, r := range w.srv.Requests() {
+		flexCall := r.Method == http.MethodPost && (strings.HasSuffix(r.Path, "/responses") || strings.HasSuffix(r.Path, "/chat/completions"))
 		switch r.Status {
-		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		case http.StatusBadRequest:
+			if flexCall && len(w.server.FlexModels) > 0 {
+				continue // checkNoTier judges
+			}
+			fallthrough
+		case http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 			w.failf("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
 		}
 	}
@@ -444,7 +451,7 @@ func (w *world) checkEscalated() {
 	}
 	sent := 0
 	for _, x := range w.srv.Executed() {
-		if x.BatchID == "" && x.Tier != batchtest.TierFlex {
+		if x.BatchID == "" && !isFlex(x.Line) {
 			sent++
 		}
 	}

@@ -6,13 +6,24 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/journal"
 )
+
+// drawFlexModels plans a flex tier that only one of the models has, in a part of the schedules
+// with lanes. The other schedules stay the same.
+func drawFlexModels(p *plan, d dice) {
+	if d.chance(0.25) {
+		p.server.FlexModels = []string{"m1"}
+	}
+}
 
 // drawClimbs plans calls in mode auto that leave their batch for the flex tier near their
 // deadline, in a part of the schedules with lanes. The other schedules stay the same.
@@ -203,6 +214,34 @@ func (w *world) checkNeeded(v *visit) {
 		for _, l := range b.Lines {
 			if (ident{b.APIKey, textOf(l.Body)}) == v.call.ident && answered(l) && w.handedAt(lineID{b.ID, l.CustomID}).IsZero() {
 				w.failf("%v was sent in real time, though %s had read the answer %v before", v.call.ident, v.at.name, time.Since(read))
+			}
+		}
+	}
+}
+
+// isNoTier reports whether a response refuses a call since its model has no flex tier.
+func (w *world) isNoTier(status int, body []byte) bool {
+	return len(w.server.FlexModels) > 0 && status == http.StatusBadRequest && gjson.GetBytes(body, "error.param").String() == "service_tier"
+}
+
+// checkNoTier checks that a process that learned that a model has no flex tier does not ask for
+// the tier again within an hour, for the account and the model; and that no other call was
+// refused so.
+func (w *world) checkNoTier() {
+	w.mu.Lock()
+	posts := slices.Clone(w.flexPosts)
+	w.mu.Unlock()
+	for _, first := range posts {
+		if !first.noTier {
+			continue
+		}
+		if slices.Contains(w.server.FlexModels, first.model) {
+			w.failf("the provider refused the flex tier to %s", first.model)
+		}
+		for _, f := range posts {
+			again := f.by == first.by && f.key == first.key && f.model == first.model && f.sent.After(first.ended.Add(time.Second))
+			if again && f.sent.Sub(first.ended) < time.Hour && !w.rotation {
+				w.failf("%s asked for the flex tier of %s again %v after the provider had refused the tier", f.by.name, f.model, f.sent.Sub(first.ended))
 			}
 		}
 	}

@@ -55,6 +55,7 @@ func drawLanes(p *plan, d dice) {
 		p.prompts = append(p.prompts, prompt{path: "/responses", text: text, body: `{"model":"m0",` + fields + `"input":"` + text + `"}`})
 	}
 	drawClimbs(p, newDice(p.seed, "draw", "climbs"))
+	drawFlexModels(p, newDice(p.seed, "draw", "flex models"))
 }
 
 // mode is the mode that a call chooses by its header; "" if the call has no header.
@@ -133,13 +134,15 @@ func (w *world) runFullTier() {
 // fields below ended.
 type flexPost struct {
 	ident
-	by   *replica
-	sent time.Time
+	by    *replica
+	sent  time.Time
+	model string
 
 	background bool
 
 	ended   time.Time // when the process learned of the response; zero before
-	refused bool      // the provider had no room
+	refused bool      // the provider had no room, or the model has no flex tier
+	noTier  bool      // the model has no flex tier
 	unsure  bool      // the process cannot know whether the provider has executed the call
 	id      string    // of the response, as the process learned the id; of an error, the id of the request
 	failed  int       // the status of an error that is the answer; else 0
@@ -152,7 +155,7 @@ func (w *world) noteFlexPost(p *replica, req *http.Request, body []byte) *flexPo
 	if !isFlexPost(req, body) {
 		return nil
 	}
-	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, sent: time.Now(), background: gjson.GetBytes(body, "background").Bool()}
+	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, sent: time.Now(), model: gjson.GetBytes(body, "model").String(), background: gjson.GetBytes(body, "background").Bool()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flexPosts = append(w.flexPosts, f)
@@ -181,6 +184,8 @@ func (w *world) noteFlexEnd(f *flexPost, res *http.Response, err error) {
 		f.unsure = true
 	case res.StatusCode == http.StatusTooManyRequests:
 		f.refused = true
+	case w.isNoTier(res.StatusCode, body):
+		f.refused, f.noTier = true, true
 	case res.StatusCode < 300:
 		f.id = gjson.GetBytes(body, "id").String()
 	default:
@@ -248,7 +253,7 @@ func (w *world) flexBatches() (all []batchtest.Batch) {
 	}
 	background := make(map[string]bool) // by the name of the answer
 	for _, r := range w.srv.Responses() {
-		if r.Tier != batchtest.TierFlex {
+		if !isFlex(r.Line) {
 			continue
 		}
 		background[flexNameOf(r.Outcome)] = true
@@ -259,7 +264,7 @@ func (w *world) flexBatches() (all []batchtest.Batch) {
 		})
 	}
 	for _, x := range w.srv.Executed() {
-		if name := flexNameOf(x.Outcome); x.BatchID == "" && x.Tier == batchtest.TierFlex && (name == "" || !background[name]) {
+		if name := flexNameOf(x.Outcome); isFlex(x.Line) && (name == "" || !background[name]) {
 			all = append(all, batchtest.Batch{
 				ID: gjson.GetBytes(x.Outcome.Body, "id").String(), Status: "completed", APIKey: x.APIKey,
 				Lines: []batchtest.BatchLine{{Line: x.Line, Outcome: x.Outcome, Finished: true}},
