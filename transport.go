@@ -78,7 +78,7 @@
 //
 // # Testing
 //
-// Package batchtest is a Batch API server for tests, with virtual time if wanted.
+// Package batchtest is a Batch API server for tests: no network, virtual time if wanted.
 package autobatcher
 
 import (

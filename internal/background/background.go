@@ -361,28 +361,24 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func(recorded string) { s.noteSent(j, recorded) }})
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
-	inner.Body, inner.GetBody, inner.ContentLength = newOnceBody(body), nil, int64(len(body))
+	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{rest: bytes.NewReader(body)}, nil, int64(len(body))
 	inner.Cancel = nil //nolint:staticcheck // of the caller
 	inner.Header.Del("Content-Encoding")
 	return inner
 }
 
 // A onceBody keeps no bytes once it was read and closed: the call has a copy, and waits
-// for hours.
-// A body may be closed while the body is read, as when the call is cancelled.
+// for hours. Close may be called while Read runs, as when the call is cancelled.
 type onceBody struct {
-	mu     sync.Mutex
-	rest   *bytes.Reader
-	closed bool
+	mu   sync.Mutex
+	rest *bytes.Reader // nil: the body was closed
 }
-
-func newOnceBody(body []byte) *onceBody { return &onceBody{rest: bytes.NewReader(body)} }
 
 // Read implements io.Reader.
 func (b *onceBody) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.closed {
+	if b.rest == nil {
 		return 0, http.ErrBodyReadAfterClose
 	}
 	return b.rest.Read(p)
@@ -392,7 +388,7 @@ func (b *onceBody) Read(p []byte) (int, error) {
 func (b *onceBody) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.rest, b.closed = nil, true
+	b.rest = nil
 	return nil
 }
 

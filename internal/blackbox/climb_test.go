@@ -32,10 +32,9 @@ func (o *slowClimb) Hold() (release func()) {
 func TestTheBatchAnswersACallThatClimbs(t *testing.T) {
 	const at = 2*time.Hour - time.Minute - 15*time.Minute // when calls with a deadline of two hours climb
 	for _, path := range []string{"/chat/completions", "/responses"} {
-		body := map[string]func(string) string{"/chat/completions": chatBody, "/responses": responseBody}[path]
 		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
 		openAI(batchtest.Options{Turnaround: 110 * time.Minute, FlexDelay: 10 * time.Minute}, o).run(t, path, func(s *scene) {
-			first := s.send(path, body("b"))
+			first := s.send(path, bodyTo(path, "b"))
 			climbing := false
 			observer := &slowClimb{climb: func() {
 				climbing = s.elapsed() >= at
@@ -44,7 +43,7 @@ func TestTheBatchAnswersACallThatClimbs(t *testing.T) {
 			}}
 			ctx := caller.Observe(s.Context(), observer)
 			call := &pending{s: s, leave: func() {}, done: make(chan reply, 1)}
-			go func() { call.done <- s.do(s.request(ctx, path, body("a"), with("Autobatcher-Deadline", "2h"))) }()
+			go func() { call.done <- s.do(s.request(ctx, path, bodyTo(path, "a"), with("Autobatcher-Deadline", "2h"))) }()
 			r := call.within(3 * time.Hour)
 			if r.err != nil || r.status != 200 || r.header.Get("Autobatcher-Mode") != "" || r.header.Get("Autobatcher-Batch-Id") != s.srv.Batches()[0].ID {
 				s.Errorf("%d %v %v, want the answer of the batch: %s", r.status, r.err, r.header, r.body)

@@ -194,3 +194,37 @@ func TestModelsWithoutFlexTierAfterABatch(t *testing.T) {
 		})
 	}
 }
+
+// A client that leaves a call that went on to real time, since its model has no flex tier,
+// gets an answer in real time on its retry, and not the refusal of the flex tier.
+func TestRetriesOfCallsWithoutFlexTier(t *testing.T) {
+	for _, mode := range []autobatcher.Mode{autobatcher.ModeFlex, autobatcher.ModeAuto} {
+		for _, path := range []string{"/chat/completions", "/responses"} {
+			for _, tt := range []struct {
+				name   string
+				delay  time.Duration // of each answer to a call that is sent alone
+				faults []batchtest.Fault
+			}{
+				{"in real time", 5 * time.Minute, nil},
+				{"at the flex tier", 0, []batchtest.Fault{batchtest.Delay(40 * time.Second)}},
+			} {
+				server := batchtest.Options{FlexModels: []string{"o3"}, Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Delay: tt.delay} }}
+				openAI(server, autobatcher.Options{Mode: mode, FlexFallback: autobatcher.FallbackRealtime}).run(t, string(mode)+path+tt.name, func(s *scene) {
+					s.srv.Control(batchtest.OpRealtime, tt.faults...)
+					const hurry = "10m"
+					call := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry))
+					s.until(30 * time.Second)
+					call.left()
+					s.until(2 * time.Minute)
+					r := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry)).within(2 * time.Hour)
+					if r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" {
+						s.Errorf("the retry: %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+					}
+					if diff := cmp.Diff(map[batchtest.Tier]int{"default": 1}, s.srv.PaidTiers()); diff != "" {
+						s.Errorf("paid (-want +got):\n%s", diff)
+					}
+				})
+			}
+		}
+	}
+}

@@ -21,6 +21,17 @@ import (
 
 func responseBody(text string) string { return `{"model":"m","input":"` + text + `"}` }
 
+// bodyTo is the body of a call to an endpoint that has a flex tier, or to /embeddings.
+func bodyTo(path, text string) string {
+	switch path {
+	case "/responses":
+		return responseBody(text)
+	case "/embeddings":
+		return embeddingBody(text)
+	}
+	return chatBody(text)
+}
+
 // openAI is a setup whose provider has a flex tier.
 func openAI(server batchtest.Options, options autobatcher.Options) setup {
 	p := provider.OpenAI()
@@ -154,7 +165,7 @@ func TestFlexRefusals(t *testing.T) {
 		u.server.Behavior.NoCapacityStatus, u.options.Provider.FlexRefusals = tt.refuses, tt.refusals
 		u.run(t, tt.name, func(s *scene) {
 			tt.before(s)
-			body := map[string]string{"/chat/completions": chatBody("a"), "/responses": responseBody("a")}[tt.path]
+			body := bodyTo(tt.path, "a")
 			r := s.send(tt.path, body).within(time.Hour)
 			if r.err != nil || r.status != tt.status || r.at < tt.at[0] || r.at > tt.at[1] || !strings.Contains(r.body, tt.code) {
 				s.Errorf("%d after %v, error %v; want %d %s after %v: %s", r.status, r.at, r.err, tt.status, tt.code, tt.at, r.body)
@@ -203,7 +214,7 @@ func TestAutoClimbs(t *testing.T) {
 			}
 			var calls []*pending
 			for _, text := range []string{"a", "b"} {
-				body := map[string]string{"/chat/completions": chatBody(text), "/embeddings": embeddingBody(text)}[tt.path]
+				body := bodyTo(tt.path, text)
 				calls = append(calls, s.send(tt.path, body))
 			}
 			for _, c := range calls {
@@ -262,7 +273,7 @@ func TestCallsClimbNearTheirDeadline(t *testing.T) {
 			}
 			var calls []*pending
 			for _, text := range []string{"a", "b"} {
-				body := map[string]string{"/chat/completions": chatBody(text), "/responses": responseBody(text), "/embeddings": embeddingBody(text)}[tt.path]
+				body := bodyTo(tt.path, text)
 				calls = append(calls, s.send(tt.path, body, with("Autobatcher-Deadline", "2h")))
 			}
 			for _, c := range calls {
@@ -303,17 +314,16 @@ func TestFlexTimes(t *testing.T) {
 		return batchtest.Echo(l)
 	}
 	for _, path := range []string{"/chat/completions", "/responses"} {
-		body := map[string]func(string) string{"/chat/completions": chatBody, "/responses": responseBody}[path]
 		openAI(batchtest.Options{FlexDelay: took, Answer: bad}, autobatcher.Options{Mode: autobatcher.ModeFlex}).run(t, path, func(s *scene) {
 			s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"no"}}`), batchtest.FlexUnavailable())
-			if r := s.post(path, body("bad")); r.status != 400 {
+			if r := s.post(path, bodyTo(path, "bad")); r.status != 400 {
 				s.Errorf("%d %s", r.status, r.body)
 			}
 			synctest.Wait() // a batch ends after its callers have their answers
 			if known := s.tr.Stats().Times; len(known) != 0 {
 				s.Errorf("a call that was refused teaches %+v", known)
 			}
-			s.post(path, body("good")).says("good")
+			s.post(path, bodyTo(path, "good")).says("good")
 			synctest.Wait()
 			known := s.tr.Stats().Times
 			if len(known) != 1 || known[0].Count != 1 || known[0].Median < took || known[0].Median > took+10*time.Second {

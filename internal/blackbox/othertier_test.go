@@ -150,8 +150,7 @@ func TestFlexStats(t *testing.T) {
 			if tt.before != nil {
 				tt.before(s)
 			}
-			body := map[string]func(string) string{"/chat/completions": chatBody, "/responses": responseBody}[tt.path]
-			calls := []*pending{s.send(tt.path, body("a")), s.send(tt.path, body("b"))}
+			calls := []*pending{s.send(tt.path, bodyTo(tt.path, "a")), s.send(tt.path, bodyTo(tt.path, "b"))}
 			s.until(10 * time.Minute)
 			if got := s.tr.Stats().Flex; got != tt.waiting {
 				s.Errorf("after ten minutes %+v, want %+v", got, tt.waiting)

@@ -40,36 +40,19 @@ func main() {
 	}
 }
 
-// run runs the wanted groups and writes their tables. A group that fails does not keep
-// the other groups from being measured.
+// run measures the wanted tables and writes them. A table that fails does not keep the
+// other tables from being measured.
 func run(w io.Writer, runs int, wanted *regexp.Regexp) error {
 	var failed []string
 	fmt.Fprintln(w, machine(time.Now(), runs))
 	fmt.Fprintln(w)
-	note := func(title string, err error) {
-		if err != nil {
-			failed = append(failed, fmt.Sprintf("%s: %v", title, err))
-		}
-	}
-	for _, g := range groups {
-		if !wanted.MatchString(g.title) {
+	for _, t := range tables() {
+		if !wanted.MatchString(t.name()) {
 			continue
 		}
-		output, err := g.measure(runs)
-		if err == nil {
-			err = g.write(w, parse(output))
+		if err := t.measure(w, runs); err != nil {
+			failed = append(failed, fmt.Sprintf("%s: %v", t.name(), err))
 		}
-		note(g.title, err)
-	}
-	for _, s := range scripts {
-		if !wanted.MatchString(s.title) {
-			continue
-		}
-		output, err := s.measure()
-		if err == nil {
-			err = s.write(w, output)
-		}
-		note(s.title, err)
 	}
 	if len(failed) > 0 {
 		return fmt.Errorf("%s", strings.Join(failed, "\n"))
@@ -78,31 +61,38 @@ func run(w io.Writer, runs int, wanted *regexp.Regexp) error {
 }
 
 // measure runs the benchmarks of a group, one run after the other, so that a value and
-// its floor are of the same minute.
-func (g group) measure(runs int) (string, error) {
-	var output bytes.Buffer
+// its floor are of the same minute, and writes their table.
+func (g group) measure(w io.Writer, runs int) error {
+	var output strings.Builder
 	for range runs {
-		cmd := exec.Command("go", "test", "-run", "^$", "-bench", g.bench, "-benchtime", g.iterate, "-timeout", "30m", g.pkg)
-		cmd.Stdout, cmd.Stderr = io.MultiWriter(&output, os.Stderr), os.Stderr
-		if g.env != "" {
-			cmd.Env = append(os.Environ(), g.env)
+		printed, err := command(g.env, "go", "test", "-run", "^$", "-bench", g.bench, "-benchtime", g.iterate, "-timeout", "30m", g.pkg)
+		if err != nil {
+			return err
 		}
-		if err := cmd.Run(); err != nil {
-			return "", err
-		}
+		output.WriteString(printed)
 	}
-	return output.String(), nil
+	return g.write(w, parse(output.String()))
 }
 
-// measure runs a script once.
-func (s script) measure() (string, error) {
-	var output bytes.Buffer
-	cmd := exec.Command(s.command[0], s.command[1:]...)
-	cmd.Stdout, cmd.Stderr = io.MultiWriter(&output, os.Stderr), os.Stderr
-	if s.env != "" {
-		cmd.Env = append(os.Environ(), s.env)
+// measure runs a script once, and writes its table.
+func (s script) measure(w io.Writer, _ int) error {
+	printed, err := command(s.env, s.command...)
+	if err != nil {
+		return err
 	}
-	err := cmd.Run()
+	return s.write(w, printed)
+}
+
+// command runs a command, with a further NAME=VALUE in its environment unless env is "",
+// and returns what the command prints, which also goes to standard error.
+func command(env string, args ...string) (printed string, err error) {
+	var output bytes.Buffer
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&output, os.Stderr), os.Stderr
+	if env != "" {
+		cmd.Env = append(os.Environ(), env)
+	}
+	err = cmd.Run()
 	return output.String(), err
 }
 

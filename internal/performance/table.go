@@ -9,6 +9,26 @@ import (
 	"strings"
 )
 
+// A table is a table of docs/performance.md.
+type table interface {
+	name() string
+	measure(w io.Writer, runs int) error
+}
+
+// tables are all tables.
+func tables() (all []table) {
+	for _, g := range groups {
+		all = append(all, g)
+	}
+	for _, s := range scripts {
+		all = append(all, s)
+	}
+	return all
+}
+
+func (g group) name() string  { return g.title }
+func (s script) name() string { return s.title }
+
 // A group is benchmarks that one "go test" runs.
 type group struct {
 	title   string
@@ -69,16 +89,16 @@ type script struct {
 
 // write writes what a script has printed. A script without a table is an error.
 func (s script) write(w io.Writer, output string) error {
-	var table strings.Builder
+	var rows strings.Builder
 	for line := range strings.Lines(output) {
 		if line = strings.TrimSpace(line); strings.HasPrefix(line, "|") {
-			fmt.Fprintln(&table, line)
+			fmt.Fprintln(&rows, line)
 		}
 	}
-	if table.Len() == 0 {
+	if rows.Len() == 0 {
 		return fmt.Errorf("%q printed no table", s.command)
 	}
-	_, err := fmt.Fprintf(w, "%s\n\n%s\n", s.title, table.String())
+	_, err := fmt.Fprintf(w, "%s\n\n%s\n", s.title, rows.String())
 	return err
 }
 

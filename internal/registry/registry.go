@@ -590,8 +590,9 @@ func (r *Registry[R]) Unread(a *Answer[R]) {
 
 // EndRealtime ends a call that was answered in real time because its batch failed.
 // served says that the caller has read a successful answer, and left that the caller
-// disconnected before it read an answer: then, and if the line may be paid for, the
-// failure of the batch is kept for a retry, which would otherwise pay for another line.
+// disconnected before it read an answer: then, unless a retry may be answered otherwise, and
+// if the line may be paid for, the failure of the batch is kept for a retry, which would
+// otherwise pay for another line.
 func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -603,7 +604,7 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 	}
 	failure := a.Instead
 	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
-	if left || failure.Paid {
+	if left && !failure.Retry || failure.Paid {
 		r.keepLocked(failure)
 	}
 	if failure.Paid {
