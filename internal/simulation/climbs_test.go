@@ -17,24 +17,20 @@ import (
 	"github.com/autobatcher/autobatcher/journal"
 )
 
-// drawFlexModels plans a flex tier that only one of the models has, in a part of the schedules
-// with lanes. The other schedules stay the same.
-func drawFlexModels(p *plan, d dice) {
-	if d.chance(0.25) {
-		p.server.FlexModels = []string{"m1"}
-	}
-}
-
 // drawClimbs plans calls in mode auto that leave their batch for the flex tier near their
-// deadline, in a part of the schedules with lanes. The other schedules stay the same.
+// deadline, and, in some schedules, a flex tier that only one of the models has. A schedule with
+// climbs has lanes, too.
 func drawClimbs(p *plan, d dice) {
-	if !d.chance(0.4) {
-		return
+	if !p.lanes.drawn {
+		drawLanes(p, newDice(p.seed, "draw", "lanes"))
 	}
 	p.lanes.climbers = 1 + d.IntN(3)
 	p.options.Escalate = autobatcher.EscalateDeadline
 	p.options.BatchSize += 3 // a call that is alone in its batch would not wait
 	p.server.Turnaround = d.between(time.Hour, 3*time.Hour)
+	if d.chance(0.25) {
+		p.server.FlexModels = []string{"m1"}
+	}
 }
 
 // climbDeadline is a deadline for which mode auto chooses a batch, and near which a batch

@@ -54,8 +54,6 @@ func drawLanes(p *plan, d dice) {
 		text := fmt.Sprintf("response %d", i)
 		p.prompts = append(p.prompts, prompt{path: "/responses", text: text, body: `{"model":"m0",` + fields + `"input":"` + text + `"}`})
 	}
-	drawClimbs(p, newDice(p.seed, "draw", "climbs"))
-	drawFlexModels(p, newDice(p.seed, "draw", "flex models"))
 }
 
 // mode is the mode that a call chooses by its header; "" if the call has no header.
