@@ -292,7 +292,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
-		cause = w.options.FlexFallback == autobatcher.FallbackFail && w.isNoTier(status, body) || w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+		cause = w.options.FlexFallback == autobatcher.FallbackFail && !w.escalates() && w.isNoTier(status, body) || w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
 		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
