@@ -34,7 +34,7 @@ const (
 
 // about describes a batch for the error responses to its calls.
 func about(b *batch) failure.Batch {
-	return failure.Batch{Window: b.key.window, URL: b.url, Status: &b.status, Results: b.results, Closed: ErrClosed, GoesOn: b.t.opts.FlexFallback == FallbackRealtime, Climbed: b.queue.First != nil && Mode(b.queue.First.Request.mode) == ModeRealtime}
+	return failure.Batch{Window: b.key.window, URL: b.url, Status: &b.status, Results: b.results, Closed: ErrClosed, GoesOn: b.t.opts.escalates(true), Climbed: b.queue.First != nil && Mode(b.queue.First.Request.mode) == ModeRealtime}
 }
 
 // failedAnswer is a failure as the registry hands the failure to a caller.

@@ -107,6 +107,20 @@ func TestModelsWithoutFlexTierAreRemembered(t *testing.T) {
 			s.Errorf("paid (-want +got):\n%s", diff)
 		}
 	})
+	openAI(batchtest.Options{FlexModels: []string{"o3"}}, o).run(t, "by a call that waits for room", func(s *scene) {
+		s.srv.Control(batchtest.OpRealtime, batchtest.RateLimit(30*time.Second))
+		a := s.chat("a")
+		s.until(time.Second)
+		b := s.chat("b")
+		for _, call := range []*pending{a, b} {
+			if r := call.within(3 * time.Minute); r.status != 200 {
+				s.Errorf("%d: %s", r.status, r.body)
+			}
+		}
+		if got := s.count("POST", "/chat/completions"); got != 2 {
+			s.Errorf("%d calls were sent at the flex tier, want 2: of a call without room and of a call that was refused", got)
+		}
+	})
 	openAI(batchtest.Options{}, o).run(t, "another reason", func(s *scene) {
 		s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`))
 		if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || !strings.Contains(r.body, "messages[0].content") {
@@ -209,22 +223,54 @@ func TestRetriesOfCallsWithoutFlexTier(t *testing.T) {
 				{"at the flex tier", 0, []batchtest.Fault{batchtest.Delay(40 * time.Second)}},
 			} {
 				server := batchtest.Options{FlexModels: []string{"o3"}, Answer: func(batchtest.Line) batchtest.Outcome { return batchtest.Outcome{Delay: tt.delay} }}
-				openAI(server, autobatcher.Options{Mode: mode, FlexFallback: autobatcher.FallbackRealtime}).run(t, string(mode)+path+tt.name, func(s *scene) {
-					s.srv.Control(batchtest.OpRealtime, tt.faults...)
-					const hurry = "10m"
-					call := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry))
-					s.until(30 * time.Second)
-					call.left()
-					s.until(2 * time.Minute)
-					r := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry)).within(2 * time.Hour)
-					if r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" {
-						s.Errorf("the retry: %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
-					}
-					if diff := cmp.Diff(map[batchtest.Tier]int{"default": 1}, s.srv.PaidTiers()); diff != "" {
-						s.Errorf("paid (-want +got):\n%s", diff)
-					}
-				})
+				for _, o := range toRealtime {
+					o.Mode = mode
+					openAI(server, o).run(t, string(mode)+path+tt.name+string(o.FlexFallback), func(s *scene) {
+						s.srv.Control(batchtest.OpRealtime, tt.faults...)
+						const hurry = "10m"
+						call := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry))
+						s.until(30 * time.Second)
+						call.left()
+						s.until(2 * time.Minute)
+						r := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", hurry)).within(2 * time.Hour)
+						if r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" {
+							s.Errorf("the retry: %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+						}
+						if diff := cmp.Diff(map[batchtest.Tier]int{"default": 1}, s.srv.PaidTiers()); diff != "" {
+							s.Errorf("paid (-want +got):\n%s", diff)
+						}
+					})
+				}
 			}
 		}
+	}
+}
+
+// toRealtime are the options by which a call that the flex tier refuses goes on to real time.
+var toRealtime = []autobatcher.Options{
+	{FlexFallback: autobatcher.FallbackRealtime},
+	{FlexFallback: autobatcher.FallbackFail, Escalate: autobatcher.EscalateFailed},
+}
+
+// A call that the flex tier refuses for its model, and that would go on to real time if the
+// limit had room, gets 503, which SDKs retry: the refusal would say that a retry does not help.
+func TestModelsWithoutFlexTierAtTheLimit(t *testing.T) {
+	for _, o := range toRealtime {
+		o.Mode, o.EscalateLimit = autobatcher.ModeFlex, 1
+		openAI(batchtest.Options{FlexModels: []string{"o3"}}, o).run(t, string(o.FlexFallback), func(s *scene) {
+			for _, tt := range []struct {
+				at     time.Duration
+				text   string
+				status int
+			}{{0, "a", 200}, {time.Minute, "b", 503}, {61 * time.Minute, "b", 200}} {
+				s.until(tt.at)
+				if r := s.chat(tt.text).within(time.Minute); r.status != tt.status || r.status == 503 && !strings.Contains(r.body, autobatcher.CodeNotSubmitted) {
+					s.Errorf("call %s after %v: %d, want %d: %s", tt.text, tt.at, r.status, tt.status, r.body)
+				}
+			}
+			if diff := cmp.Diff(map[batchtest.Tier]int{"default": 2}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
 	}
 }

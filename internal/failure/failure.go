@@ -72,7 +72,7 @@ type Batch struct {
 	Status  *backend.Status
 	Results *results.Reader
 	Climbed bool  // the call came from a batch to the flex tier
-	GoesOn  bool  // a call that the flex tier refuses goes on to real time
+	GoesOn  bool  // a call that the flex tier refuses goes on to real time, unless the limit is reached
 	Closed  error // what the errors of a Transport that was closed wrap
 }
 
@@ -128,7 +128,8 @@ func Lost(b Batch, err error) Answer {
 // Refused tells a caller why its batch could not be created. A refusal of the provider
 // is passed on as it is; where the provider could not be reached, nothing was submitted,
 // and so a retry is safe. The provider's refusal of the flex tier says nothing about a call
-// that came from a batch, which may answer a retry, nor about a retry that real time answers.
+// that came from a batch, which may answer a retry, nor about a call that real time answers
+// as soon as the limit of escalations has room.
 func Refused(b Batch, err error) Answer {
 	notSubmitted := lane.Name(b.Window, "") + " could not be submitted: " + err.Error()
 	switch {
@@ -141,12 +142,12 @@ func Refused(b Batch, err error) Answer {
 	switch {
 	case errors.As(err, &failed) && failed.Redirected():
 		return New(http.StatusFailedDependency, CodeRedirected, failed.Message())
-	case failed == nil || failed.Transient() || failed.RateLimited() || b.Climbed && errors.Is(err, backend.ErrNoTier):
-		return New(http.StatusServiceUnavailable, CodeNotSubmitted, notSubmitted)
+	case failed == nil || failed.Transient() || failed.RateLimited() || (b.Climbed || b.GoesOn) && errors.Is(err, backend.ErrNoTier):
+		a := New(http.StatusServiceUnavailable, CodeNotSubmitted, notSubmitted)
+		a.Retry = true
+		return a
 	}
-	a := Answer{Answer: reply.BatchRejected(failed.Status, failed.Body, failed.Message())}
-	a.Retry = a.Retry || b.GoesOn && errors.Is(err, backend.ErrNoTier)
-	return a
+	return Answer{Answer: reply.BatchRejected(failed.Status, failed.Body, failed.Message())}
 }
 
 // Closed is the error for the calls of a Transport that was closed.

@@ -112,11 +112,11 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 		send = c.start
 	}
 	model := strings.Join(p.Models, " ") // of the only line
-	if !c.models.HasFlex(model) {
-		return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoTier, remembered(http.MethodPost+" "+suffix, model))
-	}
 	attempts := c.refusalPolicy().Start()
 	for {
+		if !c.models.HasFlex(model) { // another call may have learned of the refusal meanwhile
+			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoTier, remembered(http.MethodPost+" "+suffix, model))
+		}
 		s, err := send(ctx, suffix, l)
 		if err == nil {
 			return s.Handle, s, nil

@@ -477,29 +477,30 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 }
 
 // keepLocked gives an answer to a queued retry, or keeps the answer for a retry to
-// come. The caller holds r.mu.
-func (r *Registry[R]) keepLocked(a *Answer[R]) {
+// come, and reports whether a queued retry has the answer. The caller holds r.mu.
+func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 	c, keepFor := a.line, r.keepTime(a)
 	switch {
 	case c.unwanted, c.answer != nil, a.Err != nil, a.Realtime:
-		return
+		return false
 	case a.Reopen && c.lines.record.Ref() != "":
-		return // the retry finds the line, which may have an answer by then
+		return false // the retry finds the line, which may have an answer by then
 	}
 	if retry := r.queued[c.Fingerprint].first; retry != nil && !c.releasing {
 		r.unqueueLocked(retry)
 		retry.state = stateDone
 		retry.Reservation.Release()
 		r.answerLocked(retry, a)
-		return
+		return true
 	}
 	if keepFor <= 0 {
-		return
+		return false
 	}
 	c.answer = a
 	r.kept[c.ID] = c
 	r.detached.push(c)
 	c.kept = r.cache.Put(c, int64(len(a.Body)), keepFor)
+	return false
 }
 
 // keepTime is how long an answer is kept for a retry: a failure for failureKeepTime at
@@ -604,10 +605,8 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 	}
 	failure := a.Instead
 	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
-	if left && !failure.Retry || failure.Paid {
-		r.keepLocked(failure)
-	}
-	if failure.Paid {
+	given := (left && !failure.Retry || failure.Paid) && r.keepLocked(failure)
+	if failure.Paid && !given {
 		c.lines.releaseLocked(c) // a retry at another replica finds the line
 	} else {
 		c.lines.settleLocked(c, failure)

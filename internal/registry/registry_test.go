@@ -698,6 +698,29 @@ func TestAPlacedLineHasItsFailureInRealtime(t *testing.T) {
 	})
 }
 
+// A queued retry gets the failure of a call that real time could not answer either. No
+// further retry gets the failure from the journal.
+func TestAQueuedRetryHasTheFailureOfACallInRealtime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		p := start(t, store, keepFor)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		unknown := &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
+		p.Complete(c, &answer{Realtime: true, Instead: unknown})
+		_, queued, _ := p.enter("a")
+		p.EndRealtime(p.answered(w), false, false)
+		p.CallerLeft()
+		if got := p.answered(queued); got != unknown {
+			t.Errorf("the queued retry got %+v", got)
+		}
+		synctest.Wait()
+		if list, _ := store.Batches(t.Context(), journal.Filter{}); len(list) != 1 || list[0].Held != 0 || list[0].Delivered != 1 {
+			t.Errorf("%+v; want the line delivered", list)
+		}
+	})
+}
+
 // Equal calls in two queues take over two lines: a line that is given to the call
 // of the other queue is replaced by another line.
 func TestEqualCallsInTwoQueues(t *testing.T) {

@@ -39,7 +39,8 @@ import (
 //     waits, and no Transport keeps a call.
 //  8. The provider refuses no file and no create for its content.
 //  9. Calls are sent in real time only where the options say so, and within the
-//     budget of each process.
+//     budget of each process; and no call whose process has read the answer of its
+//     batch.
 //
 //  10. A flex call counts as a line. A call ends in "it is not known" at the flex tier
 //      only as often as a response got lost, or a process died, while such a call was
@@ -61,6 +62,7 @@ import (
 //   - if a process cancelled the batch rightly, by 6, or because the process was
 //     closed with CancelOnClose: the lines of the closing process's own clients
 //     do not count in 6;
+//   - if a call in mode auto climbed from its batch to the flex tier, once for each call;
 //   - if the journal failed to carry out or to answer a request about the line
 //     (excuse, excuseLines, excusePrints), or has forgotten the line long after the
 //     batch's end (KeepFor).
@@ -290,7 +292,7 @@ func (w *world) checkError(p *replica, e *clientCall, id lineID, status int, cod
 	case "request_timeout":
 		cause = found && l.Outcome.Code == code
 	default:
-		cause = w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
+		cause = w.options.FlexFallback == autobatcher.FallbackFail && !w.escalates() && w.isNoTier(status, body) || w.failedHeld(p, id.batch, status) || failed || found && l.BatchID == "" && b.Status == "failed" || w.lanes.faults && gjson.GetBytes(body, "error.message").String() == laneTrouble || found && l.Finished && (l.Outcome.Status == status || l.Outcome.Code != "")
 	}
 	if !cause {
 		w.failf("%v got %d %s without a cause; line %v of a batch that is %q: %s", e.ident, status, code, id, b.Status, body)
@@ -383,14 +385,21 @@ func (w *world) checkIdle() {
 // check checks what must hold in the end.
 func (w *world) check() {
 	w.checkPaid()
+	w.checkNoTier()
 	w.checkBackground()
 	w.checkEscalated()
 	if w.journal {
 		w.checkOrphans()
 	}
 	for _, r := range w.srv.Requests() {
+		flexCall := r.Method == http.MethodPost && (strings.HasSuffix(r.Path, "/responses") || strings.HasSuffix(r.Path, "/chat/completions"))
 		switch r.Status {
-		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
+		case http.StatusBadRequest:
+			if flexCall && len(w.server.FlexModels) > 0 {
+				continue // checkNoTier judges
+			}
+			fallthrough
+		case http.StatusUnauthorized, http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 			w.failf("the provider refused %s %s: %d", r.Method, r.Path, r.Status)
 		}
 	}
@@ -421,9 +430,9 @@ func (w *world) checkPaid() {
 	}
 	excused := w.excused()
 	for id, n := range paid {
-		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]); n > limit {
+		if limit := w.asked[id] + excused[id] + w.excusedAttempts(id) + w.excusedFlex(id, excused[ident{}]) + w.climbed(id); n > limit {
 			w.tally.add(countDuplicates, int64(n-limit))
-			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id))
+			w.failf("%v: %d lines were paid for, and %d calls made (%d excused)", id, n, w.asked[id], excused[id]+w.excusedAttempts(id)+w.climbed(id))
 		}
 	}
 }
@@ -442,7 +451,7 @@ func (w *world) checkEscalated() {
 	}
 	sent := 0
 	for _, x := range w.srv.Executed() {
-		if x.BatchID == "" && x.Tier != batchtest.TierFlex {
+		if x.BatchID == "" && !isFlex(x.Line) {
 			sent++
 		}
 	}

@@ -17,8 +17,9 @@ import (
 // A clientCall is one call of a client, with all attempts.
 type clientCall struct {
 	ident
-	prompt prompt
-	mode   autobatcher.Mode // in the request's header, if not ""
+	prompt   prompt
+	mode     autobatcher.Mode // in the request's header, if not ""
+	deadline time.Duration    // in the request's header, if not 0
 }
 
 // runClient makes calls, one after another or several at once.
@@ -69,7 +70,11 @@ func (w *world) call(d dice, client int) {
 
 // callWith makes one call with a prompt.
 func (w *world) callWith(d dice, client int, p prompt) {
-	e := &clientCall{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p, mode: w.lanes.mode(d)}
+	w.makeCall(d, client, &clientCall{ident: ident{w.keys[d.IntN(len(w.keys))], p.text}, prompt: p, mode: w.lanes.mode(d)})
+}
+
+// makeCall makes one call, until the client has an answer or gives up.
+func (w *world) makeCall(d dice, client int, e *clientCall) {
 	w.tally.add(countCalls, 1)
 	w.mu.Lock()
 	w.asked[e.ident]++
@@ -84,9 +89,8 @@ func (w *world) retryUntilAnswered(d dice, client int, e *clientCall) {
 	if d.chance(0.4) {
 		timeout = d.between(time.Second, 2*w.server.Turnaround)
 	}
-	deadline := time.Duration(0)
-	if d.chance(0.1) {
-		deadline = d.between(time.Second, w.server.Turnaround)
+	if d.chance(0.1) && e.deadline == 0 {
+		e.deadline = d.between(time.Second, w.server.Turnaround)
 	}
 	tries := 1 + d.IntN(8)
 	for try := 1; try <= tries; try++ {
@@ -98,7 +102,7 @@ func (w *world) retryUntilAnswered(d dice, client int, e *clientCall) {
 		}
 		w.tally.add(countTries, 1)
 		w.logf("client %d asks %s for %v (try %d, timeout %v)", client, p.name, e.ident, try, timeout)
-		a := attempt{e, timeout, deadline, d.chance(0.05)}
+		a := attempt{e, timeout, d.chance(0.05)}
 		if end := w.try(p, a); end != "" {
 			w.logf("client %d: %s", client, end)
 			return
@@ -126,9 +130,8 @@ func (w *world) pick(d dice) *replica {
 // An attempt is one request for a call.
 type attempt struct {
 	*clientCall
-	timeout  time.Duration
-	deadline time.Duration // in the request's header, if not 0
-	hangsUp  bool          // in the middle of the answer
+	timeout time.Duration
+	hangsUp bool // in the middle of the answer
 }
 
 // try makes a call once. It returns how the call ended, or "" if the client is to
@@ -169,6 +172,7 @@ func (w *world) try(p *replica, e attempt) string {
 	body, err := io.ReadAll(res.Body)
 	switch {
 	case res.Header.Get("Autobatcher-Mode") == "realtime":
+		w.checkNeeded(v)
 		return w.checkRealtime(e.clientCall, res, body, err)
 	case err != nil:
 		w.failf("%v: body: %v", e.ident, err)

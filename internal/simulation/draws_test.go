@@ -20,6 +20,7 @@ type draw struct {
 
 var draws = []draw{
 	{"lanes", 0.15, drawLanes},
+	{"climbs", 0.06, drawClimbs},
 	{"background", 0.15, drawBackground},
 	{"webhooks", 0.15, drawWebhooks},
 	{"window", 0.15, func(p *plan, d dice) {
@@ -109,7 +110,7 @@ func drawNames() string {
 
 // enabled reports whether the flag -draws allows the draw.
 func (d *draw) enabled(list string) bool {
-	newer := []string{"lanes", "quiet", "background", "webhooks"} // than the name "batches"
+	newer := []string{"lanes", "climbs", "quiet", "background", "webhooks"} // than the name "batches"
 	return list == "all" || list == "batches" && !slices.Contains(newer, d.name) || slices.Contains(strings.Split(list, ","), d.name)
 }
 

@@ -27,6 +27,7 @@ type laneSet struct {
 	full       bool // the flex tier has no room for a while
 	faults     bool // requests at the flex tier fail
 	dieAtCalls bool // processes die while they send calls
+	climbers   int  // clients whose calls leave their batch near the deadline
 }
 
 var callModes = []autobatcher.Mode{autobatcher.ModeBatch, autobatcher.ModeFlex, autobatcher.ModeFlex, autobatcher.ModeAuto}
@@ -131,12 +132,15 @@ func (w *world) runFullTier() {
 // fields below ended.
 type flexPost struct {
 	ident
-	by *replica
+	by    *replica
+	sent  time.Time
+	model string
 
 	background bool
 
 	ended   time.Time // when the process learned of the response; zero before
-	refused bool      // the provider had no room
+	refused bool      // the provider had no room, or the model has no flex tier
+	noTier  bool      // the model has no flex tier
 	unsure  bool      // the process cannot know whether the provider has executed the call
 	id      string    // of the response, as the process learned the id; of an error, the id of the request
 	failed  int       // the status of an error that is the answer; else 0
@@ -149,7 +153,7 @@ func (w *world) noteFlexPost(p *replica, req *http.Request, body []byte) *flexPo
 	if !isFlexPost(req, body) {
 		return nil
 	}
-	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, background: gjson.GetBytes(body, "background").Bool()}
+	f := &flexPost{ident: ident{bearer(req.Header), textOf(body)}, by: p, sent: time.Now(), model: gjson.GetBytes(body, "model").String(), background: gjson.GetBytes(body, "background").Bool()}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flexPosts = append(w.flexPosts, f)
@@ -178,6 +182,8 @@ func (w *world) noteFlexEnd(f *flexPost, res *http.Response, err error) {
 		f.unsure = true
 	case res.StatusCode == http.StatusTooManyRequests:
 		f.refused = true
+	case w.isNoTier(res.StatusCode, body):
+		f.refused, f.noTier = true, true
 	case res.StatusCode < 300:
 		f.id = gjson.GetBytes(body, "id").String()
 	default:
@@ -245,7 +251,7 @@ func (w *world) flexBatches() (all []batchtest.Batch) {
 	}
 	background := make(map[string]bool) // by the name of the answer
 	for _, r := range w.srv.Responses() {
-		if r.Tier != batchtest.TierFlex {
+		if !isFlex(r.Line) {
 			continue
 		}
 		background[flexNameOf(r.Outcome)] = true
@@ -256,7 +262,7 @@ func (w *world) flexBatches() (all []batchtest.Batch) {
 		})
 	}
 	for _, x := range w.srv.Executed() {
-		if name := flexNameOf(x.Outcome); x.BatchID == "" && x.Tier == batchtest.TierFlex && (name == "" || !background[name]) {
+		if name := flexNameOf(x.Outcome); isFlex(x.Line) && (name == "" || !background[name]) {
 			all = append(all, batchtest.Batch{
 				ID: gjson.GetBytes(x.Outcome.Body, "id").String(), Status: "completed", APIKey: x.APIKey,
 				Lines: []batchtest.BatchLine{{Line: x.Line, Outcome: x.Outcome, Finished: true}},
@@ -293,11 +299,14 @@ func (w *world) isFlexAnswer(id string, body []byte) bool {
 	return ok && bytes.Equal(sent, body)
 }
 
-// pending counts the flex calls that may be on their way to the provider, or that a
-// process sends again since the provider has no room. The caller holds world.mu.
+// pendingFlex counts the flex calls that may be on their way to the provider, that a
+// process sends again since the provider has no room, or that ended in an error which only a
+// process had that died: a retry looks for the answer for ten minutes. The caller holds
+// world.mu.
 func (w *world) pendingFlex(id ident, at time.Time) (n int) {
 	for _, f := range w.flexPosts {
-		if f.ident == id && !f.by.isDead() && (f.ended.IsZero() || f.refused && at.Sub(f.ended) < 3*time.Minute) {
+		lives := !f.by.isDead() && (f.ended.IsZero() || f.refused && at.Sub(f.ended) < 3*time.Minute)
+		if f.ident == id && (lives || f.by.isDead() && f.failed > 0 && !f.given) {
 			n++
 		}
 	}

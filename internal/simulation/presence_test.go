@@ -128,13 +128,12 @@ func (w *world) checkLooked(c cancellation) {
 // only when a caller last waited at that process.
 func (w *world) checkWaiting(c cancellation) {
 	idents := make(map[ident]bool)
-	w.mu.Lock()
 	for _, l := range c.batch.Lines {
-		if len(w.handed[lineID{c.batch.ID, l.CustomID}]) == 0 { // else the line can answer no further client
-			idents[ident{c.batch.APIKey, textOf(l.Body)}] = true
+		id := lineID{c.batch.ID, l.CustomID}
+		if of := (ident{c.batch.APIKey, textOf(l.Body)}); w.handedAt(id).IsZero() && !w.isUsedUp(id, of) { // else the line can answer no further client
+			idents[of] = true
 		}
 	}
-	w.mu.Unlock()
 	for id := range idents {
 		waiting := w.waitingFor(id, c)
 		if elsewhere := w.linesElsewhere(id, c); len(waiting) > elsewhere {
@@ -222,7 +221,7 @@ func (w *world) handedAt(id lineID) time.Time {
 func (p *replica) mayHope(b batchtest.Batch) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return b.Status != "failed" || len(b.Errors) == 0 || !p.ended[b.ID]
+	return b.Status != "failed" || len(b.Errors) == 0 || p.ended[b.ID].IsZero()
 }
 
 // noteLook notes when a process sends a request for the status of one batch.

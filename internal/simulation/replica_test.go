@@ -45,10 +45,11 @@ type replica struct {
 	mu                    sync.Mutex
 	dice                  map[string]dice // decide about the requests of a kind
 	escalated             []time.Time
+	climbs                []time.Time          // when calls left their batch for the flex tier near their deadline
 	noProvider, noJournal time.Time            // until then, no request arrives at the provider, or at the journal
 	looked, sawEnd        map[string]bool      // ids of batches whose status, or whose end, the process has seen
 	looking               map[string]time.Time // by batch id: when the process last sent a request for the status of that batch alone
-	ended                 map[string]bool      // ids of batches whose end the process has reported
+	ended                 map[string]time.Time // by batch id: when the process reported the end of the batch, and had read the results
 }
 
 var (
@@ -60,7 +61,7 @@ var (
 // start starts a process that takes calls. arm, if not nil, sets the crashPoint.
 func (w *world) start(name string, arm func(*crashPoint)) *replica {
 	ctx, cut := context.WithCancel(context.Background())
-	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), looking: make(map[string]time.Time), ended: make(map[string]bool)}
+	p := &replica{w: w, name: name, dead: make(chan struct{}), gone: ctx, cut: cut, dice: make(map[string]dice), looked: make(map[string]bool), sawEnd: make(map[string]bool), looking: make(map[string]time.Time), ended: make(map[string]time.Time)}
 	if arm != nil {
 		arm(&p.crashPoint)
 	}
@@ -72,9 +73,7 @@ func (w *world) start(name string, arm func(*crashPoint)) *replica {
 		p.store = &replicaStore{Store: w.open(), p: p}
 		o.Journal = p.store
 	}
-	if *oneSeed != 0 {
-		o.Logger = slog.New(slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
+	o.Logger = slog.New(p.logHandler())
 	var err error
 	o.QuietAfter = cmp.Or(o.QuietAfter, -1) // the times below are those of whole windows
 	if p.tr, err = autobatcher.New(o); err != nil {
@@ -98,13 +97,16 @@ func (w *world) start(name string, arm func(*crashPoint)) *replica {
 func (p *replica) handleEvent(e autobatcher.Event) {
 	if e.Name == autobatcher.BatchCompleted || e.Name == autobatcher.BatchTerminal {
 		p.mu.Lock()
-		p.ended[e.BatchID] = true
+		p.ended[e.BatchID] = e.Time
 		p.mu.Unlock()
 	}
 	if e.Name == autobatcher.CallEscalated {
 		p.mu.Lock()
 		p.escalated = append(p.escalated, e.Time)
 		p.mu.Unlock()
+		p.w.mu.Lock()
+		p.w.escalatedLines = append(p.w.escalatedLines, lineID{e.BatchID, e.CustomID})
+		p.w.mu.Unlock()
 		if !p.w.escalates() && strings.Contains(e.Error, backend.ErrUnsure.Error()) {
 			p.w.failf("%s sends a call in real time that the flex tier may have executed: %s", p.name, e.Error)
 		}
@@ -153,6 +155,14 @@ func (w *world) recoverAll(p *replica) {
 			w.failf("Recover: %v", err)
 		}
 	}
+}
+
+// logHandler returns what handles the log of a process.
+func (p *replica) logHandler() slog.Handler {
+	if *oneSeed == 0 {
+		return climbHandler{slog.DiscardHandler, p}
+	}
+	return climbHandler{slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}), p}
 }
 
 // A logWriter adds a process's log to the schedule's log.

@@ -14,7 +14,7 @@ var (
 	simulations = flag.Uint64("seeds", 12, "how many schedules TestSimulation plays")
 	firstSeed   = flag.Uint64("from", 1, "the seed of the first schedule")
 	oneSeed     = flag.Uint64("seed", 0, "play only the schedule of this seed, and print its log")
-	drawn       = flag.String("draws", "all", "what a schedule may draw beyond the basic faults: all, batches (all but lanes, quiet, background and webhooks), old (nothing), or names of draws, separated by commas")
+	drawn       = flag.String("draws", "all", "what a schedule may draw beyond the basic faults: all, batches (all but lanes, climbs, quiet, background and webhooks), old (nothing), or names of draws, separated by commas")
 	stopAtFirst = flag.Bool("first", false, "start no schedule after the first failure")
 )
 

@@ -22,6 +22,7 @@ const (
 	countTries      count = "tries"
 	countAnswered   count = "calls answered"
 	countEscalated  count = "calls sent in real time"
+	countClimbed    count = "calls that climbed to the flex tier"
 	countFlushes    count = "flushes"
 	countErrored    count = "calls that ended in an error"
 	countGaveUp     count = "calls given up"

@@ -39,17 +39,18 @@ type world struct {
 	failedWhole map[string]bool // ids of batches that the provider failed, without results
 	record      *record
 
-	refusalsSoFar []refusal
-	revoked       map[string][]time.Time // when each credential of a key ends, but for the newest
-	downloadFault downloadFault          // what is wrong with each download now
-	lastFault     time.Time              // when a fault that delays answers ended
-	visits        map[ident][]*visit
-	sent          map[string]sentLine // by custom id
-	flexPosts     []*flexPost
-	flexNames     int                  // how many names answers of flex calls have got
-	flexAnswers   map[string][]byte    // as the provider sent them, by id
-	customIDs     map[string]ident     // of the lines that answered calls
-	unknown       map[ident][]*replica // the processes that said that the outcome of a call is not known
+	refusalsSoFar  []refusal
+	revoked        map[string][]time.Time // when each credential of a key ends, but for the newest
+	downloadFault  downloadFault          // what is wrong with each download now
+	lastFault      time.Time              // when a fault that delays answers ended
+	visits         map[ident][]*visit
+	sent           map[string]sentLine // by custom id
+	flexPosts      []*flexPost
+	flexNames      int                  // how many names answers of flex calls have got
+	flexAnswers    map[string][]byte    // as the provider sent them, by id
+	escalatedLines []lineID             // of calls that were sent in real time
+	customIDs      map[string]ident     // of the lines that answered calls
+	unknown        map[ident][]*replica // the processes that said that the outcome of a call is not known
 
 	backgroundCalls   []*backgroundCall
 	excusedBackground map[ident]int     // lines that may be paid for once more, by excuseAttempt
@@ -127,6 +128,9 @@ func (w *world) play() {
 	}
 	for i := range w.background.clients {
 		clients.Go(func() { w.runBackgroundClient(i) })
+	}
+	for i := range w.lanes.climbers {
+		clients.Go(func() { w.runClimber(i) })
 	}
 	if w.burst > 0 {
 		clients.Go(w.runBurst)
