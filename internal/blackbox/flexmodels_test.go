@@ -3,7 +3,6 @@ package blackbox_test
 import (
 	"bytes"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -132,52 +131,41 @@ func TestModelsWithoutFlexTierAreRemembered(t *testing.T) {
 	})
 }
 
-// A call whose deadline is near, and whose model has no flex tier, goes on to real time.
-// Further calls of the model stay in their batch until then.
+// A call whose deadline is near, and whose model has no flex tier, waits for its batch again,
+// and then goes on to real time. Further calls of the model do not leave their batch before.
 func TestModelsWithoutFlexTierNearADeadline(t *testing.T) {
-	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
-	const climb = 2*time.Hour - time.Minute - 15*time.Minute
-	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 10 * time.Hour}, o).run(t, "real time", func(s *scene) {
-		a := s.chat("a", with("Autobatcher-Deadline", "2h"))
-		s.chat("b")
-		s.until(30 * time.Minute)
-		c := s.chat("c", with("Autobatcher-Deadline", "2h"))
-		s.chat("d")
-		for _, tt := range []struct {
-			call *pending
-			at   time.Duration
-		}{{a, climb}, {c, 30*time.Minute + 119*time.Minute}} {
-			if r := tt.call.within(4 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" || r.at < tt.at || r.at > tt.at+time.Second {
-				s.Errorf("%d %q after %v, want real time after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, tt.at, r.body)
+	for _, tt := range []struct {
+		name       string
+		turnaround time.Duration
+		mode       string
+		at         time.Duration // after the call, of the calls with a deadline
+	}{
+		{"real time", 10 * time.Hour, "realtime", 2*time.Hour - time.Minute},
+		{"the batch answers", 110 * time.Minute, "", 110 * time.Minute},
+	} {
+		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+		openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: tt.turnaround}, o).run(t, tt.name, func(s *scene) {
+			sent := make(map[*pending]time.Duration)
+			for _, at := range []time.Duration{0, 30 * time.Minute} {
+				s.until(at)
+				sent[s.chat(at.String(), with("Autobatcher-Deadline", "2h"))] = at
+				s.chat(at.String() + " without a deadline")
 			}
-		}
-		if got := s.count("POST", "/chat/completions"); got != 1+2 {
-			s.Errorf("%d calls were sent alone, want 3", got)
-		}
-	})
-	o.EscalateLimit = 1
-	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 110 * time.Minute}, o).run(t, "the limit has no room", func(s *scene) {
-		urgent := make(map[string]*pending)
-		for _, model := range []string{"m", "n"} {
-			body := strings.Replace(chatBody("a"), `"m"`, `"`+model+`"`, 1)
-			urgent[body] = s.send("/chat/completions", body, with("Autobatcher-Deadline", "2h"))
-			s.send("/chat/completions", strings.Replace(body, `"a"`, `"b"`, 1))
-		}
-		var statuses []int
-		for body, call := range urgent {
-			r := call.within(3 * time.Hour)
-			statuses = append(statuses, r.status)
-			if r.status != 503 {
-				continue
+			for call, at := range sent {
+				r := call.within(4 * time.Hour)
+				if after := r.at - at; r.status != 200 || r.header.Get("Autobatcher-Mode") != tt.mode || after < tt.at || after > tt.at+2*time.Minute {
+					s.Errorf("%d %q after %v, want %q after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), after, tt.mode, tt.at, r.body)
+				}
 			}
-			if r := s.send("/chat/completions", body).within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "" {
-				s.Errorf("the retry: %d %q %s; want the line of the batch", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+			want := 1 // of a call at the flex tier
+			if tt.mode == "realtime" {
+				want += len(sent)
 			}
-		}
-		if slices.Sort(statuses); !slices.Equal(statuses, []int{200, 503}) {
-			s.Errorf("%v, want 200 and 503, which SDKs retry", statuses)
-		}
-	})
+			if got := s.count("POST", "/chat/completions"); got != want {
+				s.Errorf("%d calls were sent alone, want %d", got, want)
+			}
+		})
+	}
 }
 
 // In mode auto, calls that their batch did not answer go on to real time if FlexFallback

@@ -3,6 +3,7 @@ package blackbox_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -260,7 +261,7 @@ func TestCallsClimbNearTheirDeadline(t *testing.T) {
 	}{
 		{"in time", slow(10 * time.Minute), auto, nil, "/chat/completions", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 11*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
 		{"in the background", slow(10 * time.Minute), auto, nil, "/responses", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 12*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
-		{"no room", slow(0), auto, full, "/chat/completions", 200, "realtime", [2]time.Duration{at + time.Minute, at + 3*time.Minute}, map[batchtest.Tier]int{"default": 2}},
+		{"no room", slow(0), auto, full, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"too slow", slow(time.Hour), auto, nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"no flex tier", slow(0), auto, nil, "/embeddings", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"mode batch", slow(0), options(autobatcher.ModeBatch, autobatcher.EscalateDeadline), nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
@@ -690,4 +691,22 @@ func TestFlexStream(t *testing.T) {
 			s.Errorf("Autobatcher-Mode is %q, want flex", got)
 		}
 	})
+}
+
+// A flex call that may be paid for is not sent again, whatever Escalate says.
+func TestABrokenFlexCallIsSentOnce(t *testing.T) {
+	for _, when := range []autobatcher.Escalation{autobatcher.EscalateNever, autobatcher.EscalateFailed, autobatcher.EscalateDeadline} {
+		for name, fault := range map[string]batchtest.Fault{"the connection breaks": batchtest.LoseAnswer(), "the provider stops waiting": batchtest.Status(504, nil, `{"error":{"message":"x"}}`)} {
+			for _, path := range []string{"/chat/completions", "/responses"} {
+				o := autobatcher.Options{Mode: autobatcher.ModeFlex, Escalate: when}
+				openAI(batchtest.Options{}, o).run(t, fmt.Sprint(when, ", ", name, path), func(s *scene) {
+					s.srv.Control(batchtest.OpRealtime, fault)
+					r := s.send(path, bodyTo(path, "a")).within(3 * time.Hour)
+					if n := s.count("POST", path); n != 1 || r.status != 424 {
+						s.Errorf("sent %d times, %d: %s; want once, 424", n, r.status, r.body)
+					}
+				})
+			}
+		}
+	}
 }
