@@ -128,6 +128,22 @@ func TestBackground(t *testing.T) {
 	})
 }
 
+// A question does not keep an answer for longer, also if there are many questions.
+func TestQuestionsDoNotKeepAnAnswer(t *testing.T) {
+	setup{server: batchtest.Options{Turnaround: 3 * time.Hour}, options: autobatcher.Options{KeepFor: time.Hour, PollInterval: time.Minute}}.run(t, "without a journal", func(s *scene) {
+		id := s.send("/responses", inBackground).wait().id()
+		for _, tt := range []struct {
+			at     time.Duration
+			status int
+		}{{10 * time.Minute, 200}, {30 * time.Minute, 200}, {59 * time.Minute, 200}, {62 * time.Minute, 404}} {
+			s.until(3*time.Hour + tt.at)
+			if r := s.ask(s.tr, "GET", "/responses/"+id); r.status != tt.status {
+				s.Errorf("%d, %v after the end of the batch, want %d", r.status, tt.at, tt.status)
+			}
+		}
+	})
+}
+
 // A call in the background runs as long as its batch, also beyond KeepFor, and the answer
 // is there for KeepFor from then on.
 func TestBackgroundKeepsAnswersFromTheEnd(t *testing.T) {

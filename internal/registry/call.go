@@ -167,6 +167,7 @@ type Answer[R any] struct {
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost
 	line     *Call[R]            // the call whose line gave the answer
+	came     time.Time           // when the answer was kept first
 }
 
 // FromLine reports whether the answer is the provider's answer to a line.

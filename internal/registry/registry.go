@@ -549,13 +549,17 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 	return false
 }
 
-// keepTime is how long an answer is kept for a retry: a failure for failureKeepTime at
-// the most.
+// keepTime is how much longer an answer is kept for a retry, counted from when the answer
+// was kept first: a failure for failureKeepTime in all, at the most.
 func (r *Registry[R]) keepTime(a *Answer[R]) time.Duration {
-	if a.Local || a.Status >= http.StatusBadRequest {
-		return min(r.keepFor, failureKeepTime)
+	if a.came.IsZero() {
+		a.came = time.Now()
 	}
-	return r.keepFor
+	keepFor := r.keepFor
+	if a.Local || a.Status >= http.StatusBadRequest {
+		keepFor = min(keepFor, failureKeepTime)
+	}
+	return keepFor - time.Since(a.came)
 }
 
 // KeepReleased keeps the answer to a line of a batch for a retry to come. The
