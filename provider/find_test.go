@@ -53,7 +53,15 @@ func TestForHost(t *testing.T) {
 		"bedrock-runtime.us-east-1.amazonaws.com": "bedrock",
 		"bedrock-mantle.eu-west-1.api.aws":        "bedrock",
 		"bedrock-runtime.amazonaws.com":           "generic",
-		"lb.us-east-1.elb.amazonaws.com":          "generic",
+
+		"bedrock-runtime-fips.us-gov-west-1.amazonaws.com":      "bedrock",
+		"bedrock-runtime.cn-north-1.amazonaws.com.cn":           "bedrock",
+		"bedrock-runtime-fips.cn-north-1.amazonaws.com.cn":      "bedrock",
+		"bedrock-runtime.us-east-1.api.aws":                     "bedrock",
+		"bedrock-runtime-fips.us-east-1.api.aws":                "bedrock",
+		"bedrock-runtime.cn-north-1.amazonaws.com.cn.evil.test": "generic",
+		"bedrock-agent-runtime.us-east-1.amazonaws.com":         "generic",
+		"lb.us-east-1.elb.amazonaws.com":                        "generic",
 
 		// Hosts that only look like the host of a provider.
 		"":                               "generic",
