@@ -451,6 +451,7 @@ func TestPassingProviders(t *testing.T) {
 		"https://ark.cn-beijing.volces.com/api/v3/batch",
 		"https://ark.ap-southeast.bytepluses.com/api/v3/batch",
 		"https://api.perplexity.ai/v1",
+		"https://res.services.ai.azure.com/models",
 	} {
 		at, err := url.Parse(base + "/chat/completions")
 		if err != nil {
