@@ -15,7 +15,8 @@ import (
 )
 
 // A call whose model has no flex tier goes where FlexFallback says, and in mode auto to the
-// batch in which the call was alone. For an hour, no call of the model asks for the tier.
+// batch in which the call was alone. After a refusal that names the parameter, no call of
+// the model asks for the tier for an hour; after another refusal, the next call asks again.
 func TestModelsWithoutFlexTier(t *testing.T) {
 	const chat, response = "/chat/completions", "/responses"
 	options := func(mode autobatcher.Mode, fallback autobatcher.FlexFallback) autobatcher.Options {
@@ -25,7 +26,7 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 	const batch, realtime, fail = autobatcher.FallbackBatch, autobatcher.FallbackRealtime, autobatcher.FallbackFail
 	refuses := func(body string) func(*scene) {
 		return func(s *scene) {
-			s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, body), batchtest.Status(400, nil, body))
+			s.srv.Keep(batchtest.OpRealtime, batchtest.Status(400, nil, body))
 		}
 	}
 	for _, tt := range []struct {
@@ -51,11 +52,11 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 		{name: "auto, in a hurry, else real time", options: options(auto, realtime), path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, mode: "realtime", posts: 2 + 3, paid: map[batchtest.Tier]int{"default": 3}},
 		{
 			name: "a message without a param", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Unsupported service_tier: flex","type":"invalid_request_error"}}`),
-			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+			status: 200, posts: 3, paid: map[batchtest.Tier]int{"batch": 3},
 		},
 		{
 			name: "another message", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Flex is not available for this model.","type":"invalid_request_error","param":null}}`),
-			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+			status: 200, posts: 3, paid: map[batchtest.Tier]int{"batch": 3},
 		},
 	} {
 		var log bytes.Buffer
@@ -76,8 +77,8 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 				s.Errorf("%d calls were sent alone, want %d", got, tt.posts)
 			}
 			s.tr.Close()
-			if got := strings.Count(log.String(), backend.ErrNoTier.Error()); tt.options.FlexFallback == batch && got != 2 {
-				s.Errorf("%d calls left the flex tier, want 2: the second call goes to a batch at once\n%s", got, &log)
+			if got := strings.Count(log.String(), backend.ErrNoTier.Error()); tt.options.FlexFallback == batch && got != tt.posts {
+				s.Errorf("%d calls left the flex tier, want %d: a call whose model is known to have no flex tier goes to a batch at once\n%s", got, tt.posts, &log)
 			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)
@@ -120,15 +121,22 @@ func TestModelsWithoutFlexTierAreRemembered(t *testing.T) {
 			s.Errorf("%d calls were sent at the flex tier, want 2: of a call without room and of a call that was refused", got)
 		}
 	})
-	openAI(batchtest.Options{}, o).run(t, "another reason", func(s *scene) {
-		s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`))
-		if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || !strings.Contains(r.body, "messages[0].content") {
-			s.Errorf("%d %s", r.status, r.body)
+	for _, tt := range []struct{ name, refusal string }{
+		{"another reason", `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`},
+		{"a prompt in the message", `{"error":{"message":"1 validation error for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error, input_value='service_tier', input_type=str]","type":"BadRequestError","param":null,"code":400}}`},
+	} {
+		for _, fallback := range []autobatcher.FlexFallback{autobatcher.FallbackBatch, autobatcher.FallbackRealtime, autobatcher.FallbackFail} {
+			openAI(batchtest.Options{}, autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: fallback}).run(t, tt.name+", else "+string(fallback), func(s *scene) {
+				s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, tt.refusal))
+				if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || r.body != tt.refusal {
+					s.Errorf("%d %s; want the refusal", r.status, r.body)
+				}
+				if r := s.post("/chat/completions", chatBody("b")); r.status != 200 || s.srv.PaidTiers()["flex"] != 1 {
+					s.Errorf("%d, paid %v; want an answer at the flex tier", r.status, s.srv.PaidTiers())
+				}
+			})
 		}
-		if r := s.post("/chat/completions", chatBody("b")); r.status != 200 || s.srv.PaidTiers()["flex"] != 1 {
-			s.Errorf("%d, paid %v; want an answer at the flex tier", r.status, s.srv.PaidTiers())
-		}
-	})
+	}
 }
 
 // A call whose deadline is near, and whose model has no flex tier, waits for its batch again,

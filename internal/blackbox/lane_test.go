@@ -710,3 +710,40 @@ func TestABrokenFlexCallIsSentOnce(t *testing.T) {
 		}
 	}
 }
+
+// The message for a flex call whose deadline came is true of a call that was sent and is
+// held open, and of a call that was not sent. The same call again is paid for once.
+func TestLateFlexCalls(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeFlex}
+	for _, tt := range []struct {
+		name, path string
+		full       bool
+		deadline   time.Duration
+		says       string
+		answered   time.Duration // when the same call again is answered, at the latest
+	}{
+		{"a call that is held open", "/chat/completions", false, 5 * time.Minute, "the flex call did not answer within the call's deadline of 5m0s; if the call was sent, the same call again to this process gets its answer", 10 * time.Minute},
+		{"a response in the background", "/responses", false, 5 * time.Minute, "takes over its line", 10*time.Minute + time.Minute},
+		{"a call that no room was found for", "/chat/completions", true, time.Minute, "the flex call did not answer within the call's deadline of 1m0s; if the call was sent, the same call again to this process gets its answer", 16 * time.Minute},
+	} {
+		openAI(batchtest.Options{FlexDelay: 10 * time.Minute}, o).run(t, tt.name, func(s *scene) {
+			stop := func() {}
+			if tt.full {
+				stop = s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+			}
+			m := s.send(tt.path, bodyTo(tt.path, "a"), with("Autobatcher-Deadline", tt.deadline.String())).want(424, tt.deadline).fails("batch_deadline_exceeded")
+			if !strings.Contains(m, tt.says) {
+				s.Errorf("message %q, want %q", m, tt.says)
+			}
+			s.until(6 * time.Minute)
+			stop()
+			r := s.send(tt.path, bodyTo(tt.path, "a")).within(time.Hour)
+			if r.status != 200 || r.at > tt.answered {
+				s.Errorf("the same call again: %d after %v, want 200 after %v: %s", r.status, r.at, tt.answered, r.body)
+			}
+			if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 1}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

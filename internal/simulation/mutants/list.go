@@ -465,7 +465,7 @@ var mutants = []mutant{
 	{
 		name:  "a flex call is sent again after its connection broke",
 		file:  "internal/flexapi/unsent.go",
-		old:   "	if err != nil && (asked.Load() && !got.Load() || notDialed(err)) {\n",
+		old:   "	if err != nil && !got.Load() && (asked.Load() || notDialed(err)) {\n",
 		new:   "	if err != nil {\n",
 		says:  "were paid for",
 		draws: "lanes",
