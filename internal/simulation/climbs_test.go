@@ -109,7 +109,7 @@ func (h climbHandler) Handle(ctx context.Context, r slog.Record) error {
 	}
 	if line != "" {
 		h.w.mu.Lock()
-		h.w.climbedLines[line] = true
+		h.w.climbedLines[line] = time.Now()
 		h.w.mu.Unlock()
 		h.w.tally.add(countClimbed, 1)
 	}
@@ -131,6 +131,18 @@ func (w *world) climbed(id ident) (n int) {
 		}
 	}
 	return min(n, w.asked[id])
+}
+
+// lastClimb is when an equal call climbed last; zero if none did.
+func (w *world) lastClimb(id ident) (last time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for line, at := range w.climbedLines {
+		if w.sent[line].ident == id && at.After(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // isUsedUp reports whether a line, whose answer no client has, can answer no further client: a
