@@ -69,7 +69,7 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 		return c, w
 	}
 	c.Request.raw = nil
-	e.t.opts.Logger.Info("call sent in another lane", "reason", deadlineNear)
+	e.t.opts.Logger.Info("call sent in another lane", "reason", deadlineNear, "custom_id", c.ID)
 	return next, waiting
 }
 

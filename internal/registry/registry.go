@@ -602,11 +602,16 @@ func (r *Registry[R]) Kept(customID string, forget bool) *reply.Answer {
 	return &a
 }
 
-// Read says that a caller has read an answer to its end.
+// Read says that a caller has read an answer to its end. The journal is not asked to release
+// the line any more, which an earlier caller left: a release may overtake the delivery, and
+// then another call would get the line.
 func (r *Registry[R]) Read(a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.endReadingLocked(a.line) {
+		if s := a.line.lines; !a.line.releasing {
+			delete(s.leaving, a.line.ID)
+		}
 		a.line.lines.record.Delivered(a.line.place)
 	}
 }

@@ -698,6 +698,44 @@ func TestAPlacedLineHasItsFailureInRealtime(t *testing.T) {
 	})
 }
 
+// A noteStore notes whether a process releases a line.
+type noteStore struct {
+	journal.Store
+	released bool
+}
+
+func (s *noteStore) Release(ctx context.Context, owner, ref string, lines []int) error {
+	s.released = true
+	return s.Store.Release(ctx, owner, ref, lines)
+}
+
+// A retry reads the answer that the first caller did not read, before the journal was asked to
+// release the line. The line is not released: the release would let another call have the line.
+func TestALineThatARetryHasReadIsNotReleased(t *testing.T) {
+	for _, queued := range []bool{true, false} { // or the retry comes after the first caller has left
+		synctest.Test(t, func(t *testing.T) {
+			store := &noteStore{Store: journal.NewMemory()}
+			p := start(t, store, keepFor)
+			c, w, _ := p.enter("a")
+			p.batch(c)
+			p.Complete(c, ok("A"))
+			var again *waiter
+			if queued {
+				_, again, _ = p.enter("a")
+			}
+			p.Unread(p.wants(w, "A"))
+			if !queued {
+				_, again, _ = p.enter("a")
+			}
+			p.Read(p.wants(again, "A"))
+			synctest.Wait()
+			if list, _ := store.Batches(t.Context(), journal.Filter{}); len(list) != 1 || list[0].Held != 0 || list[0].Delivered != 1 || store.released {
+				t.Errorf("queued %v: %+v, released %v; want the line delivered, and not released", queued, list, store.released)
+			}
+		})
+	}
+}
+
 // A queued retry gets the failure of a call that real time could not answer either. No
 // further retry gets the failure from the journal.
 func TestAQueuedRetryHasTheFailureOfACallInRealtime(t *testing.T) {

@@ -225,7 +225,8 @@ func (w *world) checkAnswer(p *replica, e *clientCall, id lineID, body []byte) {
 const lateLimit = 2 * time.Hour
 
 // checkLate checks that a call does not wait long for an answer that could be
-// read. Where lines never finish, the check is left out: a call may have waited a
+// read. The retry of a call that had climbed waits for the line of the batch, and gets the
+// answer of the flex call when the retry climbs. Where lines never finish, the check is left out: a call may have waited a
 // day for such a line before the call was resubmitted.
 func (w *world) checkLate(e *clientCall, b batchtest.Batch) {
 	w.mu.Lock()
@@ -239,6 +240,9 @@ func (w *world) checkLate(e *clientCall, b batchtest.Batch) {
 	w.mu.Unlock()
 	if b.Ended.After(since) {
 		since = b.Ended
+	}
+	if climbed := w.lastClimb(e.ident); climbed.After(since) && w.isFlexID(b.ID) {
+		since = climbed
 	}
 	if late := time.Since(since); !w.never && !b.Ended.IsZero() && late > lateLimit {
 		w.failf("%v got its answer %v after %s had ended", e.ident, late, b.ID)

@@ -85,10 +85,10 @@ func climbPrompt(d dice) func(dice) prompt {
 	}
 }
 
-// A climbHandler notes the calls that climb, which the log says, and no event.
+// A climbHandler notes the lines whose calls climb, which the log says, and no event.
 type climbHandler struct {
 	slog.Handler
-	p *replica
+	w *world
 }
 
 // Enabled implements slog.Handler.
@@ -98,18 +98,20 @@ func (h climbHandler) Enabled(ctx context.Context, level slog.Level) bool {
 
 // Handle implements slog.Handler.
 func (h climbHandler) Handle(ctx context.Context, r slog.Record) error {
-	near := false
+	line := ""
 	if r.Message == "call sent in another lane" {
 		r.Attrs(func(a slog.Attr) bool {
-			near = near || a.Value.String() == "its deadline is near"
+			if a.Key == "custom_id" {
+				line = a.Value.String()
+			}
 			return true
 		})
 	}
-	if near {
-		h.p.mu.Lock()
-		h.p.climbs = append(h.p.climbs, time.Now())
-		h.p.mu.Unlock()
-		h.p.w.tally.add(countClimbed, 1)
+	if line != "" {
+		h.w.mu.Lock()
+		h.w.climbedLines[line] = time.Now()
+		h.w.mu.Unlock()
+		h.w.tally.add(countClimbed, 1)
 	}
 	if !h.Handler.Enabled(ctx, r.Level) {
 		return nil
@@ -117,36 +119,30 @@ func (h climbHandler) Handle(ctx context.Context, r slog.Record) error {
 	return h.Handler.Handle(ctx, r)
 }
 
-// climbed counts the calls that climbed: while a client waited, a call climbed at the
-// process, and the process sent the client's call at the flex tier. Such a call may be paid
-// for in the batch and at the flex tier, once each, however often the client repeats the call.
-func (w *world) climbed(id ident) int {
-	calls := make(map[*clientCall]bool)
+// climbed counts the lines of batches whose calls have climbed. Such a call may be paid for in
+// the batch and at the flex tier, once each, however often the client repeats the call: the
+// flex calls of equal calls have the same fingerprint.
+func (w *world) climbed(id ident) (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, v := range w.visits[id] {
-		calls[v.call] = calls[v.call] || w.hasClimbed(v)
-	}
-	n := 0
-	for _, climbed := range calls {
-		if climbed {
+	for line := range w.climbedLines {
+		if w.sent[line].ident == id {
 			n++
 		}
 	}
-	return n
+	return min(n, w.asked[id])
 }
 
-// hasClimbed reports whether a client's call climbed while the client waited, as far as can be
-// known. The caller holds world.mu.
-func (w *world) hasClimbed(v *visit) bool {
-	during := func(at time.Time) bool { return !at.Before(v.began) && (v.ended.IsZero() || !at.After(v.ended)) }
-	v.at.mu.Lock()
-	climbs := slices.DeleteFunc(slices.Clone(v.at.climbs), func(at time.Time) bool { return !during(at) })
-	v.at.mu.Unlock()
-	return slices.ContainsFunc(w.flexPosts, func(f *flexPost) bool {
-		sent := f.ident == v.call.ident && f.by == v.at && during(f.sent)
-		return sent && slices.ContainsFunc(climbs, func(at time.Time) bool { return !f.sent.Before(at) })
-	})
+// lastClimb is when an equal call climbed last; zero if none did.
+func (w *world) lastClimb(id ident) (last time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for line, at := range w.climbedLines {
+		if w.sent[line].ident == id && at.After(last) {
+			last = at
+		}
+	}
+	return last
 }
 
 // isUsedUp reports whether a line, whose answer no client has, can answer no further client: a

@@ -45,7 +45,6 @@ type replica struct {
 	mu                    sync.Mutex
 	dice                  map[string]dice // decide about the requests of a kind
 	escalated             []time.Time
-	climbs                []time.Time          // when calls left their batch for the flex tier near their deadline
 	noProvider, noJournal time.Time            // until then, no request arrives at the provider, or at the journal
 	looked, sawEnd        map[string]bool      // ids of batches whose status, or whose end, the process has seen
 	looking               map[string]time.Time // by batch id: when the process last sent a request for the status of that batch alone
@@ -160,9 +159,9 @@ func (w *world) recoverAll(p *replica) {
 // logHandler returns what handles the log of a process.
 func (p *replica) logHandler() slog.Handler {
 	if *oneSeed == 0 {
-		return climbHandler{slog.DiscardHandler, p}
+		return climbHandler{slog.DiscardHandler, p.w}
 	}
-	return climbHandler{slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}), p}
+	return climbHandler{slog.NewTextHandler(logWriter{p}, &slog.HandlerOptions{Level: slog.LevelDebug}), p.w}
 }
 
 // A logWriter adds a process's log to the schedule's log.

@@ -49,6 +49,7 @@ type world struct {
 	flexNames      int                  // how many names answers of flex calls have got
 	flexAnswers    map[string][]byte    // as the provider sent them, by id
 	escalatedLines []lineID             // of calls that were sent in real time
+	climbedLines   map[string]time.Time // when the call of a line climbed last, by custom id
 	customIDs      map[string]ident     // of the lines that answered calls
 	unknown        map[ident][]*replica // the processes that said that the outcome of a call is not known
 
@@ -76,7 +77,7 @@ func newWorld(t *testing.T, seed uint64) *world {
 		plan: newPlan(seed), T: t, begin: time.Now(), over: make(chan struct{}),
 		asked: make(map[ident]int), handed: make(map[lineID][]delivery), planned: make(map[string]int),
 		failedWhole: make(map[string]bool), record: newRecord(), setJournalClock: func() {}, visits: make(map[ident][]*visit), revoked: make(map[string][]time.Time), sent: make(map[string]sentLine),
-		flexAnswers: make(map[string][]byte), unknown: make(map[ident][]*replica), customIDs: make(map[string]ident),
+		flexAnswers: make(map[string][]byte), climbedLines: make(map[string]time.Time), unknown: make(map[ident][]*replica), customIDs: make(map[string]ident),
 		excusedBackground: make(map[ident]int), answeredIDs: make(map[lineID]string),
 	}
 	w.server.Answer = w.answer
