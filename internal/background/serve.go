@@ -98,7 +98,7 @@ func journalFailed(req *http.Request, err error) *http.Response {
 func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 	for attempt := 1; ; attempt++ {
 		if e := s.endingOf(key); e != nil {
-			return e.response(req)
+			return e.response(req, id)
 		}
 		j, err := s.recall(req, recalled(key, id))
 		if err != nil {
@@ -120,13 +120,6 @@ func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 			return j.unfinished(req, j.status()) // another process has the call
 		}
 	}
-}
-
-func (s *Server) endingOf(key Key) *ending {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cache.Prune()
-	return s.endings[key]
 }
 
 // recall returns the job that runs for an id, or starts j, which takes over the line.
@@ -199,7 +192,7 @@ func (j *job) describe() {
 // cancel has a call not made any more, if the call has no answer yet.
 func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	if e := s.endingOf(key); e != nil {
-		return e.response(req)
+		return e.response(req, id)
 	}
 	j, err := s.recall(req, recalled(key, id))
 	switch {
@@ -210,14 +203,14 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	case j.hasEnded() && j.batch == nil:
 		return notFound(req, id)
 	}
-	e := &ending{key: key, call: j.call, cancelled: true}
+	e := j.cancellation()
 	s.end(e) // before the job ends, for those who wait for the end
 	s.withdrawJob(j)
 	if err := s.withdraw(req.Context(), key); err != nil {
 		s.forgetEnding(key)
 		return journalFailed(req, err)
 	}
-	return e.response(req)
+	return e.response(req, id)
 }
 
 // delete forgets a call and its answer.
@@ -245,17 +238,6 @@ func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
 	}
 	s.forgetEnding(key) // of a call that has failed meanwhile
 	return callOf(id).deleted(req)
-}
-
-func (s *Server) forgetEnding(key Key) (known bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.endings[key]
-	if e != nil {
-		s.cache.Remove(e.entry)
-		delete(s.endings, key)
-	}
-	return e != nil
 }
 
 // withdraw says to the journal that nobody will ask for the answer.
