@@ -173,7 +173,8 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 	if s.isFull() {
 		return refusal(req, http.StatusServiceUnavailable, "too_many_background_calls", "too many calls run in the background of this process; nothing was submitted, and a retry is safe"), nil
 	}
-	id, n := s.namesOf(req, asked)
+	known := withURL(req, knownURL(req.URL, asked.Async))
+	id, n := s.namesOf(known, asked)
 	j, again, e := s.find(id, n, asked)
 	switch {
 	case e != nil:
@@ -182,7 +183,7 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 		s.leave(j)
 		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
 	case !again:
-		inner := s.inner(req, j, asked.Body)
+		inner := s.inner(known, j, asked.Body)
 		j.free = caller.Hold(req.Context())
 		s.start(j, func() {
 			if j.named && s.isKnown(j) {

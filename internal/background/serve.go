@@ -35,11 +35,14 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	if req.Body != nil {
 		_ = req.Body.Close()
 	}
-	ask := req.WithContext(req.Context())
-	ask.URL = callURL(req.URL, parts[1])
+	async := callOf(parts[2]).async
+	call := *req.URL
+	call.RawPath = parts[1]
+	call.Path, _ = url.PathUnescape(parts[1])
+	ask := withURL(req, knownURL(&call, async))
 	id, key := parts[2], s.opts.Key(ask, []byte(parts[2]))
 	switch method := req.Method; {
-	case method == http.MethodGet && parts[3] == "" && req.URL.Query().Get("stream") == "true":
+	case method == http.MethodGet && parts[3] == "" && !async && req.URL.Query().Get("stream") == "true":
 		return refusal(req, http.StatusBadRequest, "stream_unsupported", "the answer of a call in the background cannot be streamed; ask without stream"), true
 	case method == http.MethodGet && parts[3] == "":
 		return s.get(ask, key, id), true
@@ -51,21 +54,30 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	return refusal(req, http.StatusMethodNotAllowed, "method_not_allowed", "of a call in the background there are GET, DELETE and POST …/cancel"), true
 }
 
-// callURL returns the URL of the call that a request names an answer of: without the id,
-// and without what only questions for an answer have in their query.
-func callURL(u *url.URL, path string) *url.URL {
-	call := *u
-	call.RawPath = path
-	call.Path, _ = url.PathUnescape(path)
+// knownURL returns the URL by which a call is known. For a response of OpenAI's API, this is
+// the URL of the call without what a question for the response may have in its query, also
+// where the call itself has this. The query of any other call is in the Location that the
+// caller got.
+func knownURL(u *url.URL, async bool) *url.URL {
+	if async || u.RawQuery == "" {
+		return u
+	}
+	known := *u
 	var kept []string // as the call wrote its query: another order is another URL
-	for parameter := range strings.SplitSeq(call.RawQuery, "&") {
+	for parameter := range strings.SplitSeq(u.RawQuery, "&") {
 		name, _, _ := strings.Cut(parameter, "=")
 		if name != "stream" && name != "starting_after" && !strings.HasPrefix(name, "include") {
 			kept = append(kept, parameter)
 		}
 	}
-	call.RawQuery = strings.Join(kept, "&")
-	return &call
+	known.RawQuery = strings.Join(kept, "&")
+	return &known
+}
+
+func withURL(req *http.Request, u *url.URL) *http.Request {
+	req = req.WithContext(req.Context())
+	req.URL = u
+	return req
 }
 
 // callOf returns what an id says of its call.
