@@ -97,9 +97,14 @@ func refusal(req *http.Request, status int, code, message string) *http.Response
 	return a.Response(req)
 }
 
-func notFound(req *http.Request, id string) *http.Response {
+// notFound says why an id may be unknown. The text names the bound of the registry.
+func (s *Server) notFound(req *http.Request, id string) *http.Response {
+	lost := "was lost with a process that had no journal file"
+	if !s.opts.Journal.Enabled() {
+		lost = "was lost: without a journal, answers beyond 64 MiB are forgotten, and all answers when their process ends; with a journal (--journal, Options.Journal), answers are read again from the provider"
+	}
 	return refusal(req, http.StatusNotFound, "response_not_found", fmt.Sprintf(
-		"no call in the background with the id %s is known for this credential: the answer was deleted, is older than it is kept for (--keep-for, Options.KeepFor), or was lost with a process that had no journal file", id))
+		"no call in the background with the id %s is known for this credential: the answer was deleted, is older than it is kept for (--keep-for, Options.KeepFor), or %s", id, lost))
 }
 
 func journalFailed(req *http.Request, err error) *http.Response {
@@ -127,7 +132,7 @@ func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 		case !errors.Is(err, ErrNotFound):
 			return refusal(req, http.StatusServiceUnavailable, "response_unavailable", "the answer cannot be had now: "+err.Error())
 		case j.batch == nil:
-			return notFound(req, id)
+			return s.notFound(req, id)
 		case j.batch.State != journal.Ended, attempt == recallAttempts, retry.Sleep(req.Context(), recallPause) != nil:
 			return j.unfinished(req, j.status()) // another process has the call
 		}
@@ -213,7 +218,7 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	case j.hasEnded() && j.result.err == nil:
 		return j.final(req, j.result) // as at OpenAI: too late to cancel
 	case j.hasEnded() && j.batch == nil:
-		return notFound(req, id)
+		return s.notFound(req, id)
 	}
 	e := j.cancellation()
 	s.end(e) // before the job ends, for those who wait for the end
@@ -243,7 +248,7 @@ func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
 		}
 	}
 	if !known {
-		return notFound(req, id)
+		return s.notFound(req, id)
 	}
 	if err := s.withdraw(req.Context(), key); err != nil {
 		return journalFailed(req, err)
