@@ -55,8 +55,8 @@ func TestBackground(t *testing.T) {
 		s.until(2 * time.Hour)
 		for range 3 {
 			got := s.ask(s.tr, "GET", "/responses/"+id).state("completed").says("hello")
-			if gjson.Get(got.body, "id").String() != id || got.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
-				s.Errorf("id = %s, header %v", gjson.Get(got.body, "id"), got.header)
+			if gjson.Get(got.body, "id").String() != id || gjson.Get(got.body, "metadata.k").String() != "v" || got.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
+				s.Errorf("id = %s, metadata %s, header %v", gjson.Get(got.body, "id"), gjson.Get(got.body, "metadata"), got.header)
 			}
 		}
 		if text := string(s.upload().Content); strings.Contains(text, "background") {
