@@ -54,6 +54,9 @@ func TestTheBatchAnswersACallThatClimbs(t *testing.T) {
 			if !climbing {
 				s.Error("the call has not climbed")
 			}
+			if got := s.tr.Stats(); got.Answered != 2 || got.Left != 0 {
+				s.Errorf("%d calls are answered, and %d callers have left; want 2 and 0", got.Answered, got.Left)
+			}
 			if h, r := observer.holds.Load(), observer.releases.Load(); h != 2 || r != 2 {
 				s.Errorf("the body was held %d times and released %d times", h, r)
 			}

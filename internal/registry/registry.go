@@ -392,7 +392,9 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		return w.answer
 	default:
 	}
-	r.countLocked(w.call, func(n *Counters) { n.Left++ })
+	if w.call.Earlier == nil || w.call.followed { // else the caller waits elsewhere
+		r.countLocked(w.call, func(n *Counters) { n.Left++ })
+	}
 	r.leaveLocked(w.call, escalated)
 	return nil
 }
@@ -408,6 +410,7 @@ func (r *Registry[R]) Follow(w, next *Waiter[R]) bool {
 	if c.waiter != w || next.answer != nil && !next.answer.isSuccess() {
 		return false
 	}
+	next.call.followed = true
 	if c.state == stateOpen && next.answer == nil {
 		c.fork = next.call
 	}
