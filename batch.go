@@ -115,7 +115,7 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	if c := q.First; c != nil {
 		b.url = c.URL
 	}
-	b.lines = t.registry.NewLines(b.idle)
+	b.lines = t.registry.NewLines(b.idle, q.Key.flex())
 	b.record = t.session.NewRecord(b.lines)
 	b.lines.SetRecord(b.record)
 	b.lane = q.Key.account.Lane(q.Key.window)

@@ -147,7 +147,7 @@ func TestForkWithoutALine(t *testing.T) {
 		c, w, _ = p.enter("b")
 		_, waiting = p.fork(c, w)
 		p.Leave(waiting, false)
-		if sent := p.Claim([]*call{c}, p.NewLines(nil)); len(sent) != 0 || len(p.dropped) != 2 {
+		if sent := p.Claim([]*call{c}, p.NewLines(nil, false)); len(sent) != 0 || len(p.dropped) != 2 {
 			t.Errorf("%v is sent, %v dropped; want the call and the further call dropped", sent, p.dropped)
 		}
 	})
