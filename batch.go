@@ -360,7 +360,7 @@ func (b *batch) giveUp(c *call, a *answer) {
 			b.move([]*call{c}, ModeRealtime)
 			return
 		}
-		if !a.Paid || b.t.opts.Escalate != EscalateNever { // a fallback alone pays for no call twice
+		if !a.Paid || b.t.opts.Escalate != EscalateNever && !b.key.flex() { // no flex call, and no fallback alone, is paid for twice
 			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
 				a = &answer{Realtime: true, Instead: a, Spending: spending}
 			}

@@ -1,3 +1,5 @@
+//go:build unix
+
 package autobatcher_test
 
 import (
@@ -125,10 +127,6 @@ func to(up *bare) http.RoundTripper {
 		return http.DefaultTransport.RoundTrip(req)
 	})
 }
-
-type through func(*http.Request) (*http.Response, error)
-
-func (f through) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
 func cpuTime() time.Duration {
 	var u syscall.Rusage

@@ -64,8 +64,7 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 	if err != nil { // the budget has no room, or the Transport is closing
 		return c, w
 	}
-	if e.t.registry.Follow(w, waiting) != nil { // the batch has answered meanwhile
-		w.Ready <- struct{}{}
+	if !e.t.registry.Follow(w, waiting) { // the batch has answered, or the flex tier has failed for an earlier try
 		e.t.disconnect(req, next, waiting)
 		return c, w
 	}

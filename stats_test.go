@@ -159,3 +159,7 @@ func TestStatsOfRunningBatches(t *testing.T) {
 		check()
 	})
 }
+
+type through func(*http.Request) (*http.Response, error)
+
+func (f through) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }

@@ -23,7 +23,7 @@ const (
 
 // Echo is the default of Options.Answer. Echo repeats the first sentence of the
 // last user message, in the shape of a chat completion, a text completion or a
-// response. Embeddings, and the scores of a reranking, are made out of hashes, an image is a pixel whose revised prompt
+// response, which repeats the metadata, too. Embeddings, and the scores of a reranking, are made out of hashes, an image is a pixel whose revised prompt
 // repeats the prompt, a transcription repeats the URL, and a moderation flags a text that contains "violence". The usage
 // counts four bytes as a token. Equal bodies get equal answers, byte for byte.
 func Echo(l Line) Outcome {
@@ -139,10 +139,20 @@ func responseObject(l Line) object {
 	return object{
 		"id": answerID("resp_", l), "object": "response", "created_at": answeredAt, "model": l.Model,
 		"background": false, "completed_at": nil, "error": nil, "incomplete_details": nil, "instructions": nil,
-		"max_output_tokens": nil, "metadata": object{}, "parallel_tool_calls": true, "previous_response_id": nil,
+		"max_output_tokens": nil, "metadata": metadataOf(l), "parallel_tool_calls": true, "previous_response_id": nil,
 		"service_tier": TierDefault, "temperature": 1, "top_p": 1, "tool_choice": "auto", "tools": []any{},
 		"truncation": "disabled", "output": []any{}, "usage": nil,
 	}
+}
+
+// metadataOf returns the metadata of a request, which a response repeats: an object of
+// strings. Other metadata counts as none.
+func metadataOf(l Line) map[string]string {
+	pairs := map[string]string{}
+	if raw := field(l.Body, "metadata"); raw == nil || json.Unmarshal(raw, &pairs) != nil || pairs == nil {
+		return map[string]string{}
+	}
+	return pairs
 }
 
 func embeddingsAnswer(l Line) any {

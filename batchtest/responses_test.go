@@ -209,6 +209,44 @@ func (a *api) act(action, id string) string {
 	return fmt.Sprint(res.status)
 }
 
+// Each response repeats the metadata of its request: in real time, in the background and in a batch.
+func TestResponsesRepeatMetadata(t *testing.T) {
+	for fields, want := range map[string]map[string]any{
+		"":                                {},
+		`,"metadata":{"b":"<2>","a":"ä"}`: {"b": "<2>", "a": "ä"},
+		`,"metadata":null`:                {},
+		`,"metadata":{}`:                  {},
+		`,"metadata":"a"`:                 {},
+		`,"metadata":{"a":"1","b":2}`:     {},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			a := newAPI(t, batchtest.Options{ResponseQueued: time.Minute, ResponseRunning: time.Minute, Behavior: batchtest.OpenAI()})
+			got := map[string]any{"real time": a.post("/responses", tierBody("/responses", fields)).json(t)["metadata"]}
+			id, cancelled := a.respond(inBackground+fields), a.respond(inBackground+fields)
+			a.act("cancel", cancelled)
+			got["cancelled"] = a.get("/responses/" + cancelled).json(t)["metadata"]
+			for range 3 {
+				r := a.get("/responses/" + id).json(t)
+				got[r["status"].(string)] = r["metadata"]
+				time.Sleep(time.Minute)
+			}
+			line := `{"custom_id":"1","method":"POST","url":"/v1/responses","body":` + tierBody("/responses", fields) + "}\n"
+			b := a.post("/batches", createBody(a.upload(line), "/v1/responses", "24h")).json(t)
+			time.Sleep(24 * time.Hour)
+			for _, l := range a.results(a.retrieve(b["id"])["output_file_id"]) {
+				got["batch"] = l["response"].(map[string]any)["body"].(map[string]any)["metadata"]
+			}
+			all := map[string]any{}
+			for _, name := range []string{"real time", "cancelled", "queued", "in_progress", "completed", "batch"} {
+				all[name] = want
+			}
+			if diff := cmp.Diff(all, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", fields, diff)
+			}
+		})
+	}
+}
+
 func TestResponsesOfOthersAreNotFound(t *testing.T) {
 	a := newAPI(t, batchtest.Options{Keys: map[string]batchtest.Key{
 		"sk-test": {Account: "a"}, "sk-same": {Account: "a"}, "sk-other": {Account: "b"},
@@ -352,13 +390,14 @@ func TestOfficialClientResponses(t *testing.T) {
 	ctx := t.Context()
 	params := openairesponses.ResponseNewParams{
 		Model: "m", ServiceTier: openairesponses.ResponseNewParamsServiceTierFlex,
-		Input: openairesponses.ResponseNewParamsInputUnion{OfString: openai.String("Hello there. Bye.")},
+		Input:    openairesponses.ResponseNewParamsInputUnion{OfString: openai.String("Hello there. Bye.")},
+		Metadata: map[string]string{"k": "v"},
 	}
 	whole, err := client.Responses.New(ctx, params)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if whole.OutputText() != "You said: Hello there." || whole.ServiceTier != "flex" {
+	if whole.OutputText() != "You said: Hello there." || whole.ServiceTier != "flex" || whole.Metadata["k"] != "v" {
 		t.Errorf("response = %s", whole.RawJSON())
 	}
 	stream := client.Responses.NewStreaming(ctx, params)
@@ -377,12 +416,12 @@ func TestOfficialClientResponses(t *testing.T) {
 			last = e.Response
 		}
 	}
-	if stream.Err() != nil || text != whole.OutputText() || last.OutputText() != text || last.ServiceTier != "flex" {
+	if stream.Err() != nil || text != whole.OutputText() || last.OutputText() != text || last.ServiceTier != "flex" || last.Metadata["k"] != "v" {
 		t.Errorf("stream: %v, %q, %s", stream.Err(), text, last.RawJSON())
 	}
 	params.Background = openai.Bool(true)
 	later, err := client.Responses.New(ctx, params)
-	if err != nil || later.Status != "queued" || !later.Background {
+	if err != nil || later.Status != "queued" || !later.Background || later.Metadata["k"] != "v" {
 		t.Fatalf("background: %v %v", later, err)
 	}
 	if got, err := client.Responses.Get(ctx, later.ID, openairesponses.ResponseGetParams{}); err != nil || got.Status != "queued" {

@@ -70,7 +70,11 @@ func rulesTable(t *testing.T) string {
 	b.WriteString("| Name | Hosts | Batched calls | One file holds | Windows (default) | Lines | File | Results |\n")
 	b.WriteString("|---|---|---|---|---|---|---|---|\n")
 	for _, p := range all(t) {
-		if p.Refusal == "" && p.SinglePrice == "" {
+		switch {
+		case p.Refusal != "" || p.SinglePrice != "":
+		case len(p.Suffixes()) == 0:
+			fmt.Fprintf(&b, "| `%s` | %s | none: all calls pass through, at full price | | | | | |\n", p.Name, hosts(p))
+		default:
 			fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s | %s |\n",
 				p.Name, hosts(p), calls(p), sharing(p), windows(p), count(p.MaxLines), size(p.MaxBytes), results(p))
 		}
@@ -153,7 +157,7 @@ func lanesTable(t *testing.T) string {
 	}
 	for _, p := range all(t) {
 		switch {
-		case p.Refusal != "":
+		case p.Refusal != "", len(p.Suffixes()) == 0 && p.SinglePrice == "":
 			continue
 		case p.SinglePrice != "":
 			row(p.Name, "single", "", days(p.FlexTimeout))

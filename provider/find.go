@@ -12,7 +12,7 @@ import (
 // profiles that share a host, the profile with a BasePathCut, or with a path in its
 // Hosts, stands first.
 var constructors = []func() Profile{
-	OpenAI, AzureLegacy, Azure, Doubleword,
+	OpenAI, AzureModels, AzureLegacy, Azure, Doubleword,
 	Groq, Together, Nebius, Novita, Cerebras, Perplexity, Parasail, DeepInfra, SiliconFlow, Moonshot, Zhipu, DashScope, Voyage,
 	DashScopeBatchChat, ArkBatchChat,
 	LLMD, LiteLLM,
@@ -21,7 +21,7 @@ var constructors = []func() Profile{
 }
 
 // ForURL returns the profile whose Hosts match the host of u, else [Generic].
-// Azure's two APIs share their hosts, and the path of u decides between them.
+// Azure's APIs share their hosts, and the path of u decides between them.
 // Check Refusal: the provider may offer no batches.
 func ForURL(u *url.URL) Profile {
 	host := hostname(u.Host)

@@ -89,7 +89,7 @@ func Azure() Profile {
 	p := Generic()
 	p.Name = "azure"
 	p.BatchDiscount = 0.5
-	p.Hosts = []string{"*.openai.azure.com", "*.services.ai.azure.com"}
+	p.Hosts = []string{"*.openai.azure.com", "*.cognitiveservices.azure.com", "*.services.ai.azure.com"} // of one resource
 	p.AuthHeader = "api-key"
 	p.EndpointPrefix = ""
 	p.KeepQuery = []string{"api-version"}
@@ -111,6 +111,18 @@ func AzureLegacy() Profile {
 	p.Name = "azure-legacy"
 	p.LinePrefix = ""
 	p.BasePathCut = "/deployments/"
+	return p
+}
+
+// AzureModels is the model inference API of Azure AI Foundry, whose base URL ends in
+// /models. The API has no batches, according to Microsoft's documentation, which sends
+// callers who want batches to Azure OpenAI's API of the same resource: see [Azure].
+func AzureModels() Profile {
+	p := Generic()
+	p.Name = "azure-models"
+	p.Hosts = []string{"*.services.ai.azure.com/models"}
+	p.AuthHeader = "api-key"
+	p.Endpoints = []string{}
 	return p
 }
 

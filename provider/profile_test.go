@@ -61,6 +61,7 @@ func TestBatches(t *testing.T) {
 		{provider.DeepInfra(), []string{"/chat/completions", "/completions", "/embeddings"}},
 		{provider.Perplexity(), []string{"/responses"}},
 		{provider.Voyage(), []string{"/embeddings", "/rerank"}},
+		{provider.AzureModels(), nil},
 		{provider.DashScopeBatchChat(), nil},
 		{provider.ArkBatchChat(), nil},
 		{provider.ArkBatchChat().Clone(), nil},

@@ -23,8 +23,13 @@ func ark() Profile {
 
 func bedrock() Profile {
 	return Profile{
-		Name:  "bedrock",
-		Hosts: []string{"bedrock-runtime.*.amazonaws.com", "bedrock-mantle.*.api.aws"},
+		Name: "bedrock",
+		Hosts: []string{
+			"bedrock-runtime.*.amazonaws.com", "bedrock-runtime-fips.*.amazonaws.com",
+			"bedrock-runtime.*.amazonaws.com.cn", "bedrock-runtime-fips.*.amazonaws.com.cn",
+			"bedrock-runtime.*.api.aws", "bedrock-runtime-fips.*.api.aws", // reached by IPv6, too
+			"bedrock-mantle.*.api.aws",
+		},
 		Refusal: "Amazon Bedrock reads and writes the files of batches in S3, without an OpenAI-compatible upload; " +
 			"call it in real time, put a LiteLLM proxy in between, or use its batch inference jobs directly.",
 	}

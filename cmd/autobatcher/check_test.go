@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/autobatcher/autobatcher"
 	"github.com/autobatcher/autobatcher/provider"
 )
 
@@ -96,6 +97,26 @@ func TestLane(t *testing.T) {
 	}
 }
 
+func TestDescribeLane(t *testing.T) {
+	for _, tt := range []struct {
+		mode    autobatcher.Mode
+		profile provider.Profile
+		want    string
+	}{
+		{autobatcher.ModeBatch, provider.OpenAI(), "batches of 24h"},
+		{autobatcher.ModeFlex, provider.OpenAI(), "flex tier, or else batches of 24h"},
+		{autobatcher.ModeFlex, provider.Groq(), "batches of 24h, since groq has no flex tier that saves money"},
+		{autobatcher.ModeRealtime, provider.OpenAI(), "real time, at full price"},
+		{autobatcher.ModeFlex, provider.DashScopeBatchChat(), "single calls, half price"},
+		{autobatcher.ModeBatch, provider.AzureModels(), "real time, at full price, since azure-models has no batches"},
+		{autobatcher.ModeFlex, provider.AzureModels(), "real time, at full price, since azure-models has no batches"},
+	} {
+		if got := describeLane(autobatcher.Options{Mode: tt.mode}, tt.profile); got != tt.want {
+			t.Errorf("%s at %s: %q, want %q", tt.mode, tt.profile.Name, got, tt.want)
+		}
+	}
+}
+
 // QuietAfter is off at 0 and below on the command line, and has a default at 0 in the
 // library.
 func TestQuietAfter(t *testing.T) {
@@ -145,6 +166,8 @@ func TestCallProfile(t *testing.T) {
 		{"https://r.openai.azure.com", "", "azure-legacy"},
 		{"https://r.openai.azure.com/openai", "azure", "azure"},
 		{"https://gateway.example/v1", "azure-legacy", "azure-legacy"},
+		{"https://r.services.ai.azure.com/models", "", "azure-models"},
+		{"https://r.cognitiveservices.azure.com/openai", "", "azure-legacy"},
 		{"https://api.openai.com/v1", "", "openai"},
 		{"https://gateway.example/v1", "", "generic"},
 	} {

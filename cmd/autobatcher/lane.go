@@ -185,6 +185,8 @@ func describeLane(o autobatcher.Options, p provider.Profile) string {
 		return "real time, at full price"
 	case p.SinglePrice != "":
 		return "single calls, " + p.SinglePrice
+	case len(p.Suffixes()) == 0:
+		return fmt.Sprintf("real time, at full price, since %s has no batches", p.Name)
 	case o.Mode != autobatcher.ModeBatch && len(p.FlexEndpoints) == 0:
 		return fmt.Sprintf("%s, since %s has no flex tier that saves money", batches, p.Name)
 	case o.Mode == autobatcher.ModeFlex:

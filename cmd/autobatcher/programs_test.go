@@ -144,7 +144,7 @@ func childMain() {
 			fmt.Println("OPENAI_API_KEY=" + os.Getenv("OPENAI_API_KEY"))
 		}
 		c := make(chan os.Signal, 1)
-		signal.Notify(c, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1)
+		signal.Notify(c, passedSignals...)
 		fmt.Println("waiting at OPENAI_BASE_URL=" + os.Getenv("OPENAI_BASE_URL"))
 		fmt.Println("got", <-c)
 		os.Exit(9)

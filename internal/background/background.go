@@ -38,9 +38,6 @@ const (
 	// maxJobs bounds the calls that run: each costs a goroutine and some kilobytes.
 	maxJobs = 100_000
 
-	// endingsBytes bounds the endings that are kept: failures and cancellations.
-	endingsBytes = 4 << 20
-
 	// withdrawnInterval is the time between two questions to the journal whether another
 	// process has withdrawn lines of this process.
 	withdrawnInterval = 30 * time.Second
@@ -176,16 +173,17 @@ func (s *Server) Start(req *http.Request, asked *Asked) (*http.Response, error) 
 	if s.isFull() {
 		return refusal(req, http.StatusServiceUnavailable, "too_many_background_calls", "too many calls run in the background of this process; nothing was submitted, and a retry is safe"), nil
 	}
-	id, n := s.namesOf(req, asked)
+	known := withURL(req, knownURL(req.URL, asked.Async))
+	id, n := s.namesOf(known, asked)
 	j, again, e := s.find(id, n, asked)
 	switch {
 	case e != nil:
-		return e.response(req), nil
+		return e.response(req, id), nil
 	case again && j.body != (Key{}) && j.body != n.body:
 		s.leave(j)
 		return refusal(req, http.StatusUnprocessableEntity, "idempotency_key_reused", "another call has the same Idempotency-Key"), nil
 	case !again:
-		inner := s.inner(req, j, asked.Body)
+		inner := s.inner(known, j, asked.Body)
 		j.free = caller.Hold(req.Context())
 		s.start(j, func() {
 			if j.named && s.isKnown(j) {
@@ -456,7 +454,7 @@ func (s *Server) run(j *job, req *http.Request, roundTrip func(*http.Request) (*
 	j.result.status, j.result.header = res.StatusCode, res.Header
 	j.result.body, j.result.err = io.ReadAll(res.Body)
 	if j.result.failed() && (j.recalled || j.isSent()) {
-		s.end(&ending{key: j.key, call: j.call, result: j.result})
+		s.end(j.failure())
 	}
 }
 
@@ -483,26 +481,6 @@ func (s *Server) withdrawJob(j *job) {
 		j.recall.cancel(ErrWithdrawn)
 	}
 	j.cancel(ErrWithdrawn)
-}
-
-// An ending is the failure of a call, or says that the call was cancelled.
-type ending struct {
-	key       Key
-	call      call
-	result    result
-	cancelled bool // else the call has failed, with the result
-	entry     *answercache.Entry
-}
-
-// end keeps an ending for those who ask for the id.
-func (s *Server) end(e *ending) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if before := s.endings[e.key]; before != nil {
-		s.cache.Remove(before.entry)
-	}
-	s.endings[e.key] = e
-	e.entry = s.cache.Put(e, int64(len(e.result.body)+len(e.call.metadata)+len(e.call.model)), s.opts.KeepFor)
 }
 
 // Release ends the waiting of this process, which is about to end, for calls that were

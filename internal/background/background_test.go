@@ -109,6 +109,28 @@ func TestDeleteAtTheEnd(t *testing.T) {
 	})
 }
 
+// Only where there is no journal, the reply for an unknown id names what a process without a
+// journal forgets.
+func TestNotFound(t *testing.T) {
+	for _, enabled := range []bool{false, true} {
+		w := newWorld(t, nil)
+		w.opts.Journal = emptyJournal{enabled: enabled}
+		for _, method := range []string{"GET", "DELETE"} {
+			status, text := w.ask(method, newID(false))
+			if status != 404 || strings.Contains(text, "64 MiB") == enabled || !strings.Contains(text, "Options.KeepFor") {
+				t.Errorf("%s, journal %v: %d %s", method, enabled, status, text)
+			}
+		}
+	}
+}
+
+type emptyJournal struct {
+	noJournal
+	enabled bool
+}
+
+func (j emptyJournal) Enabled() bool { return j.enabled }
+
 // Questions, a cancellation and Close may come at any moment.
 func TestAtTheSameTime(t *testing.T) {
 	for range 20 {

@@ -35,11 +35,14 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	if req.Body != nil {
 		_ = req.Body.Close()
 	}
-	ask := req.WithContext(req.Context())
-	ask.URL = callURL(req.URL, parts[1])
+	async := callOf(parts[2]).async
+	call := *req.URL
+	call.RawPath = parts[1]
+	call.Path, _ = url.PathUnescape(parts[1])
+	ask := withURL(req, knownURL(&call, async))
 	id, key := parts[2], s.opts.Key(ask, []byte(parts[2]))
 	switch method := req.Method; {
-	case method == http.MethodGet && parts[3] == "" && req.URL.Query().Get("stream") == "true":
+	case method == http.MethodGet && parts[3] == "" && !async && req.URL.Query().Get("stream") == "true":
 		return refusal(req, http.StatusBadRequest, "stream_unsupported", "the answer of a call in the background cannot be streamed; ask without stream"), true
 	case method == http.MethodGet && parts[3] == "":
 		return s.get(ask, key, id), true
@@ -51,21 +54,30 @@ func (s *Server) Serve(req *http.Request) (res *http.Response, ok bool) {
 	return refusal(req, http.StatusMethodNotAllowed, "method_not_allowed", "of a call in the background there are GET, DELETE and POST …/cancel"), true
 }
 
-// callURL returns the URL of the call that a request names an answer of: without the id,
-// and without what only questions for an answer have in their query.
-func callURL(u *url.URL, path string) *url.URL {
-	call := *u
-	call.RawPath = path
-	call.Path, _ = url.PathUnescape(path)
+// knownURL returns the URL by which a call is known. For a response of OpenAI's API, this is
+// the URL of the call without what a question for the response may have in its query, also
+// where the call itself has this. The query of any other call is in the Location that the
+// caller got.
+func knownURL(u *url.URL, async bool) *url.URL {
+	if async || u.RawQuery == "" {
+		return u
+	}
+	known := *u
 	var kept []string // as the call wrote its query: another order is another URL
-	for parameter := range strings.SplitSeq(call.RawQuery, "&") {
+	for parameter := range strings.SplitSeq(u.RawQuery, "&") {
 		name, _, _ := strings.Cut(parameter, "=")
 		if name != "stream" && name != "starting_after" && !strings.HasPrefix(name, "include") {
 			kept = append(kept, parameter)
 		}
 	}
-	call.RawQuery = strings.Join(kept, "&")
-	return &call
+	known.RawQuery = strings.Join(kept, "&")
+	return &known
+}
+
+func withURL(req *http.Request, u *url.URL) *http.Request {
+	req = req.WithContext(req.Context())
+	req.URL = u
+	return req
 }
 
 // callOf returns what an id says of its call.
@@ -85,9 +97,14 @@ func refusal(req *http.Request, status int, code, message string) *http.Response
 	return a.Response(req)
 }
 
-func notFound(req *http.Request, id string) *http.Response {
+// notFound says why an id may be unknown. The text names the bound of the registry.
+func (s *Server) notFound(req *http.Request, id string) *http.Response {
+	lost := "was lost with a process that had no journal file"
+	if !s.opts.Journal.Enabled() {
+		lost = "was lost: without a journal, answers beyond 64 MiB are forgotten, and all answers when their process ends; with a journal (--journal, Options.Journal), answers are read again from the provider"
+	}
 	return refusal(req, http.StatusNotFound, "response_not_found", fmt.Sprintf(
-		"no call in the background with the id %s is known for this credential: the answer was deleted, is older than it is kept for (--keep-for, Options.KeepFor), or was lost with a process that had no journal file", id))
+		"no call in the background with the id %s is known for this credential: the answer was deleted, is older than it is kept for (--keep-for, Options.KeepFor), or %s", id, lost))
 }
 
 func journalFailed(req *http.Request, err error) *http.Response {
@@ -98,7 +115,7 @@ func journalFailed(req *http.Request, err error) *http.Response {
 func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 	for attempt := 1; ; attempt++ {
 		if e := s.endingOf(key); e != nil {
-			return e.response(req)
+			return e.response(req, id)
 		}
 		j, err := s.recall(req, recalled(key, id))
 		if err != nil {
@@ -115,18 +132,11 @@ func (s *Server) get(req *http.Request, key Key, id string) *http.Response {
 		case !errors.Is(err, ErrNotFound):
 			return refusal(req, http.StatusServiceUnavailable, "response_unavailable", "the answer cannot be had now: "+err.Error())
 		case j.batch == nil:
-			return notFound(req, id)
+			return s.notFound(req, id)
 		case j.batch.State != journal.Ended, attempt == recallAttempts, retry.Sleep(req.Context(), recallPause) != nil:
 			return j.unfinished(req, j.status()) // another process has the call
 		}
 	}
-}
-
-func (s *Server) endingOf(key Key) *ending {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.cache.Prune()
-	return s.endings[key]
 }
 
 // recall returns the job that runs for an id, or starts j, which takes over the line.
@@ -199,7 +209,7 @@ func (j *job) describe() {
 // cancel has a call not made any more, if the call has no answer yet.
 func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	if e := s.endingOf(key); e != nil {
-		return e.response(req)
+		return e.response(req, id)
 	}
 	j, err := s.recall(req, recalled(key, id))
 	switch {
@@ -208,16 +218,16 @@ func (s *Server) cancel(req *http.Request, key Key, id string) *http.Response {
 	case j.hasEnded() && j.result.err == nil:
 		return j.final(req, j.result) // as at OpenAI: too late to cancel
 	case j.hasEnded() && j.batch == nil:
-		return notFound(req, id)
+		return s.notFound(req, id)
 	}
-	e := &ending{key: key, call: j.call, cancelled: true}
+	e := j.cancellation()
 	s.end(e) // before the job ends, for those who wait for the end
 	s.withdrawJob(j)
 	if err := s.withdraw(req.Context(), key); err != nil {
 		s.forgetEnding(key)
 		return journalFailed(req, err)
 	}
-	return e.response(req)
+	return e.response(req, id)
 }
 
 // delete forgets a call and its answer.
@@ -238,24 +248,13 @@ func (s *Server) delete(req *http.Request, key Key, id string) *http.Response {
 		}
 	}
 	if !known {
-		return notFound(req, id)
+		return s.notFound(req, id)
 	}
 	if err := s.withdraw(req.Context(), key); err != nil {
 		return journalFailed(req, err)
 	}
 	s.forgetEnding(key) // of a call that has failed meanwhile
 	return callOf(id).deleted(req)
-}
-
-func (s *Server) forgetEnding(key Key) (known bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e := s.endings[key]
-	if e != nil {
-		s.cache.Remove(e.entry)
-		delete(s.endings, key)
-	}
-	return e != nil
 }
 
 // withdraw says to the journal that nobody will ask for the answer.

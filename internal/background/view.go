@@ -203,14 +203,6 @@ func (c *call) failedView(r *result) response {
 	return view
 }
 
-// response is the answer to a question for a call that failed or was cancelled.
-func (e *ending) response(req *http.Request) *http.Response {
-	if e.cancelled {
-		return e.call.cancelled(req)
-	}
-	return e.call.final(req, e.result)
-}
-
 // deleted says that the call was deleted.
 func (c call) deleted(req *http.Request) *http.Response {
 	return respond(req, http.StatusOK, struct {

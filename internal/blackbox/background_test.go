@@ -55,8 +55,8 @@ func TestBackground(t *testing.T) {
 		s.until(2 * time.Hour)
 		for range 3 {
 			got := s.ask(s.tr, "GET", "/responses/"+id).state("completed").says("hello")
-			if gjson.Get(got.body, "id").String() != id || got.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
-				s.Errorf("id = %s, header %v", gjson.Get(got.body, "id"), got.header)
+			if gjson.Get(got.body, "id").String() != id || gjson.Get(got.body, "metadata.k").String() != "v" || got.header.Get("Autobatcher-Batch-Id") != s.batch().ID {
+				s.Errorf("id = %s, metadata %s, header %v", gjson.Get(got.body, "id"), gjson.Get(got.body, "metadata"), got.header)
 			}
 		}
 		if text := string(s.upload().Content); strings.Contains(text, "background") {
@@ -128,8 +128,24 @@ func TestBackground(t *testing.T) {
 	})
 }
 
+// A question does not keep an answer for longer, also if there are many questions.
+func TestQuestionsDoNotKeepAnAnswer(t *testing.T) {
+	setup{server: batchtest.Options{Turnaround: 3 * time.Hour}, options: autobatcher.Options{KeepFor: time.Hour, PollInterval: time.Minute}}.run(t, "without a journal", func(s *scene) {
+		id := s.send("/responses", inBackground).wait().id()
+		for _, tt := range []struct {
+			at     time.Duration
+			status int
+		}{{10 * time.Minute, 200}, {30 * time.Minute, 200}, {59 * time.Minute, 200}, {62 * time.Minute, 404}} {
+			s.until(3*time.Hour + tt.at)
+			if r := s.ask(s.tr, "GET", "/responses/"+id); r.status != tt.status {
+				s.Errorf("%d, %v after the end of the batch, want %d", r.status, tt.at, tt.status)
+			}
+		}
+	})
+}
+
 // A call in the background runs as long as its batch, also beyond KeepFor, and the answer
-// is there for KeepFor from then on.
+// is there for at least KeepFor from then on.
 func TestBackgroundKeepsAnswersFromTheEnd(t *testing.T) {
 	const day = 24 * time.Hour
 	for _, tt := range []struct {
@@ -140,12 +156,12 @@ func TestBackgroundKeepsAnswersFromTheEnd(t *testing.T) {
 		restart    bool          // the first process ends while the batch runs
 		last       time.Duration // from the end on, that the answer is there for certain
 	}{
-		{"past a day", 26 * time.Hour, 0, false, false, 23 * time.Hour},
-		{"past a day, with a journal", 26 * time.Hour, 0, true, false, 23 * time.Hour},
-		{"past a day, at another process", 26 * time.Hour, 0, true, true, 23 * time.Hour},
-		{"past a short time", 3 * time.Hour, time.Hour, false, false, 50 * time.Minute},
-		{"past a short time, with a journal", 3 * time.Hour, time.Hour, true, false, 50 * time.Minute},
-		{"past a short time, at another process", 3 * time.Hour, time.Hour, true, true, 50 * time.Minute},
+		{"past a day", 26 * time.Hour, 0, false, false, day - time.Minute},
+		{"past a day, with a journal", 26 * time.Hour, 0, true, false, day - time.Minute},
+		{"past a day, at another process", 26 * time.Hour, 0, true, true, day - time.Minute},
+		{"past a short time", 3 * time.Hour, time.Hour, false, false, 59 * time.Minute},
+		{"past a short time, with a journal", 3 * time.Hour, time.Hour, true, false, 59 * time.Minute},
+		{"past a short time, at another process", 3 * time.Hour, time.Hour, true, true, 59 * time.Minute},
 	} {
 		o := autobatcher.Options{CompletionWindow: "24h", KeepFor: tt.keepFor, PollInterval: time.Minute}
 		if tt.journal {
@@ -172,7 +188,7 @@ func TestBackgroundKeepsAnswersFromTheEnd(t *testing.T) {
 				s.until(at)
 				s.ask(tr, "GET", "/responses/"+id).state("completed").says("hello")
 			}
-			s.until(end + 3*day) // the journal forgets batches a few times a day
+			s.until(end + 3*day) // the journal forgets batches once an hour
 			if r := s.ask(tr, "GET", "/responses/"+id); r.status != 404 {
 				s.Errorf("three days after the end: %d %.200s", r.status, r.body)
 			}

@@ -140,14 +140,8 @@ func TestBackgroundOwnerEnds(t *testing.T) {
 // Answers that are too many for the memory are read again, without counts and events.
 func TestBackgroundAnswersBeyondMemory(t *testing.T) {
 	p, store := provider.OpenAI(), journal.NewMemory()
-	pad := strings.Repeat("x", 33<<20)
-	server := batchtest.Options{Turnaround: time.Hour, Answer: func(l batchtest.Line) batchtest.Outcome {
-		o := batchtest.Echo(l)
-		o.Body, _ = sjson.SetBytes(o.Body, "metadata.pad", pad)
-		return o
-	}}
 	o := autobatcher.Options{Journal: store, Provider: &p}
-	setup{server: server, options: o}.play(t, func(s *scene) {
+	setup{server: longAnswers(), options: o}.play(t, func(s *scene) {
 		o.OnEvent = s.record
 		other := s.another(o)
 		one, two := s.send("/responses", inBackground), s.send("/responses", inBackground)
@@ -165,6 +159,42 @@ func TestBackgroundAnswersBeyondMemory(t *testing.T) {
 		st := other.Stats()
 		if after := s.eventNames(); st.Answered != 0 || st.Cost != (autobatcher.Cost{}) || len(after) != len(before) {
 			s.Errorf("the other process has counted %+v, and events %v", st, after[len(before):])
+		}
+	})
+}
+
+// longAnswers are a server whose answers have 33 MiB each: a process keeps one of them.
+func longAnswers() batchtest.Options {
+	pad := strings.Repeat("x", 33<<20)
+	return batchtest.Options{Turnaround: time.Hour, Answer: func(l batchtest.Line) batchtest.Outcome {
+		o := batchtest.Echo(l)
+		o.Body, _ = sjson.SetBytes(o.Body, "metadata.pad", pad)
+		return o
+	}}
+}
+
+// Without a journal, answers that are too many for the memory are lost, and the reply says what
+// helps.
+func TestBackgroundAnswersBeyondMemoryWithoutJournal(t *testing.T) {
+	setup{server: longAnswers()}.play(t, func(s *scene) {
+		one, two := s.send("/responses", inBackground), s.send("/responses", inBackground)
+		ids := []string{one.wait().id(), two.wait().id()}
+		s.until(2 * time.Hour)
+		var lost []reply
+		for _, id := range ids {
+			if r := s.ask(s.tr, "GET", "/responses/"+id); r.status == 404 {
+				lost = append(lost, r)
+			} else {
+				r.state("completed").says("hello")
+			}
+		}
+		if len(lost) != 1 {
+			s.Fatalf("%d answers are lost, want one", len(lost))
+		}
+		for _, part := range []string{"64 MiB", "--journal", "Options.Journal"} {
+			if message := gjson.Get(lost[0].body, "error.message").String(); !strings.Contains(message, part) {
+				s.Errorf("message %q does not have %q", message, part)
+			}
 		}
 	})
 }

@@ -323,6 +323,30 @@ func TestBackgroundShapes(t *testing.T) {
 			s.ask(s.tr, "GET", "/responses/"+r.id()+"?b=1&a=2&c=x%20y"+more).state("in_progress")
 		}
 	})
+	hour.run(t, "a query with what questions have", func(s *scene) {
+		for _, query := range []string{"?b=1&include[]=x", "?b=1&include%5B%5D=x&stream=false", "?starting_after=7&b=1&stream=true"} {
+			r := s.post("/responses"+query, inBackground)
+			r.state("queued")
+			for _, asked := range []string{"", "&include[]=a&include%5B%5D=b", "&stream=false"} {
+				s.ask(s.tr, "GET", "/responses/"+r.id()+"?b=1"+asked).state("in_progress")
+			}
+			s.ask(s.tr, "POST", "/responses/"+r.id()+"/cancel?b=1").state("cancelled")
+		}
+	})
+	hour.run(t, "a query with what questions have, at another endpoint", func(s *scene) {
+		for i, query := range []string{"?include=x", "?stream=true", "?b=1&starting_after=7", "?api-version=2024&include_usage=true"} {
+			r := s.post("/chat/completions"+query, chatBody("hello"), with("Prefer", "respond-async"))
+			place := "/chat/" + r.header.Get("Location")
+			if r := s.ask(s.tr, "GET", place); r.status != http.StatusAccepted {
+				s.Errorf("GET %s: %d %s", place, r.status, r.body)
+			}
+			s.until(time.Duration(i+1) * 2 * time.Hour)
+			s.ask(s.tr, "GET", place).says("hello")
+			if r := s.ask(s.tr, "DELETE", place); r.status != http.StatusOK {
+				s.Errorf("DELETE %s: %d %s", place, r.status, r.body)
+			}
+		}
+	})
 	hour.run(t, "gzip", func(s *scene) {
 		var b bytes.Buffer
 		w := gzip.NewWriter(&b)

@@ -3,7 +3,6 @@ package blackbox_test
 import (
 	"bytes"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,8 @@ import (
 )
 
 // A call whose model has no flex tier goes where FlexFallback says, and in mode auto to the
-// batch in which the call was alone. For an hour, no call of the model asks for the tier.
+// batch in which the call was alone. After a refusal that names the parameter, no call of
+// the model asks for the tier for an hour; after another refusal, the next call asks again.
 func TestModelsWithoutFlexTier(t *testing.T) {
 	const chat, response = "/chat/completions", "/responses"
 	options := func(mode autobatcher.Mode, fallback autobatcher.FlexFallback) autobatcher.Options {
@@ -26,7 +26,7 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 	const batch, realtime, fail = autobatcher.FallbackBatch, autobatcher.FallbackRealtime, autobatcher.FallbackFail
 	refuses := func(body string) func(*scene) {
 		return func(s *scene) {
-			s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, body), batchtest.Status(400, nil, body))
+			s.srv.Keep(batchtest.OpRealtime, batchtest.Status(400, nil, body))
 		}
 	}
 	for _, tt := range []struct {
@@ -52,11 +52,11 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 		{name: "auto, in a hurry, else real time", options: options(auto, realtime), path: chat, edits: []edit{with("Autobatcher-Deadline", "10m")}, status: 200, mode: "realtime", posts: 2 + 3, paid: map[batchtest.Tier]int{"default": 3}},
 		{
 			name: "a message without a param", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Unsupported service_tier: flex","type":"invalid_request_error"}}`),
-			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+			status: 200, posts: 3, paid: map[batchtest.Tier]int{"batch": 3},
 		},
 		{
 			name: "another message", options: options(flex, batch), path: chat, before: refuses(`{"error":{"message":"Flex is not available for this model.","type":"invalid_request_error","param":null}}`),
-			status: 200, posts: 2, paid: map[batchtest.Tier]int{"batch": 3},
+			status: 200, posts: 3, paid: map[batchtest.Tier]int{"batch": 3},
 		},
 	} {
 		var log bytes.Buffer
@@ -77,8 +77,8 @@ func TestModelsWithoutFlexTier(t *testing.T) {
 				s.Errorf("%d calls were sent alone, want %d", got, tt.posts)
 			}
 			s.tr.Close()
-			if got := strings.Count(log.String(), backend.ErrNoTier.Error()); tt.options.FlexFallback == batch && got != 2 {
-				s.Errorf("%d calls left the flex tier, want 2: the second call goes to a batch at once\n%s", got, &log)
+			if got := strings.Count(log.String(), backend.ErrNoTier.Error()); tt.options.FlexFallback == batch && got != tt.posts {
+				s.Errorf("%d calls left the flex tier, want %d: a call whose model is known to have no flex tier goes to a batch at once\n%s", got, tt.posts, &log)
 			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)
@@ -121,63 +121,59 @@ func TestModelsWithoutFlexTierAreRemembered(t *testing.T) {
 			s.Errorf("%d calls were sent at the flex tier, want 2: of a call without room and of a call that was refused", got)
 		}
 	})
-	openAI(batchtest.Options{}, o).run(t, "another reason", func(s *scene) {
-		s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`))
-		if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || !strings.Contains(r.body, "messages[0].content") {
-			s.Errorf("%d %s", r.status, r.body)
+	for _, tt := range []struct{ name, refusal string }{
+		{"another reason", `{"error":{"message":"Invalid content: what is a service_tier?","type":"invalid_request_error","param":"messages[0].content"}}`},
+		{"a prompt in the message", `{"error":{"message":"1 validation error for ChatCompletionRequest\nmessages.0.role\n  Input should be 'user' [type=literal_error, input_value='service_tier', input_type=str]","type":"BadRequestError","param":null,"code":400}}`},
+	} {
+		for _, fallback := range []autobatcher.FlexFallback{autobatcher.FallbackBatch, autobatcher.FallbackRealtime, autobatcher.FallbackFail} {
+			openAI(batchtest.Options{}, autobatcher.Options{Mode: autobatcher.ModeFlex, FlexFallback: fallback}).run(t, tt.name+", else "+string(fallback), func(s *scene) {
+				s.srv.Control(batchtest.OpRealtime, batchtest.Status(400, nil, tt.refusal))
+				if r := s.post("/chat/completions", chatBody("a")); r.status != 400 || r.body != tt.refusal {
+					s.Errorf("%d %s; want the refusal", r.status, r.body)
+				}
+				if r := s.post("/chat/completions", chatBody("b")); r.status != 200 || s.srv.PaidTiers()["flex"] != 1 {
+					s.Errorf("%d, paid %v; want an answer at the flex tier", r.status, s.srv.PaidTiers())
+				}
+			})
 		}
-		if r := s.post("/chat/completions", chatBody("b")); r.status != 200 || s.srv.PaidTiers()["flex"] != 1 {
-			s.Errorf("%d, paid %v; want an answer at the flex tier", r.status, s.srv.PaidTiers())
-		}
-	})
+	}
 }
 
-// A call whose deadline is near, and whose model has no flex tier, goes on to real time.
-// Further calls of the model stay in their batch until then.
+// A call whose deadline is near, and whose model has no flex tier, waits for its batch again,
+// and then goes on to real time. Further calls of the model do not leave their batch before.
 func TestModelsWithoutFlexTierNearADeadline(t *testing.T) {
-	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
-	const climb = 2*time.Hour - time.Minute - 15*time.Minute
-	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 10 * time.Hour}, o).run(t, "real time", func(s *scene) {
-		a := s.chat("a", with("Autobatcher-Deadline", "2h"))
-		s.chat("b")
-		s.until(30 * time.Minute)
-		c := s.chat("c", with("Autobatcher-Deadline", "2h"))
-		s.chat("d")
-		for _, tt := range []struct {
-			call *pending
-			at   time.Duration
-		}{{a, climb}, {c, 30*time.Minute + 119*time.Minute}} {
-			if r := tt.call.within(4 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" || r.at < tt.at || r.at > tt.at+time.Second {
-				s.Errorf("%d %q after %v, want real time after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, tt.at, r.body)
+	for _, tt := range []struct {
+		name       string
+		turnaround time.Duration
+		mode       string
+		at         time.Duration // after the call, of the calls with a deadline
+	}{
+		{"real time", 10 * time.Hour, "realtime", 2*time.Hour - time.Minute},
+		{"the batch answers", 110 * time.Minute, "", 110 * time.Minute},
+	} {
+		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+		openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: tt.turnaround}, o).run(t, tt.name, func(s *scene) {
+			sent := make(map[*pending]time.Duration)
+			for _, at := range []time.Duration{0, 30 * time.Minute} {
+				s.until(at)
+				sent[s.chat(at.String(), with("Autobatcher-Deadline", "2h"))] = at
+				s.chat(at.String() + " without a deadline")
 			}
-		}
-		if got := s.count("POST", "/chat/completions"); got != 1+2 {
-			s.Errorf("%d calls were sent alone, want 3", got)
-		}
-	})
-	o.EscalateLimit = 1
-	openAI(batchtest.Options{FlexModels: []string{"o3"}, Turnaround: 110 * time.Minute}, o).run(t, "the limit has no room", func(s *scene) {
-		urgent := make(map[string]*pending)
-		for _, model := range []string{"m", "n"} {
-			body := strings.Replace(chatBody("a"), `"m"`, `"`+model+`"`, 1)
-			urgent[body] = s.send("/chat/completions", body, with("Autobatcher-Deadline", "2h"))
-			s.send("/chat/completions", strings.Replace(body, `"a"`, `"b"`, 1))
-		}
-		var statuses []int
-		for body, call := range urgent {
-			r := call.within(3 * time.Hour)
-			statuses = append(statuses, r.status)
-			if r.status != 503 {
-				continue
+			for call, at := range sent {
+				r := call.within(4 * time.Hour)
+				if after := r.at - at; r.status != 200 || r.header.Get("Autobatcher-Mode") != tt.mode || after < tt.at || after > tt.at+2*time.Minute {
+					s.Errorf("%d %q after %v, want %q after %v: %s", r.status, r.header.Get("Autobatcher-Mode"), after, tt.mode, tt.at, r.body)
+				}
 			}
-			if r := s.send("/chat/completions", body).within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "" {
-				s.Errorf("the retry: %d %q %s; want the line of the batch", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+			want := 1 // of a call at the flex tier
+			if tt.mode == "realtime" {
+				want += len(sent)
 			}
-		}
-		if slices.Sort(statuses); !slices.Equal(statuses, []int{200, 503}) {
-			s.Errorf("%v, want 200 and 503, which SDKs retry", statuses)
-		}
-	})
+			if got := s.count("POST", "/chat/completions"); got != want {
+				s.Errorf("%d calls were sent alone, want %d", got, want)
+			}
+		})
+	}
 }
 
 // In mode auto, calls that their batch did not answer go on to real time if FlexFallback

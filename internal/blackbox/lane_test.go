@@ -3,6 +3,7 @@ package blackbox_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -260,7 +261,7 @@ func TestCallsClimbNearTheirDeadline(t *testing.T) {
 	}{
 		{"in time", slow(10 * time.Minute), auto, nil, "/chat/completions", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 11*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
 		{"in the background", slow(10 * time.Minute), auto, nil, "/responses", 200, "flex", [2]time.Duration{at + 10*time.Minute, at + 12*time.Minute}, map[batchtest.Tier]int{"flex": 2}},
-		{"no room", slow(0), auto, full, "/chat/completions", 200, "realtime", [2]time.Duration{at + time.Minute, at + 3*time.Minute}, map[batchtest.Tier]int{"default": 2}},
+		{"no room", slow(0), auto, full, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"too slow", slow(time.Hour), auto, nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"no flex tier", slow(0), auto, nil, "/embeddings", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
 		{"mode batch", slow(0), options(autobatcher.ModeBatch, autobatcher.EscalateDeadline), nil, "/chat/completions", 200, "realtime", [2]time.Duration{119 * time.Minute, 119*time.Minute + time.Second}, map[batchtest.Tier]int{"default": 2}},
@@ -714,4 +715,59 @@ func TestFlexStream(t *testing.T) {
 			s.Errorf("Autobatcher-Mode is %q, want flex", got)
 		}
 	})
+}
+
+// A flex call that may be paid for is not sent again, whatever Escalate says.
+func TestABrokenFlexCallIsSentOnce(t *testing.T) {
+	for _, when := range []autobatcher.Escalation{autobatcher.EscalateNever, autobatcher.EscalateFailed, autobatcher.EscalateDeadline} {
+		for name, fault := range map[string]batchtest.Fault{"the connection breaks": batchtest.LoseAnswer(), "the provider stops waiting": batchtest.Status(504, nil, `{"error":{"message":"x"}}`)} {
+			for _, path := range []string{"/chat/completions", "/responses"} {
+				o := autobatcher.Options{Mode: autobatcher.ModeFlex, Escalate: when}
+				openAI(batchtest.Options{}, o).run(t, fmt.Sprint(when, ", ", name, path), func(s *scene) {
+					s.srv.Control(batchtest.OpRealtime, fault)
+					r := s.send(path, bodyTo(path, "a")).within(3 * time.Hour)
+					if n := s.count("POST", path); n != 1 || r.status != 424 {
+						s.Errorf("sent %d times, %d: %s; want once, 424", n, r.status, r.body)
+					}
+				})
+			}
+		}
+	}
+}
+
+// The message for a flex call whose deadline came is true of a call that was sent and is
+// held open, and of a call that was not sent. The same call again is paid for once.
+func TestLateFlexCalls(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeFlex}
+	for _, tt := range []struct {
+		name, path string
+		full       bool
+		deadline   time.Duration
+		says       string
+		answered   time.Duration // when the same call again is answered, at the latest
+	}{
+		{"a call that is held open", "/chat/completions", false, 5 * time.Minute, "the flex call did not answer within the call's deadline of 5m0s; if the call was sent, the same call again to this process gets its answer", 10 * time.Minute},
+		{"a response in the background", "/responses", false, 5 * time.Minute, "takes over its line", 10*time.Minute + time.Minute},
+		{"a call that no room was found for", "/chat/completions", true, time.Minute, "the flex call did not answer within the call's deadline of 1m0s; if the call was sent, the same call again to this process gets its answer", 16 * time.Minute},
+	} {
+		openAI(batchtest.Options{FlexDelay: 10 * time.Minute}, o).run(t, tt.name, func(s *scene) {
+			stop := func() {}
+			if tt.full {
+				stop = s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+			}
+			m := s.send(tt.path, bodyTo(tt.path, "a"), with("Autobatcher-Deadline", tt.deadline.String())).want(424, tt.deadline).fails("batch_deadline_exceeded")
+			if !strings.Contains(m, tt.says) {
+				s.Errorf("message %q, want %q", m, tt.says)
+			}
+			s.until(6 * time.Minute)
+			stop()
+			r := s.send(tt.path, bodyTo(tt.path, "a")).within(time.Hour)
+			if r.status != 200 || r.at > tt.answered {
+				s.Errorf("the same call again: %d after %v, want 200 after %v: %s", r.status, r.at, tt.answered, r.body)
+			}
+			if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 1}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
 }

@@ -415,7 +415,7 @@ func TestRefusedProviders(t *testing.T) {
 	hosts := map[string]string{
 		"anthropic": "api.anthropic.com", "mistral": "api.mistral.ai", "fireworks": "api.fireworks.ai",
 		"xai": "api.x.ai", "openrouter": "openrouter.ai",
-		"ark": "ark.cn-beijing.volces.com", "bedrock": "bedrock-runtime.us-east-1.amazonaws.com",
+		"ark": "ark.cn-beijing.volces.com", "bedrock": "bedrock-runtime-fips.us-east-1.amazonaws.com",
 	}
 	for name, host := range hosts {
 		p, err := provider.ByName(name)
@@ -451,6 +451,7 @@ func TestPassingProviders(t *testing.T) {
 		"https://ark.cn-beijing.volces.com/api/v3/batch",
 		"https://ark.ap-southeast.bytepluses.com/api/v3/batch",
 		"https://api.perplexity.ai/v1",
+		"https://res.services.ai.azure.com/models",
 	} {
 		at, err := url.Parse(base + "/chat/completions")
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/internal/results"
 	"github.com/autobatcher/autobatcher/internal/triage"
+	"github.com/autobatcher/autobatcher/provider"
 )
 
 // The codes of the errors. The constants of the same names in package autobatcher are
@@ -192,11 +193,15 @@ func LineRefused(a triage.Answer) Answer {
 }
 
 // Late is the answer for a call whose deadline has come. batchID is "" before the call
-// was sent.
+// was sent, and for a flex call that is held open, whose id comes with its answer.
 func Late(deadline time.Duration, window, batchID string) Answer {
-	what := fmt.Sprintf("the call's deadline of %v came before the call was sent", deadline)
-	if batchID != "" {
-		what = fmt.Sprintf("%s did not answer within the call's deadline of %v; the same call again takes over its line", lane.Name(window, batchID), deadline)
+	late := fmt.Sprintf("%s did not answer within the call's deadline of %v; ", lane.Name(window, batchID), deadline)
+	what := late + "the same call again takes over its line"
+	switch {
+	case batchID == "" && window == provider.FlexWindow:
+		what = late + "if the call was sent, the same call again to this process gets its answer"
+	case batchID == "":
+		what = fmt.Sprintf("the call's deadline of %v came before the call was sent", deadline)
 	}
 	a := New(http.StatusFailedDependency, CodeDeadlineExceeded, what)
 	a.BatchID = batchID

@@ -128,8 +128,10 @@ func (c *Client) Create(ctx context.Context, f line.File, h backend.Handle, p ba
 			return h, backend.Status{}, err
 		case ctx.Err() != nil, failed.Err != nil && !errors.Is(err, errNotSent):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrUnsure, err)
-		case noTier(failed):
-			c.models.refuse(model)
+		case tierRefusal(failed) != notOfTier:
+			if tierRefusal(failed) == ofModelTier {
+				c.models.refuse(model)
+			}
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoTier, err)
 		case !again && c.refused(failed):
 			return h, backend.Status{}, fmt.Errorf("%w: %w", backend.ErrNoCapacity, err)
@@ -192,7 +194,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 		return nil, err
 	}
 	failed := res.failure(op)
-	if failed.NameRedirect(c.base); c.refused(failed) || noTier(failed) || failed.Redirected() {
+	if failed.NameRedirect(c.base); c.refused(failed) || tierRefusal(failed) != notOfTier || failed.Redirected() {
 		return nil, failed
 	}
 	if res.status == http.StatusGatewayTimeout || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway

@@ -52,22 +52,50 @@ func (m *Models) refuse(model string) {
 	m.refused[model] = time.Now()
 }
 
-// namesTier matches the messages of refusals that name the tier without a param, such as
-// "Unsupported service_tier: flex" and "Flex is not available for this model."
-var namesTier = regexp.MustCompile(`(?i)\bservice[_ ]?tier\b|\bflex\b.*\bnot (available|supported)\b`)
+// The parts of the sentences of namesTier.
+const (
+	quote     = `[\x60'"]?`
+	tierName  = `(?:the )?` + quote + `(?:service[_ ]?tier` + quote + `(?: ` + quote + `flex` + quote + `)?|flex` + quote + `(?: processing| (?:service )?tier)?)`
+	someModel = `(?:this|the|your|the requested) model(?: ` + quote + `[\w.:/-]{1,100}` + quote + `)?`
+)
 
-// noTier reports that the provider has refused the call because the model has no flex
-// tier. The error cannot concern a tier that the caller chose, since the Client replaces
-// the member of the body. The message counts only where the error names no param: the
-// message about another param may quote the prompt.
-func noTier(e *backend.Error) bool {
+// namesTier matches the messages of refusals that name the tier without a param, such as
+// "Unsupported service_tier: flex" and "Flex is not available for this model." The whole
+// message must be a known sentence, since other messages quote the prompt, which may speak
+// of tiers, too. Quoted may only be the tier and the model.
+var namesTier = regexp.MustCompile(`(?i)^(?:` +
+	`(?:invalid|unsupported|unknown)(?: value(?: for)?| parameter| argument)?:? ` + tierName + `(?: argument| parameter| value)?(?:: ` + quote + `flex` + quote + `)?(?: (?:for|by|with) ` + someModel + `)?|` +
+	tierName + ` is not (?:currently )?(?:available|supported|allowed|enabled)(?: (?:for|by|with) ` + someModel + `)?|` +
+	`(?:unsupported value: )?` + tierName + ` does not support ` + quote + `flex` + quote + `(?: (?:for|with) ` + someModel + `)?|` +
+	someModel + ` does not (?:support|have) ` + tierName +
+	`)\.?$`)
+
+// A refusal says whether the provider has refused a call for its tier.
+type refusal int
+
+const (
+	notOfTier   refusal = iota
+	ofTier              // by a message, which decides about this call alone
+	ofModelTier         // by its param: the model has no flex tier
+)
+
+// tierRefusal says whether the provider has refused the call because the model has no
+// flex tier. The error cannot concern a tier that the caller chose, since the Client
+// replaces the member of the body. Only a param decides about further calls of the model:
+// a message may repeat words of the call, and one caller must not close the tier for
+// others. The message about another param does not count at all.
+func tierRefusal(e *backend.Error) refusal {
 	if e.Err != nil || e.Status != http.StatusBadRequest && e.Status != http.StatusUnprocessableEntity {
-		return false
+		return notOfTier
 	}
-	if param := gjson.GetBytes(e.Body, "error.param").String(); param != "" {
-		return param == "service_tier"
+	param := gjson.GetBytes(e.Body, "error.param").String()
+	switch {
+	case param == "service_tier":
+		return ofModelTier
+	case param == "" && namesTier.MatchString(e.Message()):
+		return ofTier
 	}
-	return namesTier.MatchString(e.Message())
+	return notOfTier
 }
 
 // remembered is the refusal of a call whose model is known to have no flex tier. The

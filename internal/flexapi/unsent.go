@@ -20,8 +20,10 @@ var errNotSent = errors.New("the provider could not be reached")
 //
 // The types of errors do not tell a TLS handshake, or a proxy that refuses to connect,
 // from a connection that broke after the request. The hooks of net/http/httptrace do: a
-// request without a connection was not sent. A RoundTripper that calls no hooks is
-// judged by the types of its errors alone.
+// request without a connection was not sent. A request that had a connection may have
+// been sent, whatever the error says: base may have tried a second host after the first
+// host took the request. A RoundTripper that calls no hooks is judged by the types of its
+// errors alone.
 func Transport(base http.RoundTripper) http.RoundTripper { return unsent{base} }
 
 type unsent struct{ base http.RoundTripper }
@@ -34,7 +36,7 @@ func (u unsent) RoundTrip(req *http.Request) (*http.Response, error) {
 		GotConn: func(httptrace.GotConnInfo) { got.Store(true) },
 	})
 	res, err := u.base.RoundTrip(req.WithContext(ctx))
-	if err != nil && (asked.Load() && !got.Load() || notDialed(err)) {
+	if err != nil && !got.Load() && (asked.Load() || notDialed(err)) {
 		err = fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	return res, err

@@ -57,6 +57,18 @@ func TestUnsent(t *testing.T) {
 			})
 		}
 	}
+	failover := func(second string) http.RoundTripper {
+		tr := transport(direct)
+		return roundTripper(func(r *http.Request) (*http.Response, error) {
+			if res, err := tr.RoundTrip(r); err == nil {
+				return res, nil
+			}
+			again := r.Clone(r.Context())
+			again.URL.Host = second
+			again.Body, _ = r.GetBody()
+			return tr.RoundTrip(again)
+		})
+	}
 	for _, tt := range []struct {
 		name   string
 		base   func(*testing.T) (string, http.RoundTripper)
@@ -102,6 +114,12 @@ func TestUnsent(t *testing.T) {
 			srv := start(t, http2, breaks)
 			return srv.URL, srv.Client().Transport
 		}, false},
+		{"the connection breaks, and the second host of a failover does not listen", func(t *testing.T) (string, http.RoundTripper) {
+			return start(t, (*httptest.Server).Start, breaks).URL, failover(closed(t))
+		}, false},
+		{"neither host of a failover listens", func(t *testing.T) (string, http.RoundTripper) {
+			return "http://" + closed(t), failover(closed(t))
+		}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			address, base := tt.base(t)

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"crypto/sha256"
+	"net/http"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/answercache"
@@ -51,6 +52,8 @@ type Call[R any] struct {
 	state     state
 	releasing bool               // the journal was asked to release the line
 	reading   bool               // a caller reads the answer, and the journal waits for the end
+	replaced  bool               // another call has taken over the line
+	returned  bool               // the caller waits for the line of Earlier again
 	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
 	sending   bool               // an upload may read the body, without Registry.mu
 	attempts  int32              // the number of times the call was resubmitted for want of an answer
@@ -108,6 +111,14 @@ func (c *Call[R]) freeBodyLocked() {
 	}
 }
 
+// currentLocked is the call whose line the caller waits for. The caller holds Registry.mu.
+func (c *Call[R]) currentLocked() *Call[R] {
+	if c.returned {
+		return c.Earlier
+	}
+	return c
+}
+
 // inheritLocked replaces the reservation of c by that of the line that c takes
 // over, if the line has one. The caller holds Registry.mu.
 func (c *Call[R]) inheritLocked(line *budget.Reservation) {
@@ -156,10 +167,14 @@ type Answer[R any] struct {
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost
 	line     *Call[R]            // the call whose line gave the answer
+	came     time.Time           // when the answer was kept first
 }
 
 // FromLine reports whether the answer is the provider's answer to a line.
 func (a *Answer[R]) FromLine() bool { return !a.Local && !a.Realtime && a.Err == nil }
+
+// isSuccess reports whether the answer is the provider's, and no error.
+func (a *Answer[R]) isSuccess() bool { return a.FromLine() && a.Status < http.StatusMultipleChoices }
 
 // Delivered implements reply.Receiver. An answer that is not the provider's is of no
 // use to a retry.

@@ -5,6 +5,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/autobatcher/autobatcher/internal/budget"
 	"github.com/autobatcher/autobatcher/internal/reply"
 	"github.com/autobatcher/autobatcher/journal"
 )
@@ -14,8 +15,8 @@ func (p *process) fork(c *call, w *waiter) (*call, *waiter) {
 	p.Helper()
 	next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
 	waiting, _, ok := p.Enter(next)
-	if found := p.Follow(w, waiting); !ok || found != nil {
-		p.Fatalf("the caller has the answer %v", found)
+	if !ok || !p.Follow(w, waiting) {
+		p.Fatal("the caller does not wait with the further call")
 	}
 	return next, waiting
 }
@@ -34,7 +35,8 @@ func elsewhere(t *testing.T, store journal.Store, c *call) bool {
 }
 
 // A caller that waits with a further line gets the answer that comes first. The first line
-// stays at the process while the caller waits, and is released to the journal afterwards.
+// stays at the process while the caller waits, and is released to the journal afterwards. If
+// the further line fails, the caller waits for the first line again.
 func TestFork(t *testing.T) {
 	for name, tt := range map[string]struct {
 		unsent    bool // the further call waits to be sent
@@ -74,19 +76,89 @@ func TestFork(t *testing.T) {
 		}},
 		"the caller leaves":            {elsewhere: true, further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) { p.Leave(w, false) }},
 		"the batch is to be cancelled": {waiting: true, elsewhere: true, then: func(_ *process, s *lines, _, _ *call, _ *waiter) { s.BeginCancel(false) }},
-		"a retry has the first line": {waiting: true, then: func(p *process, _ *lines, _, _ *call, _ *waiter) {
-			retry, w, queued := p.enter("a")
-			p.Complete(retry, ok("first"))
-			if p.Read(p.wants(w, "first")); queued {
-				p.Error("the retry is queued")
+		"an equal call waits": {waiting: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) {
+			equal, _, _ := p.enter("a")
+			p.takeOver(equal)
+			if len(p.Queued([]*call{equal})) != 1 {
+				p.Error("the equal call has the line, although the caller waits")
 			}
 		}},
-		"a retry has the first line, and the caller leaves": {further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) {
-			retry, again, _ := p.enter("a")
-			p.Leave(w, false)
-			if !p.HasWaiter(retry) || again.Answer() != nil {
-				p.Error("the retry does not wait")
+		"an equal call waits, and the first line answers": {then: func(p *process, _ *lines, c, _ *call, w *waiter) {
+			equal, _, _ := p.enter("a")
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+			if len(p.Queued([]*call{equal})) != 1 {
+				p.Error("the equal call is not queued")
 			}
+		}},
+		"a retry waits, and the caller leaves": {further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) {
+			retry, _, _ := p.enter("a")
+			p.Leave(w, false)
+			if len(p.Queued([]*call{retry})) != 0 || !p.HasWaiter(retry) {
+				p.Error("the retry does not have the line")
+			}
+		}},
+		"a retry waits, and the further line answers": {then: func(p *process, s *lines, c, next *call, w *waiter) {
+			_, again, _ := p.enter("a")
+			p.Complete(next, ok("further"))
+			p.Read(p.wants(w, "further"))
+			p.Dismiss(c)
+			p.Leave(again, false)
+			synctest.Wait() // the journal has the line
+			p.Dismiss(c)
+			synctest.Wait()
+			retry, again, _ := p.enter("a")
+			p.takeOver(retry)
+			if s.Find(retry.ID) != retry {
+				p.Fatal("the retry does not have the line")
+			}
+			p.Complete(retry, ok("first"))
+			p.Read(p.wants(again, "first"))
+		}},
+		"the further line fails": {then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			p.Complete(next, &answer{Answer: reply.Failure(503, "full", "full")})
+			if _, id := p.NameOf(next); !p.HasWaiter(c) || id != c.ID {
+				p.Error("the caller does not wait for the first line")
+			}
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+		}},
+		"the further line has an error": {then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			p.Complete(next, &answer{Answer: reply.Answer{Status: 400}})
+			p.Complete(c, &answer{Answer: reply.Answer{Status: 400, Body: []byte("first")}})
+			p.Read(p.wants(w, "first"))
+		}},
+		"the further line is to be sent in real time": {then: func(p *process, s *lines, c, next *call, w *waiter) {
+			p.Complete(next, &answer{Realtime: true, Instead: &answer{Answer: reply.Failure(503, "full", "full")}})
+			if !s.RetryLater(c, 1) {
+				p.Error("the first line cannot be sent again")
+			}
+			p.Requeue([]*call{c}, func(queued []*call) {
+				if len(queued) != 1 || string(queued[0].Body) != "body" {
+					p.Errorf("%v is queued", queued)
+				}
+			})
+			p.Leave(w, false)
+		}},
+		"the further line fails, and the caller leaves": {elsewhere: true, then: func(p *process, _ *lines, _, next *call, w *waiter) {
+			p.Complete(next, &answer{Answer: reply.Failure(503, "full", "full")})
+			p.Leave(w, false)
+		}},
+		"the further call is too expensive": {unsent: true, then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			next.Reservation = budget.New(1, false).Plan(2, 2)
+			p.Refuse([]*call{next}, func(error) *answer { return ok("refused") })
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+		}},
+		"the further line fails after the first line": {elsewhere: true, then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			p.Complete(c, &answer{Answer: reply.Failure(424, "first", "first")})
+			p.Complete(next, &answer{Answer: reply.Answer{Status: 500, Body: []byte("further")}})
+			p.Read(p.wants(w, "further"))
+		}},
+		"the further line fails while the batch is cancelled": {elsewhere: true, then: func(p *process, s *lines, _, next *call, w *waiter) {
+			s.BeginCancel(false)
+			p.Complete(next, &answer{Answer: reply.Answer{Status: 500, Body: []byte("further")}})
+			p.Read(p.wants(w, "further"))
 		}},
 		"a retry gets the first line back from the journal, and the caller leaves": {further: true, then: func(p *process, s *lines, _, _ *call, w *waiter) {
 			s.BeginCancel(false)
@@ -105,7 +177,9 @@ func TestFork(t *testing.T) {
 				store := journal.NewMemory()
 				p := start(t, store, keepFor)
 				c, w, _ := p.enter("a")
+				c.Body = []byte("body")
 				s, _ := p.batch(c)
+				s.SetID("batch") // nothing reads the bodies any more
 				next, waiting := p.fork(c, w)
 				if !tt.unsent {
 					p.batch(next)
@@ -136,7 +210,7 @@ func TestForkWithoutALine(t *testing.T) {
 		waiting, _, _ := p.Enter(next)
 		p.batch(next)
 		p.Complete(next, ok("further"))
-		if p.Follow(w, waiting) != nil {
+		if !p.Follow(w, waiting) {
 			t.Error("the first line has an answer")
 		}
 		p.Read(p.wants(waiting, "further"))

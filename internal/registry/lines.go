@@ -85,13 +85,20 @@ func (s *Lines[R]) releaseLocked(c *Call[R]) {
 	s.record.Detached()
 }
 
-// settleLocked tells the journal what became of a line that has failed: the line may
-// yet answer a retry, or a retry has no use for the line. The caller holds r.mu.
+// settleLocked tells the journal what became of a line whose caller gets a failure in
+// place of the provider's answer. The caller holds r.mu.
 func (s *Lines[R]) settleLocked(c *Call[R], failure *Answer[R]) {
-	switch {
-	case failure.Reopen:
+	if failure.Local || failure.Reopen {
+		s.endLocked(c, failure)
+	}
+}
+
+// endLocked tells the journal what became of a line that has failed: the line may yet
+// answer a retry, or a retry has no use for the line. The caller holds r.mu.
+func (s *Lines[R]) endLocked(c *Call[R], failure *Answer[R]) {
+	if failure.Reopen {
 		s.releaseLocked(c)
-	case failure.Local:
+	} else {
 		s.record.Delivered(c.place)
 	}
 }
@@ -314,11 +321,8 @@ func (s *Lines[R]) CancelFailed() {
 	defer s.r.mu.Unlock()
 	s.cancelling, s.idle = false, nil
 	for _, c := range s.open {
-		if c.waiter == nil && !c.releasing {
-			if retry := s.r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
-				s.r.unqueueLocked(retry)
-				s.r.attachLocked(retry, c)
-			}
+		if c.waiter == nil && c.fork == nil && !c.releasing {
+			s.r.offerLocked(c)
 		}
 	}
 	s.watchIdleLocked()

@@ -100,10 +100,11 @@ func (r *Registry[R]) Enter(c *Call[R]) (w *Waiter[R], queue, ok bool) {
 
 // takeOverLocked gives c a kept answer or a detached line of an earlier call, and
 // reports whether there was one. uncertain includes the lines that the journal
-// was asked to release without an answer. The caller holds r.mu.
+// was asked to release without an answer. A line whose caller waits with a Fork is not
+// given away. The caller holds r.mu.
 func (r *Registry[R]) takeOverLocked(c *Call[R], uncertain bool) bool {
 	for old := r.detached[c.Fingerprint].first; old != nil; old = old.next {
-		if old.releasing && !uncertain {
+		if old.fork != nil || old.releasing && !uncertain {
 			continue
 		}
 		if old.answer != nil {
@@ -159,14 +160,36 @@ func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	}
 }
 
-// endWaitLocked notes that no caller waits with c, and releases the line of the call that
-// c was forked from. The caller holds r.mu.
+// endWaitLocked notes that no caller waits with c, nor with the call that c was forked
+// from. The caller holds r.mu.
 func (r *Registry[R]) endWaitLocked(c *Call[R]) {
 	c.waiter = nil
 	if e := c.Earlier; e != nil && e.fork == c {
 		e.fork = nil
-		e.lines.releaseLocked(e)
+		if !r.offerLocked(e) {
+			e.lines.releaseLocked(e)
+		}
 	}
+}
+
+// returnLocked has the caller of c, whose line does not answer the caller, wait for the
+// line of the call that c was forked from, and reports whether that line may answer. The
+// caller holds r.mu.
+func (r *Registry[R]) returnLocked(c *Call[R]) bool {
+	e, w := c.Earlier, c.waiter
+	if e == nil || w == nil || e.fork != c || e.state != stateOpen || e.releasing || !e.lines.joinableLocked() {
+		return false
+	}
+	e.waiter, e.fork, w.call = w, nil, e
+	c.waiter, c.returned = nil, true
+	if e.Body == nil { // for a resubmission
+		e.Body, e.Freed, c.Freed = c.Body, c.Freed, nil
+	}
+	r.detached.remove(e)
+	delete(e.lines.leaving, e.ID)
+	e.lines.waiting++
+	e.lines.watchIdleLocked()
+	return true
 }
 
 // answerForkLocked gives the answer to the line of c to the caller that waits with another
@@ -174,7 +197,7 @@ func (r *Registry[R]) endWaitLocked(c *Call[R]) {
 // the other line may have a better answer. The caller holds r.mu.
 func (r *Registry[R]) answerForkLocked(c *Call[R], a *Answer[R]) bool {
 	fork := c.fork
-	if fork == nil || !a.FromLine() || a.Status >= http.StatusMultipleChoices {
+	if fork == nil || !a.isSuccess() {
 		return false
 	}
 	c.fork = nil
@@ -231,7 +254,7 @@ func (r *Registry[R]) Close() {
 // attachLocked makes c the call of old's line. The caller holds r.mu.
 func (r *Registry[R]) attachLocked(c, old *Call[R]) {
 	r.detached.remove(old)
-	old.state, old.fork = stateDone, nil
+	old.state, old.replaced = stateDone, true
 	c.inheritLocked(old.Reservation)
 	c.attempts = max(c.attempts, old.attempts)
 	old.lines.addLocked(c, old.ID, old.place)
@@ -250,6 +273,7 @@ func (r *Registry[R]) HasWaiter(c *Call[R]) bool {
 func (r *Registry[R]) InRealtime(c *Call[R], read func(request *R)) (usd float64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	c = c.currentLocked()
 	read(&c.Request)
 	return c.Reservation.Realtime()
 }
@@ -289,7 +313,7 @@ func (r *Registry[R]) LinesOf(ref string, create func() *Lines[R]) *Lines[R] {
 func (r *Registry[R]) NameOf(c *Call[R]) (batchID, customID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if c.lines != nil {
+	if c = c.currentLocked(); c.lines != nil {
 		batchID = c.lines.id
 	}
 	return batchID, c.ID
@@ -333,7 +357,8 @@ func (r *Registry[R]) Withdraw(c *Call[R]) bool {
 }
 
 // Refuse answers those of the calls that are still queued and whose reservation
-// cannot be taken, with the answer for the error.
+// cannot be taken, with the answer for the error. The caller of a Fork waits for the first
+// line again.
 func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -349,7 +374,11 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 			c.state = stateDone
 			c.endBeforeLocked()
 			c.Reservation.Release()
-			r.answerLocked(c, answer(err))
+			if r.returnLocked(c) {
+				c.freeBodyLocked()
+			} else {
+				r.answerLocked(c, answer(err))
+			}
 		}
 	}
 }
@@ -359,41 +388,42 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.leaveLocked(w, escalated)
-}
-
-// Follow is Leave for a caller that waits with next from now on, the waiter of a Fork of
-// its call. The line of the call stays at this process until the caller leaves or has its
-// answer, and the caller gets the answer of the line, if that comes first.
-func (r *Registry[R]) Follow(w, next *Waiter[R]) (found *Answer[R]) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if next.call.waiter == next { // else next has an answer
-		w.call.fork = next.call
-	}
-	found = r.leaveLocked(w, false)
-	if w.call.state != stateOpen { // without a line that may answer the caller
-		w.call.fork = nil
-	}
-	return found
-}
-
-// leaveLocked is Leave. The caller holds r.mu.
-func (r *Registry[R]) leaveLocked(w *Waiter[R], escalated bool) (found *Answer[R]) {
 	select {
 	case <-w.Ready:
 		return w.answer
 	default:
 	}
+	r.countLocked(w.call, func(n *Counters) { n.Left++ })
+	r.leaveLocked(w.call, escalated)
+	return nil
+}
+
+// Follow has a caller wait with next from now on, the waiter of a Fork of its call. It
+// reports false, and changes nothing, if the caller has its answer, or if the Fork has
+// failed. The line of the call stays at this process until the caller leaves or has its
+// answer. The caller gets the answer of the line if that comes first, or if the Fork fails.
+func (r *Registry[R]) Follow(w, next *Waiter[R]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	c := w.call
+	if c.waiter != w || next.answer != nil && !next.answer.isSuccess() {
+		return false
+	}
+	if c.state == stateOpen && next.answer == nil {
+		c.fork = next.call
+	}
+	r.leaveLocked(c, false)
+	return true
+}
+
+// leaveLocked has a call go on without its caller. The caller holds r.mu.
+func (r *Registry[R]) leaveLocked(c *Call[R], escalated bool) {
 	r.endWaitLocked(c)
-	r.countLocked(c, func(n *Counters) { n.Left++ })
 	if !escalated {
 		r.leftLocked()
 	}
 	r.detachLocked(c)
 	c.freeBodyLocked() // a retry has the body; without a retry the call is not sent again
-	return nil
 }
 
 // detachLocked has a call go on without its caller: a call that was not sent never will
@@ -418,20 +448,29 @@ func (r *Registry[R]) detachLocked(c *Call[R]) {
 }
 
 // detachLineLocked gives the line of c to a queued retry, or makes the line a
-// detached one, which the journal is asked to release, unless the line is kept for its
-// caller. The caller holds r.mu.
+// detached one, which the journal is asked to release, unless the caller waits with a Fork.
+// The caller holds r.mu.
 func (r *Registry[R]) detachLineLocked(c *Call[R]) {
-	s := c.lines
-	if retry := r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {
-		r.unqueueLocked(retry)
-		r.attachLocked(retry, c)
+	if c.fork == nil && r.offerLocked(c) {
 		return
 	}
 	r.detached.push(c)
 	if c.fork == nil {
-		s.releaseLocked(c)
+		c.lines.releaseLocked(c)
 	}
-	s.watchIdleLocked()
+	c.lines.watchIdleLocked()
+}
+
+// offerLocked gives the line of c, for which no caller waits, to a queued retry, and reports
+// whether there was one. The caller holds r.mu.
+func (r *Registry[R]) offerLocked(c *Call[R]) bool {
+	retry := r.queued[c.Fingerprint].first
+	if retry == nil || c.state != stateOpen || !c.lines.joinableLocked() {
+		return false
+	}
+	r.unqueueLocked(retry)
+	r.attachLocked(retry, c)
+	return true
 }
 
 func (r *Registry[R]) unqueueLocked(c *Call[R]) {
@@ -439,7 +478,8 @@ func (r *Registry[R]) unqueueLocked(c *Call[R]) {
 	r.dropped(c)
 }
 
-// Complete ends a call. It is the only place where a line gets its answer.
+// Complete ends a call. It is the only place where a line gets its answer. If a Fork
+// fails, its caller waits for the first line again.
 func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -448,7 +488,8 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 		return
 	}
 	s := c.lines
-	if a.Realtime && c.waiter == nil { // the caller has left meanwhile
+	returned := !a.isSuccess() && r.returnLocked(c)
+	if a.Realtime && c.waiter == nil { // the caller has left meanwhile, or has returned
 		a.Spending.End(false)
 		a = a.Instead
 	}
@@ -457,6 +498,11 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	c.state, c.sending = stateDone, false
 	c.endBeforeLocked()
 	c.Reservation.Release()
+	if returned {
+		s.waiting--
+		s.watchIdleLocked()
+		s.endLocked(c, a)
+	}
 	if c.waiter == nil {
 		c.freeBodyLocked()
 		r.detached.remove(c)
@@ -504,13 +550,17 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 	return false
 }
 
-// keepTime is how long an answer is kept for a retry: a failure for failureKeepTime at
-// the most.
+// keepTime is how much longer an answer is kept for a retry, counted from when the answer
+// was kept first: a failure for failureKeepTime in all, at the most.
 func (r *Registry[R]) keepTime(a *Answer[R]) time.Duration {
-	if a.Local || a.Status >= http.StatusBadRequest {
-		return min(r.keepFor, failureKeepTime)
+	if a.came.IsZero() {
+		a.came = time.Now()
 	}
-	return r.keepFor
+	keepFor := r.keepFor
+	if a.Local || a.Status >= http.StatusBadRequest {
+		keepFor = min(keepFor, failureKeepTime)
+	}
+	return keepFor - time.Since(a.came)
 }
 
 // KeepReleased keeps the answer to a line of a batch for a retry to come. The
@@ -629,12 +679,12 @@ func (r *Registry[R]) Dismiss(c *Call[R]) {
 
 // dismissLocked is Dismiss. The caller holds r.mu.
 func (r *Registry[R]) dismissLocked(c *Call[R]) {
-	if c == nil || c.lines == nil || c.waiter != nil { // was not sent, or has a caller again
+	if c == nil || c.lines == nil || c.waiter != nil || c.replaced { // was not sent, has a caller again, or a retry has taken over the line
 		return
 	}
 	s := c.lines
-	if current := s.open[c.ID]; current != nil && current != c && current.waiter != nil {
-		return // a retry has taken over the line
+	if current := s.open[c.ID]; current != nil && current != c {
+		return // the journal has given the line to a retry
 	}
 	c.unwanted, s.dismissed = true, true
 	r.detached.remove(c)
@@ -759,7 +809,7 @@ func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
 }
 
 // Place gives lines that the journal gave to this process to the queued calls
-// with the same fingerprints. A line that a caller here waits for already, or whose
+// with the same fingerprints. A line that a caller here waits for already, also with a Fork, or whose
 // answer a caller here is reading, stays with its caller: the journal had released
 // the line when the lease expired, or repeats a lost answer. find
 // returns the lines of a batch, which it begins to poll if no batch here does.
@@ -778,7 +828,7 @@ func (r *Registry[R]) Place(taken []journal.Taken, find func(journal.Batch) *Lin
 // placeLocked gives a line to a queued call. The caller holds r.mu.
 func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	old := s.open[l.CustomID]
-	if _, reading := r.reading[l.CustomID]; reading || old != nil && old.waiter != nil {
+	if _, reading := r.reading[l.CustomID]; reading || old != nil && (old.waiter != nil || old.fork != nil) {
 		return
 	}
 	c := r.queued[Fingerprint(l.Fingerprint)].first
@@ -801,7 +851,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	delete(s.lent, l.CustomID)
 	if old != nil {
 		r.detached.remove(old)
-		old.state, old.fork = stateDone, nil
+		old.state, old.replaced = stateDone, true
 		c.inheritLocked(old.Reservation)
 	}
 	s.addLocked(c, l.CustomID, l.N)

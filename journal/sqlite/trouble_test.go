@@ -290,18 +290,6 @@ func TestLeaseExactly(t *testing.T) {
 	})
 }
 
-func edit(t *testing.T, path, statement string) {
-	t.Helper()
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if _, err := db.Exec(statement); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -331,20 +319,4 @@ func cut(t *testing.T, path string) {
 	if err := os.Truncate(path, info.Size()/2); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// holdLock holds the write lock until unlock or the end of the test.
-func holdLock(t *testing.T, path string) (unlock func()) {
-	t.Helper()
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	db.SetMaxOpenConns(1)
-	if _, err := db.Exec(`begin immediate`); err != nil {
-		t.Fatal(err)
-	}
-	unlock = func() { db.Close() }
-	t.Cleanup(unlock)
-	return unlock
 }

@@ -214,8 +214,8 @@ var mutants = []mutant{
 	{
 		name: "a queued retry does not get the line when the first caller leaves",
 		file: "internal/registry/registry.go",
-		old:  "	if retry := r.queued[c.Fingerprint].first; retry != nil && s.joinableLocked() {\n",
-		new:  "	if retry := r.queued[c.Fingerprint].first; retry != nil && s.closed {\n",
+		old:  "	if c.fork == nil && r.offerLocked(c) {\n",
+		new:  "	if c.fork != nil && r.offerLocked(c) {\n",
 		test: &test{"./internal/registry", "TestRetries"},
 	},
 	{
@@ -242,7 +242,7 @@ var mutants = []mutant{
 	{
 		name:  "a line that a caller waits for is given to a second caller",
 		file:  "internal/registry/registry.go",
-		old:   "reading || old != nil && old.waiter != nil {\n",
+		old:   "reading || old != nil && (old.waiter != nil || old.fork != nil) {\n",
 		new:   "reading || old != nil && old.answer != nil {\n",
 		seeds: []uint64{55},
 	},
@@ -465,7 +465,7 @@ var mutants = []mutant{
 	{
 		name:  "a flex call is sent again after its connection broke",
 		file:  "internal/flexapi/unsent.go",
-		old:   "	if err != nil && (asked.Load() && !got.Load() || notDialed(err)) {\n",
+		old:   "	if err != nil && !got.Load() && (asked.Load() || notDialed(err)) {\n",
 		new:   "	if err != nil {\n",
 		says:  "were paid for",
 		draws: "lanes",
@@ -496,9 +496,30 @@ var mutants = []mutant{
 		test: &test{"./internal/blackbox", "TestFlex$"},
 	},
 	{
+		name: "a call that has climbed does not return to its batch",
+		file: "internal/registry/registry.go",
+		old:  "e.fork != c || e.state != stateOpen",
+		new:  "e.fork == c || e.state != stateOpen",
+		test: &test{"./internal/blackbox", "TestAFailedClimbReturnsToTheBatch"},
+	},
+	{
+		name: "the line of a call that has climbed is given to an equal call",
+		file: "internal/registry/registry.go",
+		old:  "		if old.fork != nil || old.releasing && !uncertain {\n",
+		new:  "		if old.releasing && !uncertain {\n",
+		test: &test{"./internal/blackbox", "TestAnEqualCallBesideAClimb"},
+	},
+	{
+		name: "a line that a retry has taken over is dismissed",
+		file: "internal/registry/registry.go",
+		old:  " || c.replaced {",
+		new:  " {",
+		test: &test{"./internal/registry", "TestFork"},
+	},
+	{
 		name:  "a flex call that may have been executed falls back to real time",
 		file:  "batch.go",
-		old:   "		if !a.Paid || b.t.opts.Escalate != EscalateNever { // a fallback alone pays for no call twice\n",
+		old:   "		if !a.Paid || b.t.opts.Escalate != EscalateNever && !b.key.flex() { // no flex call, and no fallback alone, is paid for twice\n",
 		new:   "		{\n",
 		says:  "the flex tier may have executed",
 		draws: "lanes",
@@ -539,8 +560,8 @@ var mutants = []mutant{
 	{
 		name:  "a call that has climbed gets no answer of its batch",
 		file:  "internal/registry/registry.go",
-		old:   "	if fork == nil || !a.FromLine() || a.Status",
-		new:   "	if fork == nil || a.FromLine() || a.Status",
+		old:   "	if fork == nil || !a.isSuccess() {\n",
+		new:   "	if fork == nil || a.isSuccess() {\n",
 		says:  "was sent in real time, though",
 		draws: "climbs",
 		seeds: []uint64{63, 78, 90, 107},
