@@ -501,7 +501,13 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	if returned {
 		s.waiting--
 		s.watchIdleLocked()
-		s.endLocked(c, a)
+		switch {
+		case a.Err != nil: // a retry at another process finds the line
+		case a.Paid:
+			s.releaseLocked(c) // a retry that climbs finds the line, and does not pay again
+		default:
+			s.endLocked(c, a)
+		}
 	}
 	if c.waiter == nil {
 		c.freeBodyLocked()
