@@ -478,7 +478,7 @@ var mutants = []mutant{
 		new:   "	return h, backend.Absent, errors.New(",
 		says:  "were paid for",
 		draws: "lanes",
-		seeds: []uint64{47},
+		seeds: []uint64{47, 21},
 	},
 	{
 		name:  "the id of a response in the background is not stored",
