@@ -63,8 +63,10 @@ async function respondAsync(url, init) {
   return response;
 }
 
+const metadata = { job: "nightly" };
+
 async function background(client, input) {
-  let answer = await client.responses.create({ model, input, background: true });
+  let answer = await client.responses.create({ model, input, metadata, background: true });
   while (answer.status === "queued" || answer.status === "in_progress") {
     await new Promise((resolve) => setTimeout(resolve, 100));
     answer = await client.responses.retrieve(answer.id);
@@ -96,10 +98,10 @@ const calls = {
   "openai chat stream": sdk((c, prompt) =>
     c.chat.completions.stream({ model, messages: userMessage(prompt), tools, stream_options: { include_usage: true } }).finalChatCompletion()),
   "openai chat, JSON": sdk((c, prompt) => c.chat.completions.create({ model, messages: userMessage(prompt), n: 2, response_format: { type: "json_object" } })),
-  "openai response": sdk((c, input) => c.responses.create({ model, input })),
+  "openai response": sdk((c, input) => c.responses.create({ model, input, metadata })),
   "openai response stream": sdk(async (c, input) => {
     let pieces = "";
-    const stream = c.responses.stream({ model, input }).on("response.function_call_arguments.delta", (e) => { pieces += e.delta; });
+    const stream = c.responses.stream({ model, input, metadata }).on("response.function_call_arguments.delta", (e) => { pieces += e.delta; });
     return { response: await stream.finalResponse(), pieces };
   }),
   "openai completion": sdk((c, prompt) => c.completions.create({ model, prompt })),

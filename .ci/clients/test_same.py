@@ -135,18 +135,21 @@ async def chat_object(c, prompt):
     return await c.chat.completions.create(model=MODEL, messages=messages(prompt), n=2, response_format={"type": "json_object"})
 
 
+METADATA = {"job": "nightly"}
+
+
 async def response(c, prompt):
-    return await c.responses.create(model=MODEL, input=prompt)
+    return await c.responses.create(model=MODEL, input=prompt, metadata=METADATA)
 
 
 async def response_stream(c, prompt):
-    async with c.responses.stream(model=MODEL, input=prompt) as s:
+    async with c.responses.stream(model=MODEL, input=prompt, metadata=METADATA) as s:
         arguments = [e.delta async for e in s if e.type == "response.function_call_arguments.delta"]
         return [await s.get_final_response(), "".join(arguments)]
 
 
 async def background(c, prompt):
-    return await collected(c, (await c.responses.create(model=MODEL, input=prompt, background=True)).id)
+    return await collected(c, (await c.responses.create(model=MODEL, input=prompt, metadata=METADATA, background=True)).id)
 
 
 async def collected(c, response_id):
