@@ -424,7 +424,7 @@ func (w *world) checkPaid() {
 			switch {
 			case !answered(l):
 				w.tally.add(countSpoilt, 1)
-			case w.cancelledByUs(b.ID), len(b.Errors) > 0 && !handed:
+			case w.cancelledByUs(b.ID), (len(b.Errors) > 0 || w.failedWhole[b.ID]) && !handed: // a failed batch may be called cancelled since
 				w.tally.add(countCancelled, 1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++
