@@ -115,7 +115,7 @@ func (t *Transport) newBatch(q *queue, first phase) *batch {
 	if c := q.First; c != nil {
 		b.url = c.URL
 	}
-	b.lines = t.registry.NewLines(b.idle)
+	b.lines = t.registry.NewLines(b.idle, q.Key.flex())
 	b.record = t.session.NewRecord(b.lines)
 	b.lines.SetRecord(b.record)
 	b.lane = q.Key.account.Lane(q.Key.window)
@@ -360,7 +360,7 @@ func (b *batch) giveUp(c *call, a *answer) {
 			b.move([]*call{c}, ModeRealtime)
 			return
 		}
-		if !a.Paid || b.t.opts.Escalate != EscalateNever && !c.Request.flex() { // no flex call, and no fallback alone, is paid for twice
+		if !a.Paid || b.t.opts.Escalate != EscalateNever && !b.key.flex() { // no flex call, and no fallback alone, is paid for twice
 			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
 				a = &answer{Realtime: true, Instead: a, Spending: spending}
 			}

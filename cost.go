@@ -48,7 +48,7 @@ type BudgetStats struct {
 
 // priced is what decides about the price of a call.
 func priced(r *request) price.Call {
-	return price.Call{Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.flex()}
+	return price.Call{Profile: r.at.Profile, Model: cmp.Or(r.model, r.at.DefaultModel), Payer: r.key.account.Name, Caller: r.caller.Name, Flex: r.key.flex()}
 }
 
 // plan plans the reservation of a call in the budget, which is not nil. A call whose

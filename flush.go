@@ -50,7 +50,7 @@ const bytesPerToken = 4
 func (t *Transport) entry(c *call) collector.Entry[key, *call] {
 	r := &c.Request
 	limits := r.at.Limits
-	if r.flex() {
+	if r.key.flex() {
 		limits.Calls = 1
 	}
 	if tokens := r.key.account.Lane(r.key.window).Limiter.TokenLimit(r.key.group); tokens > 0 {

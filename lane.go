@@ -61,13 +61,13 @@ func (b *batch) prefersFlex() bool {
 	return b.history.attempts == 0 && len(calls) == 1 && calls[0].Request.climbs(false)
 }
 
-// flex reports whether the call is sent at the flex tier.
-func (q *request) flex() bool { return q.key.window == provider.FlexWindow }
+// flex reports whether the calls are sent at the flex tier.
+func (k *key) flex() bool { return k.window == provider.FlexWindow }
 
 // climbs reports whether the call goes on at the flex tier if it is alone in its batch, or
 // if the batch does not answer. refused says that the call may be refused there for its model.
 func (q *request) climbs(refused bool) bool {
-	return q.mode == lane.Auto && !q.flex() && q.at.Flex && (refused || q.key.account.HasFlex(q.model))
+	return q.mode == lane.Auto && !q.key.flex() && q.at.Flex && (refused || q.key.account.HasFlex(q.model))
 }
 
 // move sends calls in the other lane: from a batch at the flex tier, and back. next is the
@@ -77,7 +77,7 @@ func (b *batch) move(calls []*call, next Mode) {
 		var closing []*call
 		for _, c := range queued {
 			q := &c.Request
-			if q.flex() {
+			if q.key.flex() {
 				q.key.window = q.window
 			} else {
 				q.key.window = provider.FlexWindow

@@ -110,7 +110,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if a.Flex || a.Local && c.Request.flex() {
+	if a.Flex || a.Local && c.Request.key.flex() {
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

@@ -152,7 +152,7 @@ func New(o Options) (*Transport, error) {
 	t.ctx, t.stop = context.WithCancelCause(context.Background())
 	t.journalCtx, t.stopJournal = retry.Outliving(t.ctx, closeGrace)
 	t.collector = collector.New(t.entry, func(q *queue) bool { return t.startBatch(t.newBatch(q, collecting), false) }) // under the lock of the collector
-	t.registry = registry.New(o.KeepFor, o.AbandonAfter, t.collector.Drop, (*request).flex)
+	t.registry = registry.New(o.KeepFor, o.AbandonAfter, t.collector.Drop, func(q *request) bool { return q.key.flex() })
 	t.events = eventqueue.New(o.OnEvent,
 		func(e Event, p any) { logPanic(o.Logger, p, "OnEvent", "event", e.Name) },
 		func() { o.Logger.Warn("OnEvent is too slow; events are dropped", "waiting", eventqueue.MaxPending) })

@@ -422,6 +422,30 @@ func TestACallThatClimbedComesBack(t *testing.T) {
 	})
 }
 
+// A retry that gets the flex call of an earlier call, which was alone in its batch, is at the
+// flex tier already, and does not climb there again.
+func TestARetryAtTheFlexTierDoesNotClimb(t *testing.T) {
+	p := provider.Doubleword()
+	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, Provider: &p}
+	for _, path := range []string{"/responses", "/chat/completions"} {
+		scenario := setup{server: batchtest.Options{Behavior: batchtest.Doubleword(), FlexDelay: 30 * time.Minute}, options: o}
+		scenario.run(t, path, func(s *scene) {
+			first := s.send(path, bodyTo(path, "a"))
+			s.until(time.Minute)
+			first.left()
+			s.until(2 * time.Minute)
+			retry := s.send(path, bodyTo(path, "a"), with("Autobatcher-Deadline", "65m")) // the deadline is near after 4 minutes
+			if r := retry.within(2 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "flex" || r.at > 32*time.Minute {
+				s.Errorf("%d %v after %v: %s", r.status, r.header, r.at, r.body)
+			}
+			s.until(5 * time.Hour)
+			if diff := cmp.Diff(map[batchtest.Tier]int{"flex": 1}, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // A call that has climbed gets the answer of its batch, if the batch answers first: no call
 // is sent in real time, and the caller does not wait for the flex tier.
 func TestTheBatchAnswersACallThatClimbed(t *testing.T) {

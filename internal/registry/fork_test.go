@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,6 +124,11 @@ func TestFork(t *testing.T) {
 			p.Complete(c, ok("first"))
 			p.Read(p.wants(w, "first"))
 		}},
+		"the further line may be paid for": {further: true, then: func(p *process, _ *lines, c, next *call, w *waiter) {
+			p.Complete(next, &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true})
+			p.Complete(c, ok("first"))
+			p.Read(p.wants(w, "first"))
+		}},
 		"the further line has an error": {then: func(p *process, _ *lines, c, next *call, w *waiter) {
 			p.Complete(next, &answer{Answer: reply.Answer{Status: 400}})
 			p.Complete(c, &answer{Answer: reply.Answer{Status: 400, Body: []byte("first")}})
@@ -198,6 +204,25 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// The process ends while a call waits with a further line, whose outcome is not known: the
+// journal keeps the further line for a retry.
+func TestForkOfAProcessThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := journal.NewMemory()
+		p := start(t, store, keepFor)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		next, _ := p.fork(c, w)
+		p.batch(next)
+		p.Complete(next, &answer{Err: errors.New("closed")})
+		p.Complete(c, &answer{Err: errors.New("closed")})
+		p.session.Leave()
+		if !elsewhere(t, store, c) || !elsewhere(t, store, next) {
+			t.Error("a line is lost")
+		}
+	})
+}
+
 // The line of a call whose caller does not need the line is not kept for the caller: the
 // further call has an answer already, or the call was not sent.
 func TestForkWithoutALine(t *testing.T) {
@@ -221,7 +246,7 @@ func TestForkWithoutALine(t *testing.T) {
 		c, w, _ = p.enter("b")
 		_, waiting = p.fork(c, w)
 		p.Leave(waiting, false)
-		if sent := p.Claim([]*call{c}, p.NewLines(nil)); len(sent) != 0 || len(p.dropped) != 2 {
+		if sent := p.Claim([]*call{c}, p.NewLines(nil, false)); len(sent) != 0 || len(p.dropped) != 2 {
 			t.Errorf("%v is sent, %v dropped; want the call and the further call dropped", sent, p.dropped)
 		}
 	})

@@ -15,6 +15,7 @@ type Lines[R any] struct {
 	r      *Registry[R]
 	record *journalsession.Record
 	idleTo chan<- struct{} // receives when the batch was idle for too long
+	flex   bool            // the batch is a call at the flex tier
 
 	ref        string                         // the name of the batch in the journal; "" if the journal does not know the batch
 	id         string                         // of the batch at the provider; "" until known
@@ -41,9 +42,10 @@ func (s *Lines[R]) Claimed(mine bool) {
 }
 
 // NewLines returns the lines of a new batch. idleTo receives when no caller has
-// waited for a line for too long; it should have room for one value.
-func (r *Registry[R]) NewLines(idleTo chan<- struct{}) *Lines[R] {
-	return &Lines[R]{r: r, idleTo: idleTo, open: make(map[string]*Call[R]), leaving: make(map[string]*Call[R])}
+// waited for a line for too long; it should have room for one value. flex says that the batch
+// is a call at the flex tier.
+func (r *Registry[R]) NewLines(idleTo chan<- struct{}, flex bool) *Lines[R] {
+	return &Lines[R]{r: r, idleTo: idleTo, flex: flex, open: make(map[string]*Call[R]), leaving: make(map[string]*Call[R])}
 }
 
 // SetRecord sets the journal record of the batch, before the first line is added.

@@ -278,7 +278,8 @@ func (r *Registry[R]) InRealtime(c *Call[R], read func(request *R)) (usd float64
 	return c.Reservation.Realtime()
 }
 
-// Fork returns a further call with the line and the cost of c, or nil if c has no caller.
+// Fork returns a further call with the line and the cost of c, or nil if c has no caller, or
+// waits for a line that is at the flex tier already, as a retry may.
 // The further call has a fingerprint of its own, so that a retry finds the line of c.
 // read makes the request of the further call, with the lock held, or reports false, and
 // then Fork returns nil.
@@ -286,7 +287,7 @@ func (r *Registry[R]) Fork(c *Call[R], read func(*R) (R, bool)) *Call[R] {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	request, ok := read(&c.Request)
-	if !ok || c.waiter == nil {
+	if !ok || c.waiter == nil || c.lines != nil && c.lines.flex {
 		return nil
 	}
 	return &Call[R]{
@@ -503,7 +504,13 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	if returned {
 		s.waiting--
 		s.watchIdleLocked()
-		s.endLocked(c, a)
+		switch {
+		case a.Err != nil: // a retry at another process finds the line
+		case a.Paid:
+			s.releaseLocked(c) // a retry that climbs finds the line, and does not pay again
+		default:
+			s.endLocked(c, a)
+		}
 	}
 	if c.waiter == nil {
 		c.freeBodyLocked()

@@ -78,7 +78,7 @@ func (p *process) enter(text string) (c *call, w *waiter, queued bool) {
 func (p *process) batch(calls ...*call) (*lines, chan struct{}) {
 	p.Helper()
 	idle := make(chan struct{}, 1)
-	s := p.NewLines(idle)
+	s := p.NewLines(idle, false)
 	r := p.session.NewRecord(s)
 	s.SetRecord(r)
 	claimed := p.Claim(calls, s)
@@ -513,7 +513,7 @@ func (p *process) place(taken []journal.Taken) { p.Place(taken, p.linesOf) }
 
 func (p *process) linesOf(b journal.Batch) *lines {
 	return p.LinesOf(b.Ref, func() *lines {
-		s := p.NewLines(make(chan struct{}, 1))
+		s := p.NewLines(make(chan struct{}, 1), false)
 		s.SetRecord(p.session.Resume(&b, s))
 		return s
 	})
@@ -611,7 +611,7 @@ func TestAPlacedLineHasItsKeptAnswer(t *testing.T) {
 	held := journal.Line{CustomID: c.ID, Fingerprint: journal.Hash(c.Fingerprint)}
 	p.Place([]journal.Taken{{Lines: []journal.Line{held}}}, func(journal.Batch) *lines { return s })
 	p.wants(first, "A")
-	next := p.NewLines(make(chan struct{}, 1))
+	next := p.NewLines(make(chan struct{}, 1), false)
 	next.SetRecord(p.session.NewRecord(next))
 	if claimed := p.Claim([]*call{other}, next); len(claimed) != 1 || len(second.Ready) != 0 {
 		t.Error("one line answers two live calls")
@@ -859,7 +859,7 @@ func TestReservationsInRealtime(t *testing.T) {
 func BenchmarkCall(b *testing.B) {
 	r := registry.New(keepFor, idleAfter, func(*call) {}, func(*string) bool { return false })
 	session := journalsession.Disabled(journalsession.Options{})
-	s := r.NewLines(make(chan struct{}, 1))
+	s := r.NewLines(make(chan struct{}, 1), false)
 	s.SetRecord(session.NewRecord(s))
 	calls := make([]*call, 0, b.N)
 	b.ReportAllocs()

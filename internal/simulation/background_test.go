@@ -548,7 +548,8 @@ func (w *world) checkFailedByID(p *replica, c *backgroundCall, res *http.Respons
 	failedWhole := w.failedWhole[id.batch]
 	w.mu.Unlock()
 	w.tally.add(countErrored, 1)
-	refused := w.isRefusal(c.key, status, code)
+	lost := func(r refusal) bool { return r.ends.After(c.returned) && time.Since(r.since) >= 9*time.Minute } // an id stays failed
+	refused := w.isRefusal(c.key, status, code) || code == "batch_lost" && slices.ContainsFunc(w.refused(c.key), lost)
 	c.refused = c.refused || refused
 	switch {
 	case refused, !c.withdrawn.IsZero(), failedWhole:

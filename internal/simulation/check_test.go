@@ -44,8 +44,9 @@ import (
 //
 //  10. A flex call counts as a line. A call ends in "it is not known" at the flex tier
 //      only as often as a response got lost, or a process died, while such a call was
-//      sent. Only a tier without room makes a call fall back. A response that no client
-//      waits for is cancelled, and no response is deleted whose answer no client has.
+//      sent. Only a tier without room, or without the model of the call, makes a
+//      call fall back, and a process asks for the tier of such a model once an hour.
+//      A response that no client waits for is cancelled, and no response is deleted whose answer no client has.
 //
 //  11. The id of a call in the background gets the answer of its own call, the same at
 //     each process and each time, within twenty hours, and within two hours of the batch's
@@ -423,7 +424,7 @@ func (w *world) checkPaid() {
 			switch {
 			case !answered(l):
 				w.tally.add(countSpoilt, 1)
-			case w.cancelledByUs(b.ID), len(b.Errors) > 0 && !handed:
+			case w.cancelledByUs(b.ID), (len(b.Errors) > 0 || w.failedWhole[b.ID]) && !handed: // a failed batch may be called cancelled since
 				w.tally.add(countCancelled, 1)
 			default:
 				paid[ident{b.APIKey, textOf(l.Body)}]++

@@ -246,6 +246,7 @@ func (h *replicaStore) Release(ctx context.Context, owner, ref string, lines []i
 	r := h.p.w.record
 	err := h.do(ctx, "release", func() error { return h.Store.Release(ctx, owner, ref, lines) })
 	h.p.logf("releases lines %v of %s: %v", lines, ref, err)
+	r.note(func() { r.releases(h.p, ref, lines) })
 	if errors.Is(err, errJournal) {
 		r.note(func() { r.excuseLines(ref, lines) })
 	}
@@ -358,6 +359,7 @@ type record struct {
 	resumed           map[string]bool           // the batches that another process than the first has owned, by ref
 	abandoned         map[string]decision       // when a process decided to cancel, by ref, or sent a cancel, by batch id
 	deliveredTo       map[lineID][]*replica     // the processes that delivered a line, by ref and custom id
+	released          map[lineID][]decision     // when processes released a line, by ref and custom id
 	prints            map[string]journal.Hash   // by custom id
 	unrecorded        map[string]bool           // custom ids of lines the journal may not know
 	excused           map[journal.Hash]int      // lines that may be paid for once more
@@ -370,7 +372,7 @@ type record struct {
 func newRecord() *record {
 	return &record{
 		lines: make(map[string][]journal.Line), by: make(map[string]*replica), files: make(map[string]string), ids: make(map[string]string),
-		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), resumed: make(map[string]bool), deliveredTo: make(map[lineID][]*replica),
+		ended: make(map[string]bool), discarded: make(map[string]string), abandoned: make(map[string]decision), resumed: make(map[string]bool), deliveredTo: make(map[lineID][]*replica), released: make(map[lineID][]decision),
 		prints: make(map[string]journal.Hash), unrecorded: make(map[string]bool), excused: make(map[journal.Hash]int),
 		flex: make(map[string]bool), sending: make(map[string]bool),
 	}
@@ -408,6 +410,23 @@ func (r *record) delivered(by *replica, ref string, lines []int) {
 			r.deliveredTo[id] = append(r.deliveredTo[id], by)
 		}
 	}
+}
+
+// releases notes that a process asked the journal to release lines. The caller holds mu.
+func (r *record) releases(by *replica, ref string, lines []int) {
+	for _, n := range lines {
+		if n < len(r.lines[ref]) {
+			id := lineID{ref, r.lines[ref][n].CustomID}
+			r.released[id] = append(r.released[id], decision{by: by, at: time.Now()})
+		}
+	}
+}
+
+// isReleased reports whether a process asked the journal to release a line, not before a time.
+func (r *record) isReleased(by *replica, id lineID, since time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(r.released[lineID{r.ids[id.batch], id.custom}], func(d decision) bool { return d.by == by && !d.at.Before(since) })
 }
 
 // deliveredBy reports whether a process wrote down that the process handed out a
