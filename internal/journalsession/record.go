@@ -355,7 +355,9 @@ func (r *Record) setDetached(detached bool) {
 
 // sendState sends the state of the batch. If no process owns the batch any more,
 // this process claims the batch first; if another process owns the batch, that
-// process finds out the state for itself.
+// process finds out the state for itself. A batch that the process that owned the batch
+// meanwhile may have created is not deleted, and stays without an owner, so that a process
+// looks for the batch.
 func (r *Record) sendState(ctx context.Context, ref string, u *update) error {
 	s := r.session
 	err := s.do(ctx, 0, func(ctx context.Context) error {
@@ -363,15 +365,14 @@ func (r *Record) sendState(ctx context.Context, ref string, u *update) error {
 		if !errors.Is(err, journal.ErrNotOwner) {
 			return err
 		}
+		if may, err := s.mayExist(ctx, ref, u); err != nil || may {
+			return err
+		}
 		if mine, err := s.store.Claim(ctx, s.owner, ref); err != nil || !mine {
 			return err
 		}
-		if u.deletes {
-			// The process that owned the batch meanwhile may have created the batch.
-			found, err := s.store.Batches(ctx, journal.Filter{Ref: ref})
-			if err != nil || len(found) == 0 || found[0].BatchID != "" || found[0].State == journal.Creating {
-				return err
-			}
+		if may, err := s.mayExist(ctx, ref, u); err != nil || may { // another process was between the two requests
+			return err
 		}
 		return u.send(ctx, ref)
 	})
@@ -385,6 +386,16 @@ func (r *Record) sendState(ctx context.Context, ref string, u *update) error {
 		r.state = nil
 	}
 	return nil
+}
+
+// mayExist reports that an update would delete a batch that may exist at the provider, or
+// that the journal does not have.
+func (s *Session) mayExist(ctx context.Context, ref string, u *update) (bool, error) {
+	if !u.deletes {
+		return false, nil
+	}
+	found, err := s.store.Batches(ctx, journal.Filter{Ref: ref})
+	return err != nil || len(found) == 0 || found[0].BatchID != "" || found[0].State == journal.Creating, err
 }
 
 // final reports whether sending the same update again would change nothing.

@@ -205,6 +205,36 @@ func TestABatchThatWasTaken(t *testing.T) {
 	})
 }
 
+// A process whose lease has expired does not become the owner of a batch that it wants to
+// discard, and that another process was about to create: nobody would look for the batch.
+func TestABatchThatWasTakenIsNotDiscarded(t *testing.T) {
+	for _, state := range []journal.State{journal.Creating, journal.Running} {
+		bubble(t, func(t *testing.T, store journal.Store) {
+			far := &failing{Store: store}
+			a, b := open(t, far, false), open(t, store, false)
+			r, _ := a.begin(t)
+			r.Close() // no caller here waits for the batch
+			far.set(until("heartbeat", 3*journalsession.Lease), nil)
+			time.Sleep(2 * journalsession.Lease)
+			const dead = "a process that dies"
+			if _, err := store.Heartbeat(t.Context(), dead, journalsession.Lease); err != nil {
+				t.Fatal(err)
+			}
+			if mine, err := store.Claim(t.Context(), dead, r.Ref()); !mine || err != nil {
+				t.Fatalf("claim: %v, %v", mine, err)
+			}
+			if err := store.Advance(t.Context(), dead, r.Ref(), journal.Step{State: state, BatchID: map[journal.State]string{journal.Running: "b"}[state]}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * journalsession.Lease)
+			r.Discard(t.Context())
+			if orphans := b.Orphans(t.Context()); len(orphans) != 1 || orphans[0].Ref != r.Ref() {
+				t.Errorf("state %s: orphans: %+v, want the batch", state, orphans)
+			}
+		})
+	}
+}
+
 // A store that fails requests, or loses the answers to requests that were
 // carried out, until a time.
 type failing struct {
