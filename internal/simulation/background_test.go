@@ -554,6 +554,7 @@ func (w *world) checkFailedByID(p *replica, c *backgroundCall, res *http.Respons
 	switch {
 	case refused, !c.withdrawn.IsZero(), failedWhole:
 	case !b.Ended.IsZero() && !answered(l) && code == "batch_lost": // a process without the prompt cannot send the call again
+	case code == "batch_not_submitted" && w.unreliable(): // nobody can send the call again whose line has failed
 	default:
 		w.checkError(p, c.clientCall, id, status, code, body)
 	}
