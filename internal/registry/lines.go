@@ -85,20 +85,27 @@ func (s *Lines[R]) releaseLocked(c *Call[R]) {
 	s.record.Detached()
 }
 
-// settleLocked tells the journal what became of a line whose caller gets a failure in
-// place of the provider's answer. The caller holds r.mu.
+// settleLocked tells the journal what became of a line whose caller gets a failure: the
+// line may yet answer a retry, or a retry has no use for the line. The caller holds r.mu.
 func (s *Lines[R]) settleLocked(c *Call[R], failure *Answer[R]) {
-	if failure.Local || failure.Reopen {
-		s.endLocked(c, failure)
+	switch {
+	case failure.Reopen:
+		s.releaseLocked(c)
+	case failure.Local:
+		s.record.Delivered(c.place)
 	}
 }
 
-// endLocked tells the journal what became of a line that has failed: the line may yet
-// answer a retry, or a retry has no use for the line. The caller holds r.mu.
-func (s *Lines[R]) endLocked(c *Call[R], failure *Answer[R]) {
-	if failure.Reopen {
+// leftLocked tells the journal what became of a line that has failed, and whose caller waits
+// for another line again. The caller holds r.mu.
+func (s *Lines[R]) leftLocked(c *Call[R], failure *Answer[R]) {
+	s.waiting--
+	s.watchIdleLocked()
+	switch {
+	case failure.Err != nil: // a retry at another process finds the line
+	case failure.Reopen, failure.Paid: // a retry that climbs finds the line, and does not pay again
 		s.releaseLocked(c)
-	} else {
+	default:
 		s.record.Delivered(c.place)
 	}
 }

@@ -502,15 +502,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	c.endBeforeLocked()
 	c.Reservation.Release()
 	if returned {
-		s.waiting--
-		s.watchIdleLocked()
-		switch {
-		case a.Err != nil: // a retry at another process finds the line
-		case a.Paid:
-			s.releaseLocked(c) // a retry that climbs finds the line, and does not pay again
-		default:
-			s.endLocked(c, a)
-		}
+		s.leftLocked(c, a)
 	}
 	if c.waiter == nil {
 		c.freeBodyLocked()
