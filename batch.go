@@ -355,13 +355,13 @@ func (b *batch) logEnd(o outcome, err error) {
 // giveUp ends a call that no batch will answer: at the flex tier in mode auto, in real
 // time, or with a.
 func (b *batch) giveUp(c *call, a *answer) {
-	if a.Err == nil && b.t.registry.HasWaiter(c) && !c.Recalled {
-		if c.Request.climbs(b.t.opts.FlexFallback == FallbackRealtime) && !a.Paid {
+	if r := b.t.registry; a.Err == nil && r.HasWaiter(c) && !r.Returns(c) && !c.Recalled {
+		if !b.key.flex() && !r.HasForked(c) && c.Request.climbs(b.t.opts.FlexFallback == FallbackRealtime) && !a.Paid {
 			b.move([]*call{c}, ModeRealtime)
 			return
 		}
 		if !a.Paid || b.t.opts.Escalate != EscalateNever && !b.key.flex() { // no flex call, and no fallback alone, is paid for twice
-			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage()); ok {
+			if spending, ok := b.t.escalator.allow(c, a.ErrorMessage(), b.key.flex()); ok {
 				a = &answer{Realtime: true, Instead: a, Spending: spending}
 			}
 		}

@@ -63,9 +63,11 @@ func (r *router) plan(c *call, asked *requestbody.Call) error {
 		"; or, if callers may choose the price, send this call with the header Autobatcher-Mode: realtime, which the budget does not limit"}
 }
 
-// exhausted is the answer for a call that does not fit into the budget.
-func (r *router) exhausted(err error) *reply.RequestError {
-	r.meter.Budget().Refused()
+// exhausted is the answer for a call that does not fit into the budget. c may be nil.
+func (r *router) exhausted(err error, c *call) *reply.RequestError {
+	if c == nil || c.Earlier == nil { // else the call stays in its batch
+		r.meter.Budget().Refused()
+	}
 	return &reply.RequestError{Status: http.StatusPaymentRequired, Code: CodeBudgetExhausted, Message: err.Error() +
 		" (estimates); retry when calls have been answered or the budget begins anew, name a smaller max_tokens, or raise the budget"}
 }

@@ -69,7 +69,8 @@ func (e *escalator) climb(req *http.Request, c *call, w *waiter) (*call, *waiter
 		return c, w
 	}
 	c.Request.raw = nil
-	e.t.opts.Logger.Info("call sent in another lane", "reason", deadlineNear, "custom_id", c.ID)
+	_, id := e.t.registry.NameOf(c)
+	e.t.opts.Logger.Info("call sent in another lane", "reason", deadlineNear, "custom_id", id)
 	return next, waiting
 }
 
@@ -88,13 +89,13 @@ func (c climbed) Delivered() {
 	}
 }
 
-// allow reports whether a call may be sent in real time for that reason, and takes the
-// call from the budget. The call that is sent must end spending. A call in the background is
-// never sent.
-func (e *escalator) allow(c *call, reason string) (spending *price.RealtimeCall, ok bool) {
+// allow reports whether a call, whose line may be a flex call, may be sent in real time for
+// that reason, and takes the call from the budget. The call that is sent must end spending.
+// A call in the background is never sent.
+func (e *escalator) allow(c *call, reason string, flex bool) (spending *price.RealtimeCall, ok bool) {
 	var asked price.Call
 	usd := e.t.registry.InRealtime(c, func(r *request) { asked = priced(r) })
-	if !e.t.opts.escalates(asked.Flex) || c.Request.key.background || e.t.ctx.Err() != nil {
+	if !e.t.opts.escalates(flex) || c.Request.key.background || e.t.ctx.Err() != nil {
 		return nil, false
 	}
 	return e.budget.Take(c.Request.caller, asked, usd, reason)

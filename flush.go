@@ -28,7 +28,7 @@ func (t *Transport) enter(c *call) (*waiter, error) {
 	if ok && queue {
 		// The journal may know a line of the call, which is paid for: then claim decides.
 		if err := planned.Take(); err != nil && t.opts.Journal == nil && t.registry.Withdraw(c) {
-			return nil, t.router.exhausted(err)
+			return nil, t.router.exhausted(err, c)
 		}
 		if ok = t.collector.Add(c); ok {
 			t.session.FindSoon(a.Hash, journal.Hash(c.Fingerprint), a.Retries)
@@ -103,7 +103,7 @@ func (b *batch) claim() error {
 		return context.Cause(b.t.ctx) // Close answers the callers
 	}
 	if b.t.router.meter.Budget() != nil {
-		b.t.registry.Refuse(calls, func(err error) *answer { return &answer{Answer: b.t.router.exhausted(err).Answer()} })
+		b.t.registry.Refuse(calls, func(err error) *answer { return &answer{Answer: b.t.router.exhausted(err, nil).Answer()} })
 	}
 	sent := b.t.registry.ClaimQueue(b.queue, b.lines)
 	b.size = len(sent)

@@ -77,10 +77,8 @@ func (b *batch) move(calls []*call, next Mode) {
 		var closing []*call
 		for _, c := range queued {
 			q := &c.Request
-			if q.key.flex() {
+			if q.key.window = provider.FlexWindow; b.key.flex() { // the line may have been that of an earlier call in another lane
 				q.key.window = q.window
-			} else {
-				q.key.window = provider.FlexWindow
 			}
 			q.mode = lane.Mode(next)
 			if !b.t.collector.Add(c) {

@@ -87,7 +87,7 @@ func (b *batch) deliver(r *line.Result) (answered bool) {
 		default:
 			a.Cost = b.t.router.meter.BookUnclaimed(&b.bill, r.ID, cost, a.Body, false)
 		}
-		b.t.registry.Complete(c, &answer{Answer: a, Flex: flex, Counted: !reports(b)})
+		b.t.registry.Complete(c, &answer{Answer: a, Counted: !reports(b)})
 	case r.Malformed:
 		b.t.registry.Complete(c, failedAnswer(failure.LineUnreadable(about(b))))
 	case b.lines.RetryLater(c, b.t.opts.Resubmits):
@@ -110,7 +110,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if a.Flex || a.Local && c.Request.key.flex() {
+	if a.Flex || a.CustomID == "" && c.Request.key.flex() { // without an id: an answer to a call that was not sent
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

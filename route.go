@@ -76,7 +76,7 @@ func (r *router) route(req *http.Request) (*call, *http.Request, error) {
 	}
 	r.identify(c, req, raw, mark)
 	r.chooseLane(&c.Request, req, o.Mode)
-	if mark == nil && r.opts.escalates(at.Flex && o.Mode != lane.Batch) {
+	if mark == nil && r.opts.escalates(at.Flex) {
 		c.Request.raw = raw
 	}
 	return c, nil, nil

@@ -284,7 +284,7 @@ func (t *Transport) await(req *http.Request, c *call, w *waiter) (*http.Response
 		case <-urgent:
 			urgent = nil
 			if len(w.Ready) == 0 {
-				if spending, ok := t.escalator.allow(c, deadlineNear); ok {
+				if spending, ok := t.escalator.allow(c, deadlineNear, false); ok {
 					return t.escalator.escalate(req, c, w, began, spending)
 				}
 			}

@@ -2,6 +2,9 @@ package blackbox_test
 
 import (
 	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,8 +129,117 @@ func TestTheBudgetHasNoRoomForAClimb(t *testing.T) {
 					s.Errorf("%d %q after %v, want the answer of the batch: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, r.body)
 				}
 			}
+			if n := s.tr.Stats().Budget.Refused; n != 0 {
+				s.Errorf("%d calls are refused, want none", n)
+			}
 		})
 	}
+}
+
+// Calls whose climbs fail use up no room for calls in real time.
+func TestFailedClimbsTakeNoRoom(t *testing.T) {
+	const calls = 20
+	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute, EscalateLimit: calls}
+	openAI(batchtest.Options{Turnaround: 10 * time.Hour}, o).run(t, "full", func(s *scene) {
+		s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+		var asked atomic.Int64
+		ctx := caller.With(s.Context(), &caller.Caller{Realtime: func() bool { asked.Add(1); return true }})
+		done := make(chan reply, calls)
+		for i := range calls {
+			go func() {
+				done <- s.do(s.request(ctx, "/chat/completions", chatBody(fmt.Sprint(i)), with("Autobatcher-Deadline", "2h")))
+			}()
+		}
+		s.until(118 * time.Minute)
+		if n := asked.Load(); n != 0 {
+			s.Errorf("the server was asked %d times for room, before a call was sent in real time", n)
+		}
+		for range calls {
+			if r := <-done; r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" {
+				s.Errorf("%d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+			}
+		}
+	})
+}
+
+// Two equal calls climb. The failure of one flex call is not the answer of the other call,
+// whose batch answers.
+func TestEqualCallsClimb(t *testing.T) {
+	for name, fault := range map[string]batchtest.Fault{
+		"a refusal":                batchtest.Status(401, nil, `{"error":{"message":"x","type":"auth"}}`),
+		"a bad call":               batchtest.Status(400, nil, `{"error":{"message":"x","type":"invalid_request_error","param":"foo"}}`),
+		"a connection that breaks": batchtest.LoseAnswer(),
+	} {
+		for _, slow := range []time.Duration{0, time.Minute} {
+			var takes atomic.Int64
+			o := autobatcher.Options{
+				Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute,
+				Journal: slowTakeOver{journal.NewMemory(), &takes},
+			}
+			openAI(batchtest.Options{Turnaround: 110 * time.Minute}, o).run(t, fmt.Sprint(name, ", a journal that takes ", slow), func(s *scene) {
+				s.srv.Keep(batchtest.OpRealtime, func(w http.ResponseWriter, r *http.Request) bool {
+					time.Sleep(20 * time.Second)
+					return fault(w, r)
+				})
+				calls := []*pending{s.chat("a", with("Autobatcher-Deadline", "2h"))}
+				s.until(5 * time.Second)
+				calls = append(calls, s.chat("a", with("Autobatcher-Deadline", "2h")))
+				s.until(104*time.Minute + 2*time.Second) // the first call climbs before, and the second call after
+				takes.Store(int64(slow))
+				for i, c := range calls {
+					if r := c.within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "" || r.at > 112*time.Minute {
+						s.Errorf("call %d: %d %q after %v, want the answer of the batch: %s", i, r.status, r.header.Get("Autobatcher-Mode"), r.at, r.body)
+					}
+				}
+				if got := s.tr.Stats(); got.Answered != 2 || got.Errors != 0 || got.Left != 0 {
+					s.Errorf("%d answered, %d errors, %d left; want 2 answered", got.Answered, got.Errors, got.Left)
+				}
+			})
+		}
+	}
+}
+
+// A call whose flex call may be paid for, and whose batch does not answer either, is not sent
+// at the flex tier again.
+func TestACallClimbsOnce(t *testing.T) {
+	server := hopeless
+	server.Turnaround = 110 * time.Minute
+	for _, fallback := range []autobatcher.FlexFallback{autobatcher.FallbackBatch, autobatcher.FallbackRealtime} {
+		o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute, FlexFallback: fallback}
+		openAI(server, o).run(t, string(fallback), func(s *scene) {
+			s.srv.Control(batchtest.OpRealtime, batchtest.LoseAnswer())
+			call := s.chat("a", with("Autobatcher-Deadline", "2h"))
+			s.chat("b")
+			if r := call.within(3 * time.Hour); r.status != 200 || r.header.Get("Autobatcher-Mode") != "realtime" {
+				s.Errorf("%d %q, want an answer in real time: %s", r.status, r.header.Get("Autobatcher-Mode"), r.body)
+			}
+			paid := 0
+			for _, e := range s.srv.Executed() {
+				if e.Tier == batchtest.TierFlex && strings.Contains(string(e.Body), `"a"`) {
+					paid++
+				}
+			}
+			if paid != 1 {
+				s.Errorf("paid for at the flex tier %d times, want once", paid)
+			}
+		})
+	}
+}
+
+// The failure of a batch does not name the flex tier, where the call has been.
+func TestTheFailureOfABatchAfterAClimb(t *testing.T) {
+	o := autobatcher.Options{Mode: autobatcher.ModeAuto, Escalate: autobatcher.EscalateDeadline, PollInterval: time.Minute}
+	unreadable := func(batchtest.Line) batchtest.Outcome {
+		return batchtest.Outcome{BodyVerbatim: true, Body: []byte("{\n")}
+	}
+	openAI(batchtest.Options{Turnaround: 110 * time.Minute, Answer: unreadable}, o).run(t, "unreadable", func(s *scene) {
+		s.srv.Keep(batchtest.OpRealtime, batchtest.FlexUnavailable())
+		call := s.chat("a", with("Autobatcher-Deadline", "2h"))
+		s.chat("b")
+		if r := call.within(3 * time.Hour); r.status != 424 || r.header.Get("Autobatcher-Mode") != "" || r.header.Get("Autobatcher-Batch-Id") != s.srv.Batches()[0].ID {
+			s.Errorf("%d %v: %s", r.status, r.header, r.body)
+		}
+	})
 }
 
 // A call that has climbed keeps its line of the batch while an equal call waits.

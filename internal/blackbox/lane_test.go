@@ -771,3 +771,54 @@ func TestLateFlexCalls(t *testing.T) {
 		})
 	}
 }
+
+// A retry may get the line of an earlier call in another lane: what becomes of the retry
+// depends on the lane of the line.
+func TestRetriesInAnotherLane(t *testing.T) {
+	slow := func(f batchtest.Fault) batchtest.Fault {
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			time.Sleep(time.Minute)
+			return f(w, r)
+		}
+	}
+	full := func(s *scene) { s.srv.Control(batchtest.OpRealtime, every(14, batchtest.FlexUnavailable())...) } // for two minutes
+	loses := func(s *scene) { s.srv.Control(batchtest.OpRealtime, slow(batchtest.LoseAnswer())) }
+	unread := func(s *scene) { s.srv.Keep(batchtest.OpContent, batchtest.HTML(403)) }
+	const never, failed = autobatcher.EscalateNever, autobatcher.EscalateFailed
+	const toBatch, realtime = autobatcher.FallbackBatch, autobatcher.FallbackRealtime
+	for _, tt := range []struct {
+		name          string
+		first, second string // modes
+		before        func(*scene)
+		escalate      autobatcher.Escalation
+		fallback      autobatcher.FlexFallback
+		status        int
+		mode          string // header of the answer
+		paid          map[batchtest.Tier]int
+	}{
+		{"a flex call that may be paid for, mode batch", "flex", "batch", loses, failed, toBatch, 424, "flex", map[batchtest.Tier]int{"flex": 1}},
+		{"a flex call that may be paid for, mode auto", "flex", "auto", loses, failed, toBatch, 424, "flex", map[batchtest.Tier]int{"flex": 1}},
+		{"a lone call that may be paid for", "auto", "auto", loses, failed, toBatch, 424, "flex", map[batchtest.Tier]int{"flex": 1}},
+		{"no room, mode batch", "flex", "batch", full, never, toBatch, 200, "", map[batchtest.Tier]int{"batch": 1}},
+		{"no room, a lone call", "auto", "auto", full, never, toBatch, 200, "", map[batchtest.Tier]int{"batch": 1}},
+		{"no room, mode batch, else real time", "flex", "batch", full, never, realtime, 200, "realtime", map[batchtest.Tier]int{"default": 1}},
+		{"no room, a lone call, else real time", "auto", "auto", full, never, realtime, 200, "realtime", map[batchtest.Tier]int{"default": 1}},
+		{"results of a batch that cannot be read, mode flex", "batch", "flex", unread, failed, toBatch, 200, "realtime", map[batchtest.Tier]int{"batch": 1, "default": 1}},
+	} {
+		o := autobatcher.Options{Escalate: tt.escalate, FlexFallback: tt.fallback, PollInterval: time.Minute}
+		openAI(batchtest.Options{Turnaround: time.Hour}, o).run(t, tt.name, func(s *scene) {
+			tt.before(s)
+			first := s.chat("a", with("Autobatcher-Mode", tt.first))
+			s.until(30 * time.Second)
+			first.left()
+			s.until(31 * time.Second)
+			r := s.chat("a", with("Autobatcher-Mode", tt.second)).within(48 * time.Hour)
+			if r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode {
+				s.Errorf("%d %q after %v, want %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, tt.status, tt.mode, r.body)
+			}
+			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
+				s.Errorf("paid (-want +got):\n%s", diff)
+			}
+		})
+	}
+}

@@ -54,6 +54,7 @@ type Call[R any] struct {
 	reading   bool               // a caller reads the answer, and the journal waits for the end
 	replaced  bool               // another call has taken over the line
 	followed  bool               // a caller has followed this Fork
+	forked    bool               // the caller has followed a Fork of this call, which has failed
 	returned  bool               // the caller waits for the line of Earlier again
 	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
 	sending   bool               // an upload may read the body, without Registry.mu
@@ -120,6 +121,13 @@ func (c *Call[R]) currentLocked() *Call[R] {
 	return c
 }
 
+// returnsLocked reports whether the caller of c, a Fork, can wait for the first line again. The
+// caller holds Registry.mu.
+func (c *Call[R]) returnsLocked() bool {
+	e := c.Earlier
+	return e != nil && c.waiter != nil && e.fork == c && e.state == stateOpen && !e.releasing && e.lines.joinableLocked()
+}
+
 // inheritLocked replaces the reservation of c by that of the line that c takes
 // over, if the line has one. The caller holds Registry.mu.
 func (c *Call[R]) inheritLocked(line *budget.Reservation) {
@@ -163,7 +171,7 @@ type Answer[R any] struct {
 	Realtime bool
 	Reopen   bool                // the line may yet answer a retry
 	Paid     bool                // a failure of a batch that the provider may have executed
-	Flex     bool                // the provider's answer is of the flex tier
+	Flex     bool                // the line was a flex call
 	Counted  bool                // in Counters already, or another process counts the answer; of calls that are recalled
 	Instead  *Answer[R]          // of a Realtime answer: the failure that the call is sent in real time for
 	Spending *price.RealtimeCall // of a Realtime answer: what the call may cost

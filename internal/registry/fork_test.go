@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -248,6 +249,42 @@ func TestForkWithoutALine(t *testing.T) {
 		p.Leave(waiting, false)
 		if sent := p.Claim([]*call{c}, p.NewLines(nil, false)); len(sent) != 0 || len(p.dropped) != 2 {
 			t.Errorf("%v is sent, %v dropped; want the call and the further call dropped", sent, p.dropped)
+		}
+	})
+}
+
+// A gated journal releases no line until the gate is closed.
+type gated struct {
+	journal.Store
+	gate chan struct{}
+}
+
+func (g gated) Release(ctx context.Context, owner, ref string, lines []int) error {
+	<-g.gate
+	return g.Store.Release(ctx, owner, ref, lines)
+}
+
+// The journal releases a line whose caller waits with a Fork, since the batch was to be
+// cancelled. The line is not given to a queued retry as well.
+func TestForkWhoseLineIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, gate := journal.NewMemory(), make(chan struct{})
+		p := start(t, gated{store, gate}, keepFor)
+		c, w, _ := p.enter("a")
+		s, _ := p.batch(c)
+		next, waiting := p.fork(c, w)
+		p.batch(next)
+		synctest.Wait()
+		s.BeginCancel(false)
+		synctest.Wait() // the journal is releasing the line
+		s.CancelFailed()
+		retry, _, _ := p.enter("a")
+		p.Leave(waiting, false)
+		has := s.Find(retry.ID) == retry
+		close(gate)
+		synctest.Wait()
+		if other := elsewhere(t, store, c); has == other {
+			t.Errorf("the retry has the line: %v, another process: %v", has, other)
 		}
 	})
 }

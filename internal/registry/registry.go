@@ -130,6 +130,16 @@ func (r *Registry[R]) takeKeptLocked(c, old *Call[R]) {
 	old.releasing = false
 	c.state = stateDone
 	c.Reservation.Release()
+	r.giveLocked(c, a)
+}
+
+// giveLocked gives a call that was not sent its answer. The caller of a Fork that gets a
+// failure waits for the first line again. The caller holds r.mu.
+func (r *Registry[R]) giveLocked(c *Call[R], a *Answer[R]) {
+	if !a.isSuccess() && r.returnLocked(c) {
+		c.freeBodyLocked()
+		return
+	}
 	r.answerLocked(c, a)
 }
 
@@ -144,7 +154,7 @@ func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
 
 // answerLocked hands the waiter of c its answer. The caller holds r.mu.
 func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
-	if !c.Recalled || !a.Counted {
+	if (!c.Recalled || !a.Counted) && (c.Earlier == nil || c.followed || a.isSuccess()) { // else the caller gets another answer
 		r.countAnswerLocked(c, a)
 	}
 	if a.FromLine() && a.line.lines.record.BeginRead() {
@@ -176,11 +186,11 @@ func (r *Registry[R]) endWaitLocked(c *Call[R]) {
 // line of the call that c was forked from, and reports whether that line may answer. The
 // caller holds r.mu.
 func (r *Registry[R]) returnLocked(c *Call[R]) bool {
-	e, w := c.Earlier, c.waiter
-	if e == nil || w == nil || e.fork != c || e.state != stateOpen || e.releasing || !e.lines.joinableLocked() {
+	if !c.returnsLocked() {
 		return false
 	}
-	e.waiter, e.fork, w.call = w, nil, e
+	e, w := c.Earlier, c.waiter
+	e.waiter, e.fork, e.forked, w.call = w, nil, true, e
 	c.waiter, c.returned = nil, true
 	if e.Body == nil { // for a resubmission
 		e.Body, e.Freed, c.Freed = c.Body, c.Freed, nil
@@ -265,6 +275,21 @@ func (r *Registry[R]) HasWaiter(c *Call[R]) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return c.waiter != nil
+}
+
+// Returns reports whether the caller of the call, a Fork, waits for the first line again if
+// the call fails.
+func (r *Registry[R]) Returns(c *Call[R]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.returnsLocked()
+}
+
+// HasForked reports whether the caller has waited with a Fork of the call, which has failed.
+func (r *Registry[R]) HasForked(c *Call[R]) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return c.forked
 }
 
 // InRealtime returns what a call may cost in real time, in US dollars; 0 without a
@@ -377,7 +402,7 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 			if r.returnLocked(c) {
 				c.freeBodyLocked()
 			} else {
-				r.answerLocked(c, answer(err))
+				r.answerLocked(c, answer(err)) // which counts the refusal
 			}
 		}
 	}
@@ -468,7 +493,7 @@ func (r *Registry[R]) detachLineLocked(c *Call[R]) {
 // whether there was one. The caller holds r.mu.
 func (r *Registry[R]) offerLocked(c *Call[R]) bool {
 	retry := r.queued[c.Fingerprint].first
-	if retry == nil || c.state != stateOpen || !c.lines.joinableLocked() {
+	if retry == nil || c.state != stateOpen || c.releasing || !c.lines.joinableLocked() {
 		return false
 	}
 	r.unqueueLocked(retry)
@@ -496,7 +521,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 		a.Spending.End(false)
 		a = a.Instead
 	}
-	a.BatchID, a.CustomID, a.line = s.id, c.ID, c
+	a.BatchID, a.CustomID, a.Flex, a.line = s.id, c.ID, s.flex, c
 	s.removeLocked(c)
 	c.state, c.sending = stateDone, false
 	c.endBeforeLocked()
@@ -538,7 +563,7 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 		r.unqueueLocked(retry)
 		retry.state = stateDone
 		retry.Reservation.Release()
-		r.answerLocked(retry, a)
+		r.giveLocked(retry, a)
 		return true
 	}
 	if keepFor <= 0 {
@@ -661,7 +686,7 @@ func (r *Registry[R]) EndRealtime(a *Answer[R], served, left bool) {
 		return
 	}
 	failure := a.Instead
-	failure.BatchID, failure.CustomID, failure.line = a.BatchID, a.CustomID, c
+	failure.BatchID, failure.CustomID, failure.Flex, failure.line = a.BatchID, a.CustomID, a.Flex, c
 	given := (left && !failure.Retry || failure.Paid) && r.keepLocked(failure)
 	if failure.Paid && !given {
 		c.lines.releaseLocked(c) // a retry at another replica finds the line
