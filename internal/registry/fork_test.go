@@ -288,3 +288,25 @@ func TestForkWhoseLineIsReleased(t *testing.T) {
 		}
 	})
 }
+
+// A Fork fails before the caller waits with it: the caller goes on waiting for the first line,
+// and does not fork again.
+func TestForkThatHasFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := start(t, nil, keepFor)
+		c, w, _ := p.enter("a")
+		p.batch(c)
+		next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
+		waiting, _, _ := p.Enter(next)
+		p.batch(next)
+		if p.HasForked(c) {
+			t.Error("the Fork counts as failed")
+		}
+		p.Complete(next, &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true})
+		if p.Follow(w, waiting) || !p.HasForked(c) {
+			t.Error("the caller waits with the Fork, which has failed")
+		}
+		p.Complete(c, ok("first"))
+		p.Read(p.wants(w, "first"))
+	})
+}

@@ -285,7 +285,7 @@ func (r *Registry[R]) Returns(c *Call[R]) bool {
 	return c.returnsLocked()
 }
 
-// HasForked reports whether the caller has waited with a Fork of the call, which has failed.
+// HasForked reports whether a Fork of the call has failed.
 func (r *Registry[R]) HasForked(c *Call[R]) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -433,7 +433,8 @@ func (r *Registry[R]) Follow(w, next *Waiter[R]) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := w.call
-	if c.waiter != w || next.answer != nil && !next.answer.isSuccess() {
+	failed := next.answer != nil && !next.answer.isSuccess()
+	if c.forked = c.forked || failed; failed || c.waiter != w {
 		return false
 	}
 	next.call.followed = true
