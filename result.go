@@ -110,7 +110,7 @@ func (t *Transport) respond(req *http.Request, c *call, a *answer) (*http.Respon
 	} else {
 		res = own.Response(req)
 	}
-	if a.Flex || a.CustomID == "" && c.Request.key.flex() { // without an id: an answer to a call that was not sent
+	if a.Flex {
 		res.Header.Set(callheader.Mode, string(ModeFlex))
 	}
 	if body, ok := res.Body.(*reply.Body); ok {

@@ -816,6 +816,9 @@ func TestRetriesInAnotherLane(t *testing.T) {
 			if r.status != tt.status || r.header.Get("Autobatcher-Mode") != tt.mode {
 				s.Errorf("%d %q after %v, want %d %q: %s", r.status, r.header.Get("Autobatcher-Mode"), r.at, tt.status, tt.mode, r.body)
 			}
+			if got := s.tr.Stats(); (got.Failed == 1) != (tt.status == 424) || got.Flex.Failed != got.Failed {
+				s.Errorf("%d calls failed, %d of them at the flex tier", got.Failed, got.Flex.Failed)
+			}
 			if diff := cmp.Diff(tt.paid, s.srv.PaidTiers()); diff != "" {
 				s.Errorf("paid (-want +got):\n%s", diff)
 			}

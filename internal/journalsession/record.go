@@ -371,7 +371,7 @@ func (r *Record) sendState(ctx context.Context, ref string, u *update) error {
 		if mine, err := s.store.Claim(ctx, s.owner, ref); err != nil || !mine {
 			return err
 		}
-		if may, err := s.mayExist(ctx, ref, u); err != nil || may { // another process was between the two requests
+		if may, err := s.mayExist(ctx, ref, u); err != nil || may { // another process was between the two requests, and died
 			return err
 		}
 		return u.send(ctx, ref)

@@ -54,7 +54,7 @@ type Call[R any] struct {
 	reading   bool               // a caller reads the answer, and the journal waits for the end
 	replaced  bool               // another call has taken over the line
 	followed  bool               // a caller has followed this Fork
-	forked    bool               // a Fork of this call has failed
+	forked    bool               // a Fork of this call, or of an earlier call with its line, was sent
 	returned  bool               // the caller waits for the line of Earlier again
 	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
 	sending   bool               // an upload may read the body, without Registry.mu

@@ -93,11 +93,18 @@ func TestFork(t *testing.T) {
 				p.Error("the equal call is not queued")
 			}
 		}},
+		"an equal call waits, and the first line may be paid for": {waiting: true, kept: false, then: func(p *process, _ *lines, c, _ *call, _ *waiter) {
+			equal, _, _ := p.enter("a")
+			p.Complete(c, &answer{Answer: reply.Failure(424, "unreadable", "unreadable"), Paid: true})
+			if len(p.Queued([]*call{equal})) != 1 {
+				p.Error("the equal call gets the failure")
+			}
+		}},
 		"a retry waits, and the caller leaves": {further: true, then: func(p *process, _ *lines, _, _ *call, w *waiter) {
 			retry, _, _ := p.enter("a")
 			p.Leave(w, false)
-			if len(p.Queued([]*call{retry})) != 0 || !p.HasWaiter(retry) {
-				p.Error("the retry does not have the line")
+			if len(p.Queued([]*call{retry})) != 0 || !p.HasWaiter(retry) || !p.HasForked(retry) {
+				p.Error("the retry does not have the line of a call that has forked")
 			}
 		}},
 		"a retry waits, and the further line answers": {then: func(p *process, s *lines, c, next *call, w *waiter) {
@@ -154,6 +161,9 @@ func TestFork(t *testing.T) {
 		"the further call is too expensive": {unsent: true, then: func(p *process, _ *lines, c, next *call, w *waiter) {
 			next.Reservation = budget.New(1, false).Plan(2, 2)
 			p.Refuse([]*call{next}, func(error) *answer { return ok("refused") })
+			if p.HasForked(c) {
+				p.Error("a Fork that was not sent counts")
+			}
 			p.Complete(c, ok("first"))
 			p.Read(p.wants(w, "first"))
 		}},

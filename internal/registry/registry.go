@@ -190,7 +190,7 @@ func (r *Registry[R]) returnLocked(c *Call[R]) bool {
 		return false
 	}
 	e, w := c.Earlier, c.waiter
-	e.waiter, e.fork, e.forked, w.call = w, nil, true, e
+	e.waiter, e.fork, w.call = w, nil, e
 	c.waiter, c.returned = nil, true
 	if e.Body == nil { // for a resubmission
 		e.Body, e.Freed, c.Freed = c.Body, c.Freed, nil
@@ -222,7 +222,7 @@ func (r *Registry[R]) countAnswerLocked(c *Call[R], a *Answer[R]) {
 	a.Counted = true
 	switch {
 	case a.Local || a.Err != nil:
-		r.countLocked(c, func(n *Counters) { n.Failed++ })
+		r.countInLocked(a.Flex, func(n *Counters) { n.Failed++ })
 	case !a.Realtime:
 		r.countInLocked(a.Flex, func(n *Counters) {
 			n.Answered++
@@ -265,6 +265,7 @@ func (r *Registry[R]) Close() {
 func (r *Registry[R]) attachLocked(c, old *Call[R]) {
 	r.detached.remove(old)
 	old.state, old.replaced = stateDone, true
+	c.forked = c.forked || old.forked
 	c.inheritLocked(old.Reservation)
 	c.attempts = max(c.attempts, old.attempts)
 	old.lines.addLocked(c, old.ID, old.place)
@@ -285,7 +286,8 @@ func (r *Registry[R]) Returns(c *Call[R]) bool {
 	return c.returnsLocked()
 }
 
-// HasForked reports whether a Fork of the call has failed.
+// HasForked reports whether the call, or an earlier call with its line, has a Fork that was
+// sent, and so may be paid for.
 func (r *Registry[R]) HasForked(c *Call[R]) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -400,10 +402,13 @@ func (r *Registry[R]) Refuse(calls []*Call[R], answer func(error) *Answer[R]) {
 			c.endBeforeLocked()
 			c.Reservation.Release()
 			if r.returnLocked(c) {
+				c.Earlier.forked = false
 				c.freeBodyLocked()
-			} else {
-				r.answerLocked(c, answer(err)) // which counts the refusal
+				continue
 			}
+			a := answer(err) // which counts the refusal
+			a.Flex = r.flex(&c.Request)
+			r.answerLocked(c, a)
 		}
 	}
 }
@@ -433,8 +438,8 @@ func (r *Registry[R]) Follow(w, next *Waiter[R]) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := w.call
-	failed := next.answer != nil && !next.answer.isSuccess()
-	if c.forked = c.forked || failed; failed || c.waiter != w {
+	c.forked = true
+	if c.waiter != w || next.answer != nil && !next.answer.isSuccess() {
 		return false
 	}
 	next.call.followed = true
@@ -560,7 +565,7 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 	case a.Reopen && c.lines.record.Ref() != "":
 		return false // the retry finds the line, which may have an answer by then
 	}
-	if retry := r.queued[c.Fingerprint].first; retry != nil && !c.releasing {
+	if retry := r.queued[c.Fingerprint].first; retry != nil && !c.releasing && c.fork == nil {
 		r.unqueueLocked(retry)
 		retry.state = stateDone
 		retry.Reservation.Release()
@@ -879,6 +884,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	if old != nil {
 		r.detached.remove(old)
 		old.state, old.replaced = stateDone, true
+		c.forked = c.forked || old.forked
 		c.inheritLocked(old.Reservation)
 	}
 	s.addLocked(c, l.CustomID, l.N)
