@@ -155,7 +155,7 @@ func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
 // answerLocked hands the waiter of c its answer. The caller holds r.mu.
 func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
 	if (!c.Recalled || !a.Counted) && (c.Earlier == nil || c.followed || a.isSuccess()) { // else the caller gets another answer
-		r.countAnswerLocked(c, a)
+		r.countAnswerLocked(a)
 	}
 	if a.FromLine() && a.line.lines.record.BeginRead() {
 		a.line.reading = true
@@ -217,8 +217,8 @@ func (r *Registry[R]) answerForkLocked(c *Call[R], a *Answer[R]) bool {
 	return true
 }
 
-// countAnswerLocked counts the answer to a call. The caller holds r.mu.
-func (r *Registry[R]) countAnswerLocked(c *Call[R], a *Answer[R]) {
+// countAnswerLocked counts the answer to a call, in the lane of its line. The caller holds r.mu.
+func (r *Registry[R]) countAnswerLocked(a *Answer[R]) {
 	a.Counted = true
 	switch {
 	case a.Local || a.Err != nil:
@@ -609,7 +609,7 @@ func (r *Registry[R]) KeepReleased(s *Lines[R], customID string, a *Answer[R], c
 	c := &Call[R]{state: stateDone, lines: s, answer: a}
 	c.ID = customID
 	if count {
-		r.countAnswerLocked(c, a)
+		r.countAnswerLocked(a)
 	}
 	a.BatchID, a.CustomID, a.line = s.id, customID, c
 	r.kept[customID] = c
