@@ -85,7 +85,7 @@ func (t *Transport) Shutdown(ctx context.Context) error {
 
 // Close ends the Transport at once: calls that are waiting get an error that
 // wraps ErrClosed. With Options.CancelOnClose it first asks the provider to
-// cancel the batches that run, for at most eight seconds; otherwise they run on.
+// cancel batches that run, for at most eight seconds; otherwise they run on.
 // Close returns when the event handler has returned for all events, or two
 // seconds later. The error is always nil.
 func (t *Transport) Close() error {

@@ -69,8 +69,8 @@ type Options struct {
 	// pairs, with keys of 64 and values of 512 characters.
 	Metadata map[string]string
 
-	// CancelOnClose makes Close cancel the batches that run at the provider.
-	// Default: the batches continue, and are paid for.
+	// CancelOnClose makes Close cancel the batches that run at the provider, but no batch of
+	// calls in the background that a journal has. Default: they continue, and are paid for.
 	CancelOnClose bool
 
 	// AbandonAfter is how long a running batch may have no caller before the

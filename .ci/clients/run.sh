@@ -121,6 +121,22 @@ lanes node-frameworks node --test --test-reporter=dot frameworks.test.mjs
 step same objects in each lane
 $python "$here/test_same.py" || failed="$failed python-same"
 node --test --test-reporter=dot same.test.mjs || failed="$failed node-same"
+step the example that submits calls, and collects the answers in another process
+"$command" sandbox --port 0 --turnaround 1 >"$work/sandbox" 2>&1 &
+sandbox=$!
+proxies="$proxies $sandbox"
+tries=0
+until base=$(sed -n 's/^ *export OPENAI_BASE_URL=//p' "$work/sandbox") && [ -n "$base" ]; do
+	tries=$((tries + 1))
+	[ $tries -lt 100 ] || fail "the sandbox does not start"
+	sleep 0.1
+done
+for part in submit collect; do
+	"$command" run --base-url "$base" --api-key key --batch-window 1 --journal "$work/jobs" -- "$work/venv/bin/python" "$here/../../examples/python/background.py" $part >"$work/output" 2>&1 ||
+		failed="$failed background-$part"
+	cat "$work/output"
+done
+grep -q '^20 answers, the first: .*square' "$work/output" || failed="$failed background-answers"
 step openai-go
 lanes go ./go.test
 step curl

@@ -35,8 +35,9 @@ this machine, and refuses web pages.
 
 serve writes the events of batches to stdout, as one JSON object per line, and
 the log to stderr. SIGINT or SIGTERM shut serve down: running batches are
-cancelled, unless --keep-active-batches-on-close is set. A second signal, at
-least a second after the first, ends serve at once.`,
+cancelled, unless --keep-active-batches-on-close is set; with a journal, those of
+calls in the background run on. A second signal, at least a second after the
+first, ends serve at once.`,
 		Flags:              manualLayout(s.upstreamFlags(p), s.batchFlags(p), s.laneFlags(p), s.retryFlags(p), s.journalFlags(p), s.listenFlags(p), s.accessFlags(p), s.webhookFlags(p), s.notifyFlags(p), s.callerFlags(p), s.limitFlags(p), s.logFlags(p)),
 		SliceFlagSeparator: listSeparator,
 		Action:             noArguments(func(ctx context.Context) error { return s.serve(ctx, p) }),
