@@ -717,7 +717,7 @@ func TestFlexStream(t *testing.T) {
 	})
 }
 
-// A flex call that may be paid for is not sent again, whatever Escalate says.
+// A flex call that may be paid for is not sent again, with each value of Escalate.
 func TestABrokenFlexCallIsSentOnce(t *testing.T) {
 	for _, when := range []autobatcher.Escalation{autobatcher.EscalateNever, autobatcher.EscalateFailed, autobatcher.EscalateDeadline} {
 		for name, fault := range map[string]batchtest.Fault{"the connection breaks": batchtest.LoseAnswer(), "the provider stops waiting": batchtest.Status(504, nil, `{"error":{"message":"x"}}`)} {
@@ -772,8 +772,8 @@ func TestLateFlexCalls(t *testing.T) {
 	}
 }
 
-// A retry may get the line of an earlier call in another lane: what becomes of the retry
-// depends on the lane of the line.
+// A retry may get the line of an earlier call in another lane. The lane of the line decides
+// whether the retry is sent again, and in which lane.
 func TestRetriesInAnotherLane(t *testing.T) {
 	slow := func(f batchtest.Fault) batchtest.Fault {
 		return func(w http.ResponseWriter, r *http.Request) bool {

@@ -21,8 +21,8 @@ var errNotSent = errors.New("the provider could not be reached")
 // The types of errors do not tell a TLS handshake, or a proxy that refuses to connect,
 // from a connection that broke after the request. The hooks of net/http/httptrace do: a
 // request without a connection was not sent. A request that had a connection may have
-// been sent, whatever the error says: base may have tried a second host after the first
-// host took the request. A RoundTripper that calls no hooks is judged by the types of its
+// been sent, also if no connection to a further host could be opened: base may have
+// tried that host after the first host took the request. A RoundTripper that calls no hooks is judged by the types of its
 // errors alone.
 func Transport(base http.RoundTripper) http.RoundTripper { return unsent{base} }
 

@@ -49,25 +49,25 @@ type Call[R any] struct {
 	ByID bool
 
 	// Guarded by Registry.mu.
-	state     state
-	releasing bool               // the journal was asked to release the line
-	reading   bool               // a caller reads the answer, and the journal waits for the end
-	replaced  bool               // another call has taken over the line
-	followed  bool               // a caller has followed this Fork
-	forked    bool               // a Fork of this call, or of an earlier call with its line, was sent
-	returned  bool               // the caller waits for the line of Earlier again
-	unwanted  bool               // the caller got an answer elsewhere, and no retry will come
-	sending   bool               // an upload may read the body, without Registry.mu
-	attempts  int32              // the number of times the call was resubmitted for want of an answer
-	waiter    *Waiter[R]         // &asked; nil: the caller has gone
-	lines     *Lines[R]          // the lines of its batch; nil: not sent yet
-	place     int                // of its line in the input file
-	answer    *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
-	kept      *answercache.Entry // of answer
-	before    *lineBefore        // of a call ByID that is sent again, until the journal has its next line; nil: none
-	fork      *Call[R]           // the call that the caller waits with instead, while this process keeps the line of c for that caller; nil: none
-	prev      *Call[R]           // in a chain of calls with equal fingerprints
-	next      *Call[R]
+	state      state
+	releasing  bool               // the journal was asked to release the line
+	reading    bool               // a caller reads the answer, and the journal waits for the end
+	replaced   bool               // another call has taken over the line
+	unfollowed bool               // a Fork that no caller waits with yet
+	forked     bool               // a Fork of this call, or of an earlier call with its line, was sent
+	returned   bool               // the caller waits for the line of Earlier again
+	unwanted   bool               // the caller got an answer elsewhere, and no retry will come
+	sending    bool               // an upload may read the body, without Registry.mu
+	attempts   int32              // the number of times the call was resubmitted for want of an answer
+	waiter     *Waiter[R]         // &asked; nil: the caller has gone
+	lines      *Lines[R]          // the lines of its batch; nil: not sent yet
+	place      int                // of its line in the input file
+	answer     *Answer[R]         // kept for a retry: the answer came without a caller, or its caller did not read it
+	kept       *answercache.Entry // of answer
+	before     *lineBefore        // of a call ByID that is sent again, until the journal has its next line; nil: none
+	fork       *Call[R]           // the call that the caller waits with instead, while this process keeps the line of c for that caller; nil: none
+	prev       *Call[R]           // in a chain of calls with equal fingerprints
+	next       *Call[R]
 
 	asked Waiter[R] // the caller, while and after it waits
 }

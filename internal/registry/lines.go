@@ -96,9 +96,9 @@ func (s *Lines[R]) settleLocked(c *Call[R], failure *Answer[R]) {
 	}
 }
 
-// leftLocked tells the journal what became of a line that has failed, and whose caller waits
+// returnedLocked tells the journal what became of a line that has failed, and whose caller waits
 // for another line again. The caller holds r.mu.
-func (s *Lines[R]) leftLocked(c *Call[R], failure *Answer[R]) {
+func (s *Lines[R]) returnedLocked(c *Call[R], failure *Answer[R]) {
 	s.waiting--
 	s.watchIdleLocked()
 	switch {

@@ -128,14 +128,14 @@ func (r *Registry[R]) takeKeptLocked(c, old *Call[R]) {
 	r.cache.Remove(old.kept)
 	r.dropKeptLocked(old)
 	old.releasing = false
-	c.state = stateDone
-	c.Reservation.Release()
 	r.giveLocked(c, a)
 }
 
-// giveLocked gives a call that was not sent its answer. The caller of a Fork that gets a
-// failure waits for the first line again. The caller holds r.mu.
+// giveLocked ends a call that was not sent with the answer to another call's line. The
+// caller of a Fork that gets a failure waits for the first line again. The caller holds r.mu.
 func (r *Registry[R]) giveLocked(c *Call[R], a *Answer[R]) {
+	c.state = stateDone
+	c.Reservation.Release()
 	if !a.isSuccess() && r.returnLocked(c) {
 		c.freeBodyLocked()
 		return
@@ -154,7 +154,7 @@ func (r *Registry[R]) dropKeptLocked(c *Call[R]) {
 
 // answerLocked hands the waiter of c its answer. The caller holds r.mu.
 func (r *Registry[R]) answerLocked(c *Call[R], a *Answer[R]) {
-	if (!c.Recalled || !a.Counted) && (c.Earlier == nil || c.followed || a.isSuccess()) { // else the caller gets another answer
+	if (!c.Recalled || !a.Counted) && (!c.unfollowed || a.isSuccess()) { // else the caller gets another answer
 		r.countAnswerLocked(a)
 	}
 	if a.FromLine() && a.line.lines.record.BeginRead() {
@@ -263,12 +263,17 @@ func (r *Registry[R]) Close() {
 
 // attachLocked makes c the call of old's line. The caller holds r.mu.
 func (r *Registry[R]) attachLocked(c, old *Call[R]) {
+	r.replaceLocked(c, old)
+	c.attempts = max(c.attempts, old.attempts)
+	old.lines.addLocked(c, old.ID, old.place)
+}
+
+// replaceLocked ends a call whose line c takes over. The caller holds r.mu.
+func (r *Registry[R]) replaceLocked(c, old *Call[R]) {
 	r.detached.remove(old)
 	old.state, old.replaced = stateDone, true
 	c.forked = c.forked || old.forked
 	c.inheritLocked(old.Reservation)
-	c.attempts = max(c.attempts, old.attempts)
-	old.lines.addLocked(c, old.ID, old.place)
 }
 
 // HasWaiter reports whether a caller waits for the call.
@@ -319,7 +324,7 @@ func (r *Registry[R]) Fork(c *Call[R], read func(*R) (R, bool)) *Call[R] {
 	}
 	return &Call[R]{
 		Line: line.Line{URL: c.URL, Body: c.Body}, Fingerprint: sha256.Sum256(append([]byte("fork "), c.Fingerprint[:]...)),
-		Request: request, Reservation: c.Reservation.Again(), Earlier: c,
+		Request: request, Reservation: c.Reservation.Again(), Earlier: c, unfollowed: true,
 	}
 }
 
@@ -423,7 +428,7 @@ func (r *Registry[R]) Leave(w *Waiter[R], escalated bool) (found *Answer[R]) {
 		return w.answer
 	default:
 	}
-	if w.call.Earlier == nil || w.call.followed { // else the caller waits elsewhere
+	if !w.call.unfollowed { // else the caller waits elsewhere
 		r.countLocked(w.call, func(n *Counters) { n.Left++ })
 	}
 	r.leaveLocked(w.call, escalated)
@@ -442,7 +447,7 @@ func (r *Registry[R]) Follow(w, next *Waiter[R]) bool {
 	if c.waiter != w || next.answer != nil && !next.answer.isSuccess() {
 		return false
 	}
-	next.call.followed = true
+	next.call.unfollowed = false
 	if c.state == stateOpen && next.answer == nil {
 		c.fork = next.call
 	}
@@ -533,7 +538,7 @@ func (r *Registry[R]) Complete(c *Call[R], a *Answer[R]) {
 	c.endBeforeLocked()
 	c.Reservation.Release()
 	if returned {
-		s.leftLocked(c, a)
+		s.returnedLocked(c, a)
 	}
 	if c.waiter == nil {
 		c.freeBodyLocked()
@@ -567,8 +572,6 @@ func (r *Registry[R]) keepLocked(a *Answer[R]) (given bool) {
 	}
 	if retry := r.queued[c.Fingerprint].first; retry != nil && !c.releasing && c.fork == nil {
 		r.unqueueLocked(retry)
-		retry.state = stateDone
-		retry.Reservation.Release()
 		r.giveLocked(retry, a)
 		return true
 	}
@@ -641,11 +644,11 @@ func (r *Registry[R]) Kept(customID string, forget bool) *reply.Answer {
 func (r *Registry[R]) Read(a *Answer[R]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.endReadingLocked(a.line) {
-		if s := a.line.lines; !a.line.releasing {
-			delete(s.leaving, a.line.ID)
+	if c := a.line; r.endReadingLocked(c) {
+		if !c.releasing {
+			delete(c.lines.leaving, c.ID)
 		}
-		a.line.lines.record.Delivered(a.line.place)
+		c.lines.record.Delivered(c.place)
 	}
 }
 
@@ -841,9 +844,9 @@ func (r *Registry[R]) Requeue(calls []*Call[R], enqueue func([]*Call[R])) {
 }
 
 // Place gives lines that the journal gave to this process to the queued calls
-// with the same fingerprints. A line that a caller here waits for already, also with a Fork, or whose
-// answer a caller here is reading, stays with its caller: the journal had released
-// the line when the lease expired, or repeats a lost answer. find
+// with the same fingerprints. A line that a caller here waits for already, also with a
+// Fork, or whose answer a caller here is reading, stays with its caller: the journal had
+// released the line when the lease expired, or repeats a lost answer. find
 // returns the lines of a batch, which it begins to poll if no batch here does.
 func (r *Registry[R]) Place(taken []journal.Taken, find func(journal.Batch) *Lines[R]) {
 	for _, t := range taken {
@@ -882,10 +885,7 @@ func (r *Registry[R]) placeLocked(s *Lines[R], l journal.Line) {
 	c.inheritLocked(s.lent[l.CustomID])
 	delete(s.lent, l.CustomID)
 	if old != nil {
-		r.detached.remove(old)
-		old.state, old.replaced = stateDone, true
-		c.forked = c.forked || old.forked
-		c.inheritLocked(old.Reservation)
+		r.replaceLocked(c, old)
 	}
 	s.addLocked(c, l.CustomID, l.N)
 	s.given = max(s.given-1, 0)

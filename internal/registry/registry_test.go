@@ -673,16 +673,23 @@ func TestJournal(t *testing.T) {
 	})
 }
 
+// sendInRealtime makes a call whose batch has an unknown outcome, and which is sent in real time.
+func (p *process) sendInRealtime(text string) (w *waiter, unknown *answer) {
+	p.Helper()
+	c, w, _ := p.enter(text)
+	p.batch(c)
+	unknown = &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
+	p.Complete(c, &answer{Realtime: true, Instead: unknown})
+	return w, unknown
+}
+
 // A failure that was kept ends a line that the journal gives back: no caller waits for
 // the line, and so the journal must not hold the line for this process.
 func TestAPlacedLineHasItsFailureInRealtime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := journal.NewMemory()
 		p := start(t, store, keepFor)
-		c, w, _ := p.enter("a")
-		p.batch(c)
-		unknown := &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
-		p.Complete(c, &answer{Realtime: true, Instead: unknown})
+		w, unknown := p.sendInRealtime("a")
 		p.EndRealtime(p.answered(w), false, true)
 		p.CallerLeft()
 		synctest.Wait() // the journal confirms the release
@@ -742,10 +749,7 @@ func TestAQueuedRetryHasTheFailureOfACallInRealtime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := journal.NewMemory()
 		p := start(t, store, keepFor)
-		c, w, _ := p.enter("a")
-		p.batch(c)
-		unknown := &answer{Answer: reply.Failure(424, "unknown", "unknown"), Paid: true}
-		p.Complete(c, &answer{Realtime: true, Instead: unknown})
+		w, unknown := p.sendInRealtime("a")
 		_, queued, _ := p.enter("a")
 		p.EndRealtime(p.answered(w), false, false)
 		p.CallerLeft()
