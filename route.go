@@ -132,9 +132,8 @@ func (r *router) identify(c *call, req *http.Request, raw []byte, mark *backgrou
 // is that of identify.
 func (r *router) backgroundKey(req *http.Request, id []byte) background.Key {
 	at := r.endpoints.Of(req.URL)
-	k := background.Key{}
 	a := r.accounts.Of(req, at.Upstream, at.Profile)
-	k.Account = a.Hash
+	k := background.Key{Account: a.Hash}
 	r.accounts.AppendFingerprint(k.Fingerprint[:0], a, caller.Of(req.Context()).ID, at.Suffix, id)
 	return k
 }

@@ -1,14 +1,12 @@
 // Package autobatcher answers ordinary OpenAI calls at batch price.
 //
-// A [Transport] is an [http.RoundTripper]. Installed in any http.Client, the
-// Transport intercepts POSTs to …/chat/completions, …/embeddings and …/responses, and
-// to the other endpoints that the provider batches, such as …/completions,
-// …/moderations and …/images/edits at OpenAI ([provider.Profile].Endpoints),
-// writes each call on a line of a batch file, runs the batch through the
-// provider's Batch API, and answers the call with the response that the provider
-// gave for the line. All other requests pass through unchanged, as do forms
-// (multipart), since no line can hold a form. The code that
-// makes the calls stays as before:
+// A [Transport] is an [http.RoundTripper]. Installed in any http.Client, the Transport
+// intercepts POSTs to …/chat/completions, …/embeddings and …/responses, and to the other
+// endpoints that the provider batches, such as …/completions, …/moderations and …/images/edits
+// at OpenAI ([provider.Profile].Endpoints), writes each call on a line of a batch file, runs
+// the batch through the provider's Batch API, and answers the call with the response that the
+// provider gave for the line. All other requests pass through unchanged, as do forms
+// (multipart), since no line can hold a form. The code that makes the calls stays as before:
 //
 //	transport, err := autobatcher.New(autobatcher.Options{})
 //	if err != nil {
@@ -17,38 +15,34 @@
 //	defer transport.Close()
 //	client := openai.NewClient(option.WithHTTPClient(transport.Client()))
 //
-// Most programs need nothing else. Make the calls concurrently, each in a
-// goroutine: calls that are made in sequence become a batch each. A batch holds at
-// most as many calls as the program makes at once, so a limit of 8, such as
-// errgroup.SetLimit(8), makes batches of 8 calls. Make all calls at once, or at least
-// Options.BatchSize calls: a waiting call costs a goroutine and its body. After the last
-// call, [Transport.NoMoreCalls] sends what waits at once. Give the client no timeout, or
-// a timeout of hours: a call takes as long as its batch.
+// Most programs need nothing else. Make the calls concurrently, each in a goroutine: calls
+// that are made in sequence become a batch each. A batch holds at most as many calls as the
+// program makes at once, so a limit of 8, such as errgroup.SetLimit(8), makes batches of 8
+// calls. Make all calls at once, or at least Options.BatchSize calls: a waiting call costs a
+// goroutine and its body. After the last call, [Transport.NoMoreCalls] sends what waits at
+// once. Give the client no timeout, or a timeout of hours: a call takes as long as its batch.
 //
-// Base URL and credential come from each call, so a Transport serves any number of
-// providers and keys. Only calls with the same base URL, account and completion
-// window share a batch; see [Options] for when a batch is sent, and for accounts
-// whose credentials change.
+// Base URL and credential come from each call, so a Transport serves any number of providers
+// and keys. Only calls with the same base URL, account and completion window share a batch;
+// see [Options] for when a batch is sent, and for accounts whose credentials change.
 //
 // # What comes back
 //
-// A call gets the status and the body of its own line, byte for byte, so that
-// SDKs recognize a 400 or 429 inside a batch. A call with "stream": true gets its
-// finished answer as a stream of events. Failures of the batch are responses,
-// too, in OpenAI's error shape: 424 with a code such as batch_expired,
-// batch_cancelled, batch_failed or batch_line_missing. SDKs do not retry a 424,
-// and so do not pay twice. RoundTrip returns a Go error only if the caller's
-// context ends, if the body of the request cannot be read, or if the Transport is
-// closed ([ErrClosed]).
+// A call gets the status and the body of its own line, byte for byte, so that SDKs recognize a
+// 400 or 429 inside a batch. A call with "stream": true gets its finished answer as a stream
+// of events. Failures of the batch are responses, too, in OpenAI's error shape: 424 with a
+// code such as batch_expired, batch_cancelled, batch_failed or batch_line_missing. SDKs do not
+// retry a 424, and so do not pay twice. RoundTrip returns a Go error only if the caller's
+// context ends, if the body of the request cannot be read, or if the Transport is closed
+// ([ErrClosed]).
 //
-// Each batched response has the headers Autobatcher-Batch-Id and
-// Autobatcher-Custom-Id, and Autobatcher-Cost with the estimated cost in US dollars
-// where the price of the model is known.
+// Each batched response has the headers Autobatcher-Batch-Id and Autobatcher-Custom-Id, and
+// Autobatcher-Cost with the estimated cost in US dollars where the price of the model is
+// known.
 //
 // # Per call
 //
-// The Transport reads these request headers, and removes the headers before a
-// request is sent:
+// The Transport reads these request headers, and removes the headers before a request is sent:
 //
 //	Autobatcher-Mode: flex               batch, flex, auto or realtime, instead of Options.Mode
 //	Autobatcher-Completion-Window: 24h   instead of Options.CompletionWindow
@@ -56,25 +50,24 @@
 //
 // # Cancellation
 //
-// A caller whose context ends gets its error at once. A call that was not sent
-// yet is dropped. A line that was sent stays: a retry (a call with the same
-// account, URL and body, as SDKs send) takes over the line instead of paying for
-// another, or gets the answer that came meanwhile. Calls of callers that still
-// wait are never merged, even if the calls are equal. A batch without callers for
-// two minutes ([Options.AbandonAfter]) is cancelled at the provider.
+// A caller whose context ends gets its error at once. A call that was not sent yet is dropped.
+// A line that was sent stays: a retry (a call with the same account, URL and body, as SDKs
+// send) takes over the line instead of paying for another, or gets the answer that came
+// meanwhile. Calls of callers that still wait are never merged, even if the calls are equal. A
+// batch without callers for two minutes ([Options.AbandonAfter]) is cancelled at the provider.
 //
 // # Costs
 //
-// [Transport.Stats] and the event [BatchCost] have estimates of cost and savings, from
-// the token counts in the answers and from a table of public prices ([Options.Prices]).
-// The cost of a model that is not in the table is unknown, not zero. [Options.Budget]
-// refuses calls (402) that may cost more than what is left.
+// [Transport.Stats] and the event [BatchCost] have estimates of cost and savings, from the
+// token counts in the answers and from a table of public prices ([Options.Prices]). The cost
+// of a model that is not in the table is unknown, not zero. [Options.Budget] refuses calls
+// (402) that may cost more than what is left.
 //
 // # Concurrency
 //
-// All methods may be called concurrently. Each batch runs in a goroutine of the
-// Transport, which ends before Close returns. [Options.OnEvent] is called in a
-// further goroutine, for which Close waits two seconds.
+// All methods may be called concurrently. Each batch runs in a goroutine of the Transport,
+// which ends before Close returns. [Options.OnEvent] is called in a further goroutine, for
+// which Close waits two seconds.
 //
 // # Testing
 //
@@ -216,42 +209,48 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res, ok := t.background.Serve(req); ok {
 		return res, nil
 	}
-	c, w, pass, err := prepare(t, req)
-	if asked, ok := errors.AsType[*background.Asked](err); ok {
+	e := prepare(t, req)
+	if asked, ok := errors.AsType[*background.Asked](e.err); ok {
 		return t.background.Start(req, asked)
 	}
 	switch {
-	case err != nil:
-		return refuse(req, err)
-	case pass != nil:
-		return t.opts.Base.RoundTrip(pass)
+	case e.err != nil:
+		return refuse(req, e.err)
+	case e.pass != nil:
+		return t.opts.Base.RoundTrip(e.pass)
 	}
-	return t.await(req, c, w)
+	return t.await(req, e.c, e.w)
 }
 
-// prepare makes a call of a request, and enters the call. Without a call, the request is to
-// be passed through as pass, or err says why the request cannot be answered. The goroutine
-// of a server, which may wait for a day, keeps its small stack.
-func prepare(t *Transport, req *http.Request) (c *call, w *waiter, pass *http.Request, err error) {
+// An entered is what became of a request: a call that waits, a request to be passed
+// through, or the reason why the request cannot be answered.
+type entered struct {
+	c    *call
+	w    *waiter
+	pass *http.Request
+	err  error
+}
+
+// prepare makes a call of a request, and enters the call. The goroutine of a server,
+// which may wait for a day, keeps its small stack.
+func prepare(t *Transport, req *http.Request) entered {
 	if caller.ObserverOf(req.Context()) == nil {
 		return t.enterRequest(req)
 	}
-	aside.Run(func() { c, w, pass, err = t.enterRequest(req) })
-	return c, w, pass, err
+	var e entered
+	aside.Run(func() { e = t.enterRequest(req) })
+	return e
 }
 
-func (t *Transport) enterRequest(req *http.Request) (*call, *waiter, *http.Request, error) {
-	c, pass, err := t.router.route(req)
-	if c == nil {
-		return nil, nil, pass, err
+func (t *Transport) enterRequest(req *http.Request) (e entered) {
+	if e.c, e.pass, e.err = t.router.route(req); e.c == nil {
+		return e
 	}
-	c.Freed = caller.Hold(req.Context())
-	w, err := t.enter(c)
-	if err != nil {
-		return nil, nil, nil, err
+	e.c.Freed = caller.Hold(req.Context())
+	if e.w, e.err = t.enter(e.c); e.err == nil {
+		announce(req, e.c, t.registry.NameOf)
 	}
-	announce(req, c, t.registry.NameOf)
-	return c, w, nil, nil
+	return e
 }
 
 // announce notifies the Observer of a call that the call waits.

@@ -29,15 +29,19 @@ func Run(f func()) {
 }
 
 func run(f func(), done chan<- *Panic) {
-	end := &Panic{} // of runtime.Goexit
+	returned := false
 	defer func() {
-		if v := recover(); v != nil {
-			end = &Panic{v, debug.Stack()}
+		switch v := recover(); {
+		case v != nil:
+			done <- &Panic{v, debug.Stack()}
+		case !returned:
+			done <- &Panic{} // of runtime.Goexit
+		default:
+			done <- nil
 		}
-		done <- end
 	}()
 	f()
-	end = nil
+	returned = true
 }
 
 // A Panic is the panic of a function. It is an error, which wraps Value if Value is an error.
