@@ -62,6 +62,32 @@ type (
 	observerKey struct{}
 )
 
+// A followed is a context with a caller and an Observer, in one allocation: a server has
+// a context for each call that waits.
+type followed struct {
+	context.Context //nolint:containedctx // it is a context
+
+	caller   *Caller
+	observer Observer
+}
+
+// Value implements context.Context.
+func (f *followed) Value(key any) any {
+	switch key.(type) {
+	case callerKey:
+		return f.caller
+	case observerKey:
+		return f.observer
+	}
+	return f.Context.Value(key)
+}
+
+// Follow returns a context for the one call of c that o follows. c must not be changed any
+// more.
+func Follow(ctx context.Context, c *Caller, o Observer) context.Context {
+	return &followed{ctx, c, o}
+}
+
 // With returns a context for the requests of c, which must not be changed any more.
 func With(ctx context.Context, c *Caller) context.Context {
 	return context.WithValue(ctx, callerKey{}, c)

@@ -21,10 +21,12 @@ import (
 // A heldCall is a call that waits for the result of its batch.
 type heldCall struct {
 	*responseWriter
-	p    *Proxy
-	body *requestBody
+	p *Proxy
 
-	place queuePlace
+	body    requestBody
+	place   queuePlace
+	known   caller.Caller // responseWriter.caller, with the rules of this call
+	scanner usage.Scanner // responseWriter.usage
 
 	passing atomic.Int32 // a passState
 	waited  atomic.Bool  // for a batch, or for the flex tier
@@ -68,28 +70,28 @@ func (c *heldCall) wait(req *http.Request) {
 // begin returns the request for the Transport, or a refusal.
 func (c *heldCall) begin() (*http.Request, *failure) {
 	p, r := c.p, c.r
-	c.usage = &usage.Scanner{}
+	c.usage = &c.scanner
 	switch {
-	case p.queue.full(): // before the body is sent; reserveQueue decides
+	case p.queue.full(): // before the body is sent; queuePlace.reserve decides
 		p.refusals.WithLabelValues(refusedQueue).Inc()
 		return nil, &failTooManyCalls
 	case r.ContentLength > p.opts.MaxBody:
 		return nil, &failTooLarge
 	}
-	c.body = newRequestBody(c.responseWriter, &p.memory, p.opts.MaxBody, c.reserveQueue)
+	c.body.begin(c.responseWriter, &p.memory, p.opts.MaxBody, &c.place)
 	if !c.body.held.add(largeHeader(r.Header)) {
 		p.countBodyRefusal(errNoMemory)
 		return nil, &failNoMemory
 	}
-	known := *c.caller
-	known.Realtime = c.passThrough
-	return p.newRequest(caller.Observe(caller.With(r.Context(), &known), c), r, c.body), nil
+	c.known = *c.caller
+	c.known.Realtime = c.passThrough
+	return p.newRequest(caller.Follow(r.Context(), &c.known, c), r, &c.body), nil
 }
 
 // end releases what the call holds.
 func (c *heldCall) end() {
 	c.stopHeartbeats()
-	if c.body != nil {
+	if c.body.begun() {
 		c.body.Close()
 		c.body.held.release()
 	}
@@ -124,15 +126,6 @@ func (c *heldCall) Waiting(call caller.Call) {
 
 // Hold implements caller.Observer.
 func (c *heldCall) Hold() (release func()) { return c.body.held.Hold() }
-
-// reserveQueue runs when the whole body of a call has arrived. The error, if any,
-// ends the call.
-func (c *heldCall) reserveQueue() error {
-	if !c.place.reserve() {
-		return errQueueFull
-	}
-	return nil
-}
 
 // countBodyRefusal counts a request whose body a limit refused.
 func (p *Proxy) countBodyRefusal(err error) {

@@ -150,7 +150,7 @@ func (p *Proxy) Usage() Usage {
 
 // ServeHTTP answers one request.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	rw := &responseWriter{w: w, r: r, started: time.Now()}
+	rw := &responseWriter{w: w, rc: http.NewResponseController(w), r: r, started: time.Now()}
 	defer p.finish(rw)
 	var next func()
 	// The goroutine may serve many calls of a connection, and waits for most of its time: its
@@ -223,7 +223,7 @@ func (rw *responseWriter) end() {
 	case rw.r.ProtoMajor == 1 || rw.bytesOut > http2Buffer:
 		rw.Flush() // with a timeout; net/http would flush without a timeout
 	default: // net/http sends the response after end; a client that accepts no bytes must not keep the stream
-		_ = http.NewResponseController(rw.w).SetWriteDeadline(time.Now().Add(stallTimeout))
+		_ = rw.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
 	}
 }
 

@@ -22,8 +22,8 @@ type requestBody struct {
 	decoded io.Reader     // the same without Content-Encoding
 	limit   int64         // of decoded bytes
 	rc      *http.ResponseController
-	onEOF   func() error // called by Read when the whole body was read
-	held    *heldBytes   // the decoded bytes, and meanwhile the memory of the decoder
+	place   *queuePlace // reserved when the whole body was read
+	held    heldBytes   // the decoded bytes, and meanwhile the memory of the decoder
 
 	mu          sync.Mutex  // the Transport may read and close the body on other goroutines
 	size        int64       // raw bytes read so far
@@ -36,24 +36,21 @@ type requestBody struct {
 	closed      bool
 }
 
-// newRequestBody returns the body of rw.r. If the Content-Encoding is known,
-// newRequestBody removes the encoding and the length from the headers of rw.r. limit
-// is the maximum size, with and without the encoding, in bytes.
-func newRequestBody(rw *responseWriter, memory *memoryBudget, limit int64, onEOF func() error) *requestBody {
-	b := &requestBody{
-		raw:   http.MaxBytesReader(rw.w, rw.r.Body, limit),
-		limit: limit,
-		rc:    http.NewResponseController(rw.w),
-		onEOF: onEOF,
-		held:  memory.hold(),
-	}
+// begin makes b the body of rw.r. If the Content-Encoding is known, begin removes the
+// encoding and the length from the headers of rw.r. limit is the maximum size, with and
+// without the encoding, in bytes.
+func (b *requestBody) begin(rw *responseWriter, memory *memoryBudget, limit int64, place *queuePlace) {
+	b.raw, b.limit, b.rc, b.place = http.MaxBytesReader(rw.w, rw.r.Body, limit), limit, rw.rc, place
+	b.held.begin(memory)
 	b.decoded = (*rawBody)(b)
 	if encoding := rw.r.Header.Get("Content-Encoding"); encoding != "" {
 		b.decode(rw.r, encoding)
 	}
 	b.stallTimer = time.AfterFunc(stallTimeout, b.checkStall)
-	return b
 }
+
+// begun reports whether the body may be in use: the zero requestBody is not.
+func (b *requestBody) begun() bool { return b.raw != nil }
 
 // decode removes an encoding. The Transport refuses an unknown encoding.
 func (b *requestBody) decode(r *http.Request, encoding string) {
@@ -140,8 +137,8 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		if refused := b.onEOF(); refused != nil {
-			err = b.fail(refused)
+		if !b.place.reserve() {
+			err = b.fail(errQueueFull)
 		}
 	case err != nil:
 		err = b.fail(errors.Join(errEncoding, err)) // an error of the raw body was recorded before

@@ -24,6 +24,8 @@ const maxWrite = 64 << 10
 // responseWriter with heldCall.mu while heartbeats may be written.
 type responseWriter struct {
 	w        http.ResponseWriter
+	rc       *http.ResponseController // of w
+	stall    *time.Timer              // breaks the connection; nil before the first write
 	r        *http.Request
 	started  time.Time
 	endpoint string         // path suffix of a model call, endpointOther, or "" for the proxy's own pages
@@ -50,7 +52,7 @@ func (rw *responseWriter) Unwrap() http.ResponseWriter { return rw.w }
 // Hijack implements http.Hijacker, for upgrades. Afterwards nothing is sent through
 // the responseWriter.
 func (rw *responseWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, buffers, err := http.NewResponseController(rw.w).Hijack()
+	conn, buffers, err := rw.rc.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -100,7 +102,7 @@ func (rw *responseWriter) Flush() { _ = rw.FlushError() }
 
 // FlushError sends the buffered part of the response to the client.
 func (rw *responseWriter) FlushError() error {
-	return rw.withTimeout(http.NewResponseController(rw.w).Flush)
+	return rw.withTimeout(rw.rc.Flush)
 }
 
 // withTimeout runs write and breaks the connection if write blocks for longer
@@ -108,9 +110,12 @@ func (rw *responseWriter) FlushError() error {
 // because setting and clearing a deadline for each write costs as much as the
 // write, in particular over HTTP/2.
 func (rw *responseWriter) withTimeout(write func() error) error {
-	rc := http.NewResponseController(rw.w)
-	timer := time.AfterFunc(stallTimeout, func() { _ = rc.SetWriteDeadline(time.Now()) })
+	if rw.stall == nil {
+		rw.stall = time.AfterFunc(stallTimeout, func() { _ = rw.rc.SetWriteDeadline(time.Now()) })
+	} else {
+		rw.stall.Reset(stallTimeout)
+	}
 	err := write()
-	timer.Stop()
+	rw.stall.Stop()
 	return err
 }
