@@ -50,7 +50,9 @@ func (u upstream) targetURL(in *url.URL) *url.URL {
 		path, escaped = path[len(azurePath):], escaped[len(azurePath):]
 	}
 	out.Path = base + path
-	out.RawPath = strings.TrimSuffix(u.base.EscapedPath(), "/") + escaped
+	if u.base.RawPath != "" || in.RawPath != "" { // otherwise each path has only its usual encoding
+		out.RawPath = strings.TrimSuffix(u.base.EscapedPath(), "/") + escaped
+	}
 	switch {
 	case out.RawQuery == "":
 		out.RawQuery = in.RawQuery

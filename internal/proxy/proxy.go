@@ -213,7 +213,7 @@ func (p *Proxy) finish(rw *responseWriter) {
 	if rw.aborted {
 		panic(http.ErrAbortHandler)
 	}
-	aside.Run(rw.end)
+	rw.end()
 }
 
 // end sends the rest of a response.
@@ -221,7 +221,7 @@ func (rw *responseWriter) end() {
 	switch {
 	case rw.status == http.StatusSwitchingProtocols: // the connection belongs to the upgraded protocol
 	case rw.r.ProtoMajor == 1 || rw.bytesOut > http2Buffer:
-		rw.Flush() // with a timeout; net/http would flush without a timeout
+		aside.Run(rw.Flush) // with a timeout; net/http would flush without a timeout
 	default: // net/http sends the response after end; a client that accepts no bytes must not keep the stream
 		_ = rw.rc.SetWriteDeadline(time.Now().Add(stallTimeout))
 	}

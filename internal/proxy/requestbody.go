@@ -193,6 +193,12 @@ func (b *requestBody) Close() error {
 	return b.raw.Close()
 }
 
+// EndsWithContext implements requestbody.ContextBody: net/http ends the context of a
+// request, and Read, when the client has left.
+func (b *requestBody) EndsWithContext() {}
+
+var _ requestbody.ContextBody = (*requestBody)(nil)
+
 // progress returns how many bytes were read, and the first error, if any.
 func (b *requestBody) progress() (int64, error) {
 	b.mu.Lock()

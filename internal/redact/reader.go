@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"io"
 	"slices"
+
+	"github.com/autobatcher/autobatcher/internal/line"
 )
 
 // Reader returns r without the operator's credentials. With parts, Reader also hides
@@ -50,14 +52,14 @@ func (r *reader) Read(p []byte) (int, error) {
 func (r *reader) process(b []byte) bool {
 	r.s.mu.RLock()
 	defer r.s.mu.RUnlock()
-	if len(r.in) == 0 && !r.s.foundLocked(b, r.parts) && (r.err != nil || r.s.openLocked(b, r.minLen, r.parts) == 0) {
+	if text := line.View(b); len(r.in) == 0 && !r.s.foundLocked(text, r.parts) && (r.err != nil || r.s.openLocked(text, r.minLen, r.parts) == 0) {
 		return true // the usual case, without a copy
 	}
 	in, out := slices.Concat(r.in, b), slices.Concat(r.out, b)
 	end := r.s.hideLocked(in, out, r.covered, r.minLen, r.parts)
 	open := 0
 	if r.err == nil {
-		open = r.s.openLocked(in, r.minLen, r.parts)
+		open = r.s.openLocked(line.View(in), r.minLen, r.parts)
 	}
 	done := len(in) - open
 	r.ready = out[:done]

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/autobatcher/autobatcher/internal/line"
 )
 
 const (
@@ -141,11 +143,14 @@ func (s *Secrets) Bytes(b []byte, parts bool) []byte {
 }
 
 func (s *Secrets) valueLocked(text string, parts bool) string {
+	if !s.foundLocked(text, parts) {
+		return text // without a copy: nearly every header of every answer
+	}
 	return string(s.bytesLocked([]byte(text), parts))
 }
 
 func (s *Secrets) bytesLocked(in []byte, parts bool) []byte {
-	if !s.foundLocked(in, parts) {
+	if !s.foundLocked(line.View(in), parts) {
 		return in
 	}
 	out := bytes.Clone(in)
@@ -153,13 +158,13 @@ func (s *Secrets) bytesLocked(in []byte, parts bool) []byte {
 	return out
 }
 
-// foundLocked reports whether b holds one of the operator's credentials.
-func (s *Secrets) foundLocked(b []byte, parts bool) bool {
-	if slices.ContainsFunc(s.whole, func(w string) bool { return len(w) >= minLength(parts) && bytes.Contains(b, []byte(w)) }) {
+// foundLocked reports whether text holds one of the operator's credentials.
+func (s *Secrets) foundLocked(text string, parts bool) bool {
+	if slices.ContainsFunc(s.whole, func(w string) bool { return len(w) >= minLength(parts) && strings.Contains(text, w) }) {
 		return true
 	}
-	for i := 0; parts && i+partLen <= len(b); i++ {
-		if _, found := s.parts[string(b[i:i+partLen])]; found {
+	for i := 0; parts && i+partLen <= len(text); i++ {
+		if _, found := s.parts[text[i:i+partLen]]; found {
 			return true
 		}
 	}
@@ -198,7 +203,7 @@ func (s *Secrets) hideLocked(in, out []byte, covered, minLen int, parts bool) in
 
 func hide(in, out []byte, w string) {
 	for from := 0; ; {
-		i := bytes.Index(in[from:], []byte(w))
+		i := strings.Index(line.View(in[from:]), w)
 		if i < 0 {
 			return
 		}
@@ -214,23 +219,23 @@ func fill(b []byte) {
 	}
 }
 
-// openLocked returns the length of the longest end of b at which a credential, or a
+// openLocked returns the length of the longest end of text at which a credential, or a
 // part, may begin.
-func (s *Secrets) openLocked(b []byte, minLen int, parts bool) int {
+func (s *Secrets) openLocked(text string, minLen int, parts bool) int {
 	longest := 0
 	for _, w := range s.whole {
 		if len(w) < minLen {
 			continue
 		}
-		for n := min(len(w)-1, len(b)); n > longest; n-- {
-			if bytes.HasSuffix(b, []byte(w[:n])) {
+		for n := min(len(w)-1, len(text)); n > longest; n-- {
+			if strings.HasSuffix(text, w[:n]) {
 				longest = n
 				break
 			}
 		}
 	}
-	for n := min(partLen-1, len(b)); parts && n > longest; n-- {
-		if _, found := s.parts[string(b[len(b)-n:])]; found {
+	for n := min(partLen-1, len(text)); parts && n > longest; n-- {
+		if _, found := s.parts[text[len(text)-n:]]; found {
 			longest = n
 			break
 		}

@@ -26,6 +26,13 @@ func IsForm(h http.Header) bool {
 	return strings.EqualFold(strings.TrimSpace(kind), "multipart")
 }
 
+// A ContextBody is a body whose Read fails soon after the context of its request has
+// ended, as Read does with the body of a request that a net/http server has received.
+type ContextBody interface {
+	io.ReadCloser
+	EndsWithContext()
+}
+
 // Snapshot reads and closes the body of a request, up to limit bytes. raw is what the
 // caller sent, body the same without its Content-Encoding. The error is the context's if
 // the context of the request has ended.
@@ -34,7 +41,7 @@ func Snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 		defer req.Body.Close() //nolint:errcheck // read only
 	}
 	// A body that does not come must not hold a caller that leaves.
-	if req.Context().Done() != nil && req.Body != nil {
+	if _, ends := req.Body.(ContextBody); !ends && req.Context().Done() != nil && req.Body != nil {
 		stop := context.AfterFunc(req.Context(), func() { _ = req.Body.Close() })
 		defer stop()
 	}
