@@ -39,13 +39,13 @@ func (ring keyring) contains(key string) bool { return ring.find(key) >= 0 }
 
 // find returns the index of an accepted client key, or -1.
 func (ring keyring) find(key string) int {
-	sum := sha256.Sum256([]byte(key))
 	found := -1
+	if len(ring) == 0 || key == "" {
+		return found
+	}
+	sum := sha256.Sum256([]byte(key))
 	for i := range ring {
 		found = subtle.ConstantTimeSelect(subtle.ConstantTimeCompare(sum[:], ring[i].key[:]), i, found)
-	}
-	if key == "" {
-		return -1
 	}
 	return found
 }
