@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -25,11 +24,8 @@ type heldCall struct {
 
 	body    requestBody
 	place   queuePlace
-	known   caller.Caller // responseWriter.caller, with the rules of this call
 	scanner usage.Scanner // responseWriter.usage
-
-	passing atomic.Int32 // a passState
-	waited  atomic.Bool  // for a batch, or for the flex tier
+	passage *passage      // nil: refused
 
 	result io.Reader // the body of the Transport's response, without credentials
 
@@ -83,9 +79,8 @@ func (c *heldCall) begin() (*http.Request, *failure) {
 		p.countBodyRefusal(errNoMemory)
 		return nil, &failNoMemory
 	}
-	c.known = *c.caller
-	c.known.Realtime = c.passThrough
-	return p.newRequest(caller.Follow(r.Context(), &c.known, c), r, &c.body), nil
+	c.passage = p.newPassage(c.caller)
+	return p.newRequest(caller.Follow(r.Context(), &c.passage.caller, c), r, &c.body), nil
 }
 
 // end releases what the call holds.
@@ -96,7 +91,9 @@ func (c *heldCall) end() {
 		c.body.held.release()
 	}
 	c.place.release()
-	c.endPassThrough()
+	if c.passage != nil {
+		c.passage.end()
+	}
 	c.p.held.Add(-1)
 }
 
@@ -119,7 +116,7 @@ func (c *heldCall) answer(res *http.Response, err error) {
 // Waiting implements caller.Observer. Heartbeats start only when the call waits: before,
 // the proxy does not know the heartbeat format, and the client may still be sending.
 func (c *heldCall) Waiting(call caller.Call) {
-	c.waited.Store(true)
+	c.passage.waited.Store(true)
 	c.place.queued()
 	c.startHeartbeats(call)
 }

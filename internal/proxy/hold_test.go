@@ -6,14 +6,19 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/autobatcher/autobatcher"
+	"github.com/autobatcher/autobatcher/internal/caller"
 	"github.com/autobatcher/autobatcher/internal/proxy"
 )
 
@@ -366,4 +371,47 @@ func TestReusedConnection(t *testing.T) {
 			time.Sleep(2 * time.Minute)
 		}
 	})
+}
+
+// The Transport keeps the caller of a line for a retry, for up to a day. The caller keeps
+// nothing of the request, such as its header and its connection.
+func TestKeptCallerKeepsNoRequest(t *testing.T) {
+	var kept *caller.Caller
+	p, err := proxy.New(proxy.Options{
+		Upstream: &url.URL{Scheme: "http", Host: "upstream.test"}, APIKey: "k",
+		Transport: transport(func(r *http.Request) (*http.Response, error) {
+			kept = caller.Of(r.Context())
+			_, err := io.Copy(io.Discard, r.Body)
+			return responseTo(r, http.StatusOK, "application/json", "{}"), err
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := func() weak.Pointer[http.Request] {
+		r := httptest.NewRequestWithContext(context.Background(), http.MethodPost, "http://localhost/v1/chat/completions", strings.NewReader(chatCall))
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		if w.Code != http.StatusOK {
+			t.Fatal(w.Code, w.Body)
+		}
+		return weak.Make(r)
+	}
+	request := call()
+	for range 100 { // goroutines of the call may not have ended
+		for range 1000 { // the runtime forgets stopped timers, as those of the call, when there are many
+			time.AfterFunc(time.Hour, func() {}).Stop()
+		}
+		runtime.GC()
+		if request.Value() == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if request.Value() != nil {
+		t.Error("the request is still in memory")
+	}
+	if kept.Realtime() {
+		t.Error("a call that has ended may be sent in real time")
+	}
 }

@@ -38,7 +38,7 @@ func (l *laneCount) end(ok bool) {
 // the flex tier. Without a response, and with one that the Transport has made, the call
 // was perhaps sent in real time and got no answer there.
 func (c *heldCall) laneOf(res *http.Response) *laneCount {
-	sent := c.p.passLane(c.passing.Load())
+	sent := c.p.passLane(c.passage.state.Load())
 	if res == nil {
 		return sent
 	}

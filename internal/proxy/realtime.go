@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/autobatcher/autobatcher/internal/caller"
@@ -44,7 +45,7 @@ type realtimeLimit struct {
 func (l realtimeLimit) RoundTrip(r *http.Request) (*http.Response, error) {
 	switch c := caller.ObserverOf(r.Context()).(type) {
 	case *heldCall:
-		if !c.passThrough() {
+		if !c.passage.begin() {
 			if r.Body != nil {
 				_ = r.Body.Close()
 			}
@@ -185,38 +186,54 @@ const (
 	passEnded               // the call has ended, and counts no more
 )
 
-// passThrough reports whether the call may be sent in real time, and then counts the
-// call until endPassThrough. The Transport asks before the call leaves its batch, also
-// in goroutines that outlive the call.
-func (c *heldCall) passThrough() bool {
-	if state := c.passing.Load(); state != notPassing {
+// A passage is the caller of a held call, and counts the call in Proxy.passing while the
+// call is sent in real time. It has nothing else of the call: the Transport keeps the
+// caller with the line, for a retry, when the client and its request have gone.
+type passage struct {
+	caller caller.Caller
+	p      *Proxy
+	waited atomic.Bool  // for a batch, or for the flex tier
+	state  atomic.Int32 // a passState
+}
+
+func (p *Proxy) newPassage(c *caller.Caller) *passage {
+	s := &passage{caller: *c, p: p}
+	s.caller.Realtime = s.begin
+	return s
+}
+
+// begin reports whether the call may be sent in real time, and then counts the call until
+// end. The Transport asks before the call leaves its batch, also in goroutines that
+// outlive the call.
+func (s *passage) begin() bool {
+	if state := s.state.Load(); state != notPassing {
 		return state != passEnded // asked again
 	}
-	if !c.p.beginPassing() {
+	if !s.p.beginPassing() {
 		return false
 	}
 	begun := passChosen
-	if c.waited.Load() {
+	if s.waited.Load() {
 		begun = passEscalated
 	}
-	c.p.passLane(begun).waiting.Add(1)
-	if !c.passing.CompareAndSwap(notPassing, begun) {
-		c.p.passed(begun)
+	s.p.passLane(begun).waiting.Add(1)
+	if !s.state.CompareAndSwap(notPassing, begun) {
+		s.p.passed(begun)
 	}
-	return c.passing.Load() != passEnded
+	return s.state.Load() != passEnded
+}
+
+// end runs at the end of the call.
+func (s *passage) end() {
+	if begun := s.state.Swap(passEnded); s.p.passLane(begun) != nil {
+		s.p.passed(begun)
+	}
 }
 
 // passed undoes the counting of a call that counts no more.
 func (p *Proxy) passed(begun passState) {
 	p.passing.Add(-1)
 	p.passLane(begun).waiting.Add(-1)
-}
-
-// endPassThrough runs at the end of the call.
-func (c *heldCall) endPassThrough() {
-	if begun := c.passing.Swap(passEnded); c.p.passLane(begun) != nil {
-		c.p.passed(begun)
-	}
 }
 
 // beginPassing counts a request that passes through in Proxy.passing, or counts a
