@@ -209,22 +209,22 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if res, ok := t.background.Serve(req); ok {
 		return res, nil
 	}
-	e := prepare(t, req)
-	if asked, ok := errors.AsType[*background.Asked](e.err); ok {
+	a := prepare(t, req)
+	if asked, ok := errors.AsType[*background.Asked](a.err); ok {
 		return t.background.Start(req, asked)
 	}
 	switch {
-	case e.err != nil:
-		return refuse(req, e.err)
-	case e.pass != nil:
-		return t.opts.Base.RoundTrip(e.pass)
+	case a.err != nil:
+		return refuse(req, a.err)
+	case a.pass != nil:
+		return t.opts.Base.RoundTrip(a.pass)
 	}
-	return t.await(req, e.c, e.w)
+	return t.await(req, a.c, a.w)
 }
 
-// An entered is what became of a request: a call that waits, a request to be passed
-// through, or the reason why the request cannot be answered.
-type entered struct {
+// An arrival is what became of a request: the reason why the request cannot be answered,
+// else a request to be passed through, else a call that waits.
+type arrival struct {
 	c    *call
 	w    *waiter
 	pass *http.Request
@@ -233,24 +233,24 @@ type entered struct {
 
 // prepare makes a call of a request, and enters the call. The goroutine of a server,
 // which may wait for a day, keeps its small stack.
-func prepare(t *Transport, req *http.Request) entered {
+func prepare(t *Transport, req *http.Request) arrival {
 	if caller.ObserverOf(req.Context()) == nil {
 		return t.enterRequest(req)
 	}
-	var e entered
-	aside.Run(func() { e = t.enterRequest(req) })
-	return e
+	var a arrival
+	aside.Run(func() { a = t.enterRequest(req) })
+	return a
 }
 
-func (t *Transport) enterRequest(req *http.Request) (e entered) {
-	if e.c, e.pass, e.err = t.router.route(req); e.c == nil {
-		return e
+func (t *Transport) enterRequest(req *http.Request) (a arrival) {
+	if a.c, a.pass, a.err = t.router.route(req); a.c == nil {
+		return a
 	}
-	e.c.Freed = caller.Hold(req.Context())
-	if e.w, e.err = t.enter(e.c); e.err == nil {
-		announce(req, e.c, t.registry.NameOf)
+	a.c.Freed = caller.Hold(req.Context())
+	if a.w, a.err = t.enter(a.c); a.err == nil {
+		announce(req, a.c, t.registry.NameOf)
 	}
-	return e
+	return a
 }
 
 // announce notifies the Observer of a call that the call waits.

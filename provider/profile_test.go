@@ -192,6 +192,7 @@ func TestValidate(t *testing.T) {
 		{func(p *provider.Profile) { p.FlexRefusals = []int{429, 200} }, "FlexRefusals 400 599 200"},
 		{func(p *provider.Profile) { p.FlexRefusals = []int{600} }, "FlexRefusals 600"},
 		{func(p *provider.Profile) { p.FlexRefusals = []int{504} }, "FlexRefusals 504 paid"},
+		{func(p *provider.Profile) { p.FlexRefusals = []int{429, 408} }, "FlexRefusals 408 paid"},
 		{func(p *provider.Profile) { p.SinglePrice, p.FlexTimeout = "half price", time.Hour }, "SinglePrice Endpoints empty"},
 		{func(p *provider.Profile) { p.SinglePrice, p.Endpoints = "half price", []string{} }, "SinglePrice FlexTimeout"},
 		{func(p *provider.Profile) {

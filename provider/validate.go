@@ -3,10 +3,11 @@ package provider
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/autobatcher/autobatcher/internal/retry"
 )
 
 // Validate returns nil for a usable profile. Otherwise the error names the first
@@ -128,8 +129,8 @@ func (p Profile) checkFlex() error {
 		return errors.New("FlexEndpoints are set; want FlexTier, FlexTimeout and FlexRefusals, too")
 	}
 	for _, status := range p.FlexRefusals {
-		if status < 400 || status > 599 || status == http.StatusGatewayTimeout {
-			return fmt.Errorf("want FlexRefusals from 400 to 599 and not 504, after which a call may be paid for, not %d", status)
+		if status < 400 || status > 599 || retry.NoAnswer(status) {
+			return fmt.Errorf("want FlexRefusals from 400 to 599 and not 408, 502, 504, or 520 to 527, after which a call may be paid for, not %d", status)
 		}
 	}
 	return nil

@@ -720,7 +720,7 @@ func TestFlexStream(t *testing.T) {
 // A flex call that may be paid for is not sent again, with each value of Escalate.
 func TestABrokenFlexCallIsSentOnce(t *testing.T) {
 	for _, when := range []autobatcher.Escalation{autobatcher.EscalateNever, autobatcher.EscalateFailed, autobatcher.EscalateDeadline} {
-		for name, fault := range map[string]batchtest.Fault{"the connection breaks": batchtest.LoseAnswer(), "the provider stops waiting": batchtest.Status(504, nil, `{"error":{"message":"x"}}`), "the request timed out": batchtest.Status(408, nil, `{"error":{"message":"x"}}`), "a gateway stops waiting": batchtest.HTML(408)} {
+		for name, fault := range map[string]batchtest.Fault{"the connection breaks": batchtest.LoseAnswer(), "the provider stops waiting": batchtest.Status(504, nil, `{"error":{"message":"x"}}`), "the request timed out": batchtest.Status(408, nil, `{"error":{"message":"x"}}`), "a gateway stops waiting": batchtest.HTML(408), "a gateway got no answer": batchtest.Status(502, nil, `{"error":{"message":"x"}}`), "a gateway waited too long": batchtest.Status(524, nil, `{"error":{"message":"x"}}`)} {
 			for _, path := range []string{"/chat/completions", "/responses"} {
 				o := autobatcher.Options{Mode: autobatcher.ModeFlex, Escalate: when}
 				openAI(batchtest.Options{}, o).run(t, fmt.Sprint(when, ", ", name, path), func(s *scene) {

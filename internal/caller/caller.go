@@ -62,9 +62,9 @@ type (
 	observerKey struct{}
 )
 
-// A followed is a context with a caller and an Observer, in one allocation: a server has
-// a context for each call that waits.
-type followed struct {
+// A callContext is a context with a caller and an Observer, in one allocation: a server
+// has a context for each call that waits.
+type callContext struct {
 	context.Context //nolint:containedctx // it is a context
 
 	caller   *Caller
@@ -72,20 +72,20 @@ type followed struct {
 }
 
 // Value implements context.Context.
-func (f *followed) Value(key any) any {
+func (c *callContext) Value(key any) any {
 	switch key.(type) {
 	case callerKey:
-		return f.caller
+		return c.caller
 	case observerKey:
-		return f.observer
+		return c.observer
 	}
-	return f.Context.Value(key)
+	return c.Context.Value(key)
 }
 
 // Follow returns a context for the one call of c that o follows. c must not be changed any
 // more.
 func Follow(ctx context.Context, c *Caller, o Observer) context.Context {
-	return &followed{ctx, c, o}
+	return &callContext{ctx, c, o}
 }
 
 // With returns a context for the requests of c, which must not be changed any more.

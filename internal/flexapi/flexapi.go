@@ -197,15 +197,10 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 	if failed.NameRedirect(c.base); c.refused(failed) || tierRefusal(failed) != notOfTier || failed.Redirected() {
 		return nil, failed
 	}
-	if timedOut(res.status) || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
+	if retry.NoAnswer(res.status) || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
 		return nil, backend.NoAnswer(op, fmt.Errorf("%d %s: %.80q", res.status, http.StatusText(res.status), res.body))
 	}
 	return res, nil
-}
-
-// timedOut reports a status that says that somebody stopped waiting: the call may run on.
-func timedOut(status int) bool {
-	return status == http.StatusRequestTimeout || status == http.StatusGatewayTimeout
 }
 
 // ended is the status of a call that has ended.

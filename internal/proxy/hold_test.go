@@ -373,14 +373,16 @@ func TestReusedConnection(t *testing.T) {
 	})
 }
 
-// The Transport keeps the caller of a line for a retry, for up to a day. The caller keeps
-// nothing of the request, such as its header and its connection.
+// The Transport keeps the caller of a line for a retry, and what frees the memory of the
+// body, for up to a day. They keep nothing of the request, such as its header and its
+// connection.
 func TestKeptCallerKeepsNoRequest(t *testing.T) {
 	var kept *caller.Caller
+	var release func()
 	p, err := proxy.New(proxy.Options{
 		Upstream: &url.URL{Scheme: "http", Host: "upstream.test"}, APIKey: "k",
 		Transport: transport(func(r *http.Request) (*http.Response, error) {
-			kept = caller.Of(r.Context())
+			kept, release = caller.Of(r.Context()), caller.Hold(r.Context())
 			_, err := io.Copy(io.Discard, r.Body)
 			return responseTo(r, http.StatusOK, "application/json", "{}"), err
 		}),
@@ -411,6 +413,7 @@ func TestKeptCallerKeepsNoRequest(t *testing.T) {
 	if request.Value() != nil {
 		t.Error("the request is still in memory")
 	}
+	release()
 	if kept.Realtime() {
 		t.Error("a call that has ended may be sent in real time")
 	}

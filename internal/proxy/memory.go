@@ -51,15 +51,8 @@ type heldBytes struct {
 	holders int // the request, until it has ended, and the Transport
 }
 
-// begin makes the request a holder of h.
-func (h *heldBytes) begin(m *memoryBudget) { h.budget, h.holders = m, 1 }
-
 // hold returns heldBytes that the request holds.
-func (m *memoryBudget) hold() *heldBytes {
-	h := new(heldBytes)
-	h.begin(m)
-	return h
-}
+func (m *memoryBudget) hold() *heldBytes { return &heldBytes{budget: m, holders: 1} }
 
 // add counts n bytes, or returns false if the bytes do not fit.
 func (h *heldBytes) add(n int64) bool {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -23,7 +24,8 @@ type requestBody struct {
 	limit   int64         // of decoded bytes
 	rc      *http.ResponseController
 	place   *queuePlace // reserved when the whole body was read
-	held    heldBytes   // the decoded bytes, and meanwhile the memory of the decoder
+	ends    <-chan struct{}
+	held    *heldBytes // the decoded bytes, and meanwhile the memory of the decoder; the Transport may keep it after the call
 
 	mu          sync.Mutex  // the Transport may read and close the body on other goroutines
 	size        int64       // raw bytes read so far
@@ -41,7 +43,7 @@ type requestBody struct {
 // without the encoding, in bytes.
 func (b *requestBody) begin(rw *responseWriter, memory *memoryBudget, limit int64, place *queuePlace) {
 	b.raw, b.limit, b.rc, b.place = http.MaxBytesReader(rw.w, rw.r.Body, limit), limit, rw.rc, place
-	b.held.begin(memory)
+	b.held, b.ends = memory.hold(), rw.r.Context().Done()
 	b.decoded = (*rawBody)(b)
 	if encoding := rw.r.Header.Get("Content-Encoding"); encoding != "" {
 		b.decode(rw.r, encoding)
@@ -193,9 +195,10 @@ func (b *requestBody) Close() error {
 	return b.raw.Close()
 }
 
-// EndsWithContext implements requestbody.ContextBody: net/http ends the context of a
-// request, and Read, when the client has left.
-func (b *requestBody) EndsWithContext() {}
+// EndsWith implements requestbody.ContextBody: net/http ends the context of the client's
+// request, and Read, when the client has left. A context that a wrapper of the Transport
+// has made may end before.
+func (b *requestBody) EndsWith(ctx context.Context) bool { return ctx.Done() == b.ends }
 
 var _ requestbody.ContextBody = (*requestBody)(nil)
 

@@ -124,10 +124,9 @@ func (p *Proxy) watchRequest(rw *responseWriter, r *http.Request, cancel context
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	rc := http.NewResponseController(rw.w)
 	body := &passedBody{
 		ReadCloser: r.Body, timeout: p.opts.PassThroughTimeout,
-		stop: func() { _ = rc.SetReadDeadline(time.Now()) },
+		stop: func() { _ = rw.rc.SetReadDeadline(time.Now()) },
 	}
 	if r.Method == http.MethodPost && !isUpload(r) {
 		body.held = p.memory.hold()

@@ -108,8 +108,7 @@ func (p *Proxy) readWebhook(rw *responseWriter, r *http.Request) ([]byte, *failu
 	if r.Method != http.MethodPost {
 		return nil, &failWebhookMethod
 	}
-	rc := http.NewResponseController(rw.w)
-	_ = rc.SetReadDeadline(time.Now().Add(webhookTimeout)) // some ResponseWriters do not support deadlines
+	_ = rw.rc.SetReadDeadline(time.Now().Add(webhookTimeout)) // some ResponseWriters do not support deadlines
 	select {
 	case p.webhooks.slots <- struct{}{}:
 		defer func() { <-p.webhooks.slots }()
@@ -118,7 +117,7 @@ func (p *Proxy) readWebhook(rw *responseWriter, r *http.Request) ([]byte, *failu
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(rw.w, r.Body, maxWebhook))
 	if err == nil {
-		_ = rc.SetReadDeadline(time.Time{})
+		_ = rw.rc.SetReadDeadline(time.Time{})
 		return body, nil
 	}
 	f := bodyFailure(err)

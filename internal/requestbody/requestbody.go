@@ -26,11 +26,12 @@ func IsForm(h http.Header) bool {
 	return strings.EqualFold(strings.TrimSpace(kind), "multipart")
 }
 
-// A ContextBody is a body whose Read fails soon after the context of its request has
-// ended, as Read does with the body of a request that a net/http server has received.
+// A ContextBody is a body that may know that its Read fails when a context has ended, as
+// Read does with the body of a request that a net/http server has received, and with the
+// context of that request.
 type ContextBody interface {
 	io.ReadCloser
-	EndsWithContext()
+	EndsWith(context.Context) bool
 }
 
 // Snapshot reads and closes the body of a request, up to limit bytes. raw is what the
@@ -41,7 +42,8 @@ func Snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 		defer req.Body.Close() //nolint:errcheck // read only
 	}
 	// A body that does not come must not hold a caller that leaves.
-	if _, ends := req.Body.(ContextBody); !ends && req.Context().Done() != nil && req.Body != nil {
+	own, ok := req.Body.(ContextBody)
+	if req.Context().Done() != nil && req.Body != nil && !(ok && own.EndsWith(req.Context())) {
 		stop := context.AfterFunc(req.Context(), func() { _ = req.Body.Close() })
 		defer stop()
 	}

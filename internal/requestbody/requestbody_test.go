@@ -112,6 +112,51 @@ func TestSnapshotOfACancelledRequest(t *testing.T) {
 	})
 }
 
+// A serverBody ends with the context of its own request, as the server's body does.
+type serverBody struct {
+	endingBody
+	own context.Context
+}
+
+func (b serverBody) EndsWith(ctx context.Context) bool { return ctx.Done() == b.own.Done() }
+
+// A body that ends with the context of the request is not closed by Snapshot, unless a
+// context that was derived from that context ends before.
+func TestSnapshotOfAServersBody(t *testing.T) {
+	type key struct{}
+	for _, tt := range []struct {
+		name   string
+		derive func(context.Context) (context.Context, context.CancelFunc)
+		after  time.Duration // Snapshot returns
+	}{
+		{"the context of the request", func(ctx context.Context) (context.Context, context.CancelFunc) { return ctx, func() {} }, 3 * time.Second},
+		{"with a value", func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithValue(ctx, key{}, 1), func() {}
+		}, 3 * time.Second},
+		{"with a timeout", func(ctx context.Context) (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, time.Second)
+		}, time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				own, leave := context.WithTimeout(t.Context(), 2*time.Second)
+				defer leave()
+				ctx, cancel := tt.derive(own)
+				defer cancel()
+				body := serverBody{endingBody{make(chan struct{})}, own}
+				closed := time.AfterFunc(3*time.Second, func() { body.Close() })
+				defer closed.Stop()
+				r, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://h.test/", body)
+				began := time.Now()
+				_, _, err := requestbody.Snapshot(r, 100)
+				if after := time.Since(began); after != tt.after || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%v after %v, want the error of the context after %v", err, after, tt.after)
+				}
+			})
+		})
+	}
+}
+
 func TestDecode(t *testing.T) {
 	for _, tt := range []struct {
 		name, raw, encoding string

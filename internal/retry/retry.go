@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"time"
 )
 
@@ -154,6 +155,17 @@ func After(d time.Duration) (<-chan time.Time, func() bool) {
 	}
 	timer := time.NewTimer(d)
 	return timer.C, timer.Stop
+}
+
+// NoAnswer reports whether an HTTP status means that a server stopped waiting for the
+// answer, or that a gateway got none (520 to 527 are those of Cloudflare): the request may have
+// been carried out.
+func NoAnswer(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
+	}
+	return status >= 520 && status <= 527 || status >= 598
 }
 
 // ContextError is the cause of ctx's end, and matches ctx.Err() too.
