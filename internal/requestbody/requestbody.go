@@ -43,7 +43,7 @@ func Snapshot(req *http.Request, limit int64) (raw, body []byte, err error) {
 	}
 	// A body that does not come must not hold a caller that leaves.
 	own, ok := req.Body.(ContextBody)
-	if req.Context().Done() != nil && req.Body != nil && !(ok && own.EndsWith(req.Context())) {
+	if req.Context().Done() != nil && req.Body != nil && (!ok || !own.EndsWith(req.Context())) {
 		stop := context.AfterFunc(req.Context(), func() { _ = req.Body.Close() })
 		defer stop()
 	}
