@@ -160,7 +160,7 @@ type Profile struct {
 	// at the flex tier for want of room. Such a call is neither executed nor billed, and
 	// is sent again for two minutes. A rate limit (429) counts as such a refusal at every
 	// provider, and a 429 for an exhausted quota never does. Not 408,
-	// 502, 504, or 520 to 527: the provider may have executed the call. Required with
+	// 502, 504, 520, 522 or 524: the provider may have executed the call. Required with
 	// FlexEndpoints.
 	FlexRefusals []int
 

@@ -129,8 +129,8 @@ func (p Profile) checkFlex() error {
 		return errors.New("FlexEndpoints are set; want FlexTier, FlexTimeout and FlexRefusals, too")
 	}
 	for _, status := range p.FlexRefusals {
-		if status < 400 || status > 599 || retry.NoAnswer(status) {
-			return fmt.Errorf("want FlexRefusals from 400 to 599 and not 408, 502, 504, or 520 to 527, after which a call may be paid for, not %d", status)
+		if status < 400 || status > 599 || retry.MayHaveRun(status) {
+			return fmt.Errorf("want FlexRefusals from 400 to 599 and not 408, 502, 504, 520, 522 or 524, after which a call may be paid for, not %d", status)
 		}
 	}
 	return nil

@@ -360,7 +360,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{rest: bytes.NewReader(body)}, nil, int64(len(body))
-	inner.Cancel = nil //nolint:staticcheck // of the caller
+	inner.Cancel, inner.TLS = nil, nil //nolint:staticcheck // of the caller, who leaves
 	inner.Header.Del("Content-Encoding")
 	return inner
 }

@@ -197,7 +197,7 @@ func (c *Client) post(ctx context.Context, timeout time.Duration, suffix string,
 	if failed.NameRedirect(c.base); c.refused(failed) || tierRefusal(failed) != notOfTier || failed.Redirected() {
 		return nil, failed
 	}
-	if retry.NoAnswer(res.status) || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
+	if retry.MayHaveRun(res.status) || res.status >= 500 && !gjson.GetBytes(res.body, "error").Exists() || res.status < 300 && !line.Valid(res.body) { // the answer of a gateway
 		return nil, backend.NoAnswer(op, fmt.Errorf("%d %s: %.80q", res.status, http.StatusText(res.status), res.body))
 	}
 	return res, nil

@@ -186,9 +186,9 @@ const (
 	passEnded               // the call has ended, and counts no more
 )
 
-// A passage is the caller of a held call, and counts the call in Proxy.passing while the
-// call is sent in real time. It has nothing else of the call: the Transport keeps the
-// caller with the line, for a retry, when the client and its request have gone.
+// A passage decides whether a held call may be sent in real time, and counts the call in
+// Proxy.passing meanwhile. The Transport keeps the caller with the line when the client has
+// left, for up to a day: a passage has no reference to the call and its request.
 type passage struct {
 	caller caller.Caller
 	p      *Proxy

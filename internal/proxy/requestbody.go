@@ -23,9 +23,9 @@ type requestBody struct {
 	decoded io.Reader     // the same without Content-Encoding
 	limit   int64         // of decoded bytes
 	rc      *http.ResponseController
-	place   *queuePlace // reserved when the whole body was read
-	ends    <-chan struct{}
-	held    *heldBytes // the decoded bytes, and meanwhile the memory of the decoder; the Transport may keep it after the call
+	place   *queuePlace     // reserved when the whole body was read
+	left    <-chan struct{} // closed when the context of the client's request has ended
+	held    *heldBytes      // the decoded bytes, and meanwhile the memory of the decoder; the Transport may keep it after the call
 
 	mu          sync.Mutex  // the Transport may read and close the body on other goroutines
 	size        int64       // raw bytes read so far
@@ -43,7 +43,7 @@ type requestBody struct {
 // without the encoding, in bytes.
 func (b *requestBody) begin(rw *responseWriter, memory *memoryBudget, limit int64, place *queuePlace) {
 	b.raw, b.limit, b.rc, b.place = http.MaxBytesReader(rw.w, rw.r.Body, limit), limit, rw.rc, place
-	b.held, b.ends = memory.hold(), rw.r.Context().Done()
+	b.held, b.left = memory.hold(), rw.r.Context().Done()
 	b.decoded = (*rawBody)(b)
 	if encoding := rw.r.Header.Get("Content-Encoding"); encoding != "" {
 		b.decode(rw.r, encoding)
@@ -196,9 +196,10 @@ func (b *requestBody) Close() error {
 }
 
 // EndsWith implements requestbody.ContextBody: net/http ends the context of the client's
-// request, and Read, when the client has left. A context that a wrapper of the Transport
-// has made may end before.
-func (b *requestBody) EndsWith(ctx context.Context) bool { return ctx.Done() == b.ends }
+// request, and Read, when the client has left. The proxy must be the handler of the
+// server: Read does not end with a context that a handler in front has made, and a
+// context that a wrapper of the Transport has made may end before.
+func (b *requestBody) EndsWith(ctx context.Context) bool { return ctx.Done() == b.left }
 
 var _ requestbody.ContextBody = (*requestBody)(nil)
 

@@ -157,15 +157,15 @@ func After(d time.Duration) (<-chan time.Time, func() bool) {
 	return timer.C, timer.Stop
 }
 
-// NoAnswer reports whether an HTTP status means that a server stopped waiting for the
-// answer, or that a gateway got none (520 to 527 are those of Cloudflare): the request may have
-// been carried out.
-func NoAnswer(status int) bool {
+// MayHaveRun reports whether a request that was answered with an HTTP status may have been
+// carried out nevertheless: a server stopped waiting, or a gateway got no answer. 520, 522
+// and 524 are Cloudflare's, whose other statuses mean that no server was reached.
+func MayHaveRun(status int) bool {
 	switch status {
-	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout:
+	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout, 520, 522, 524:
 		return true
 	}
-	return status >= 520 && status <= 527 || status >= 598
+	return false
 }
 
 // ContextError is the cause of ctx's end, and matches ctx.Err() too.

@@ -149,3 +149,14 @@ func TestSleep(t *testing.T) {
 		}
 	})
 }
+
+func TestMayHaveRun(t *testing.T) {
+	for status, want := range map[int]bool{
+		400: false, 408: true, 429: false, 498: false, 500: false, 501: false, 502: true, 503: false, 504: true, 505: false,
+		519: false, 520: true, 521: false, 522: true, 523: false, 524: true, 525: false, 526: false, 529: false, 530: false,
+	} {
+		if got := retry.MayHaveRun(status); got != want {
+			t.Errorf("%d: %v", status, got)
+		}
+	}
+}

@@ -714,4 +714,25 @@ var mutants = []mutant{
 		new:  "",
 		test: &test{"./journal", "TestMemory"},
 	},
+	{
+		name: "a flex call is sent again after a gateway got no answer",
+		file: "internal/flexapi/flexapi.go",
+		old:  "	if retry.MayHaveRun(res.status) || ",
+		new:  "	if res.status == http.StatusGatewayTimeout || ",
+		test: &test{"./internal/blackbox", "TestABrokenFlexCallIsSentOnce"},
+	},
+	{
+		name: "a line keeps the request of its client",
+		file: "internal/proxy/hold.go",
+		old:  "	c.passage = p.newPassage(c.caller)\n",
+		new:  "	c.passage = p.newPassage(c.caller)\n	begin := c.passage.caller.Realtime\n	c.passage.caller.Realtime = func() bool { return c.r != nil && begin() }\n",
+		test: &test{"./internal/proxy", "TestKeptCallerKeepsNoRequest"},
+	},
+	{
+		name: "a body is waited for after the context of a wrapper has ended",
+		file: "internal/requestbody/requestbody.go",
+		old:  "(!ok || !own.EndsWith(req.Context()))",
+		new:  "(!ok || own == nil)",
+		test: &test{"./internal/requestbody", "TestSnapshotOfAServersBody"},
+	},
 }
