@@ -25,7 +25,7 @@ type requestBody struct {
 	rc      *http.ResponseController
 	place   *queuePlace     // reserved when the whole body was read
 	left    <-chan struct{} // closed when the context of the client's request has ended
-	held    *heldBytes      // the decoded bytes, and meanwhile the memory of the decoder; the Transport may keep it after the call
+	held    *heldBytes      // the decoded bytes, and meanwhile the memory of the decoder; not a part of b, which the Transport would keep in memory after the call
 
 	mu          sync.Mutex  // the Transport may read and close the body on other goroutines
 	size        int64       // raw bytes read so far
