@@ -159,9 +159,8 @@ type Profile struct {
 	// FlexRefusals are the statuses, from 400 to 599, with which the provider refuses a call
 	// at the flex tier for want of room. Such a call is neither executed nor billed, and
 	// is sent again for two minutes. A rate limit (429) counts as such a refusal at every
-	// provider, and a 429 for an exhausted quota never does. Not 408,
-	// 502, 504, 520, 522 or 524: the provider may have executed the call. Required with
-	// FlexEndpoints.
+	// provider, and a 429 for an exhausted quota never does. Not 408, 502, 504, 520,
+	// 522 or 524: the provider may have executed the call. Required with FlexEndpoints.
 	FlexRefusals []int
 
 	// FlexBackground: calls to /responses at the flex tier may run in the background,

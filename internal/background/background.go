@@ -357,7 +357,7 @@ func (s *Server) inner(req *http.Request, j *job, body []byte) *http.Request {
 	by := *caller.Of(req.Context())
 	by.Realtime = nil // asks for room on the caller's connection
 	ctx := context.WithValue(j.ctx, markKey{}, &Mark{ID: j.id, Line: j.line, Discard: j.discard, Sent: func(recorded string) { s.noteSent(j, recorded) }})
-	ctx = caller.Observe(caller.With(ctx, &by), &observer{s, j})
+	ctx = caller.Follow(ctx, &by, &observer{s, j})
 	inner := req.Clone(ctx)
 	inner.Body, inner.GetBody, inner.ContentLength = &onceBody{rest: bytes.NewReader(body)}, nil, int64(len(body))
 	inner.Cancel, inner.TLS = nil, nil //nolint:staticcheck // of the caller, who leaves

@@ -22,8 +22,8 @@ var errNotSent = errors.New("the provider could not be reached")
 // from a connection that broke after the request. The hooks of net/http/httptrace do: a
 // request without a connection was not sent. A request that had a connection may have
 // been sent, also if no connection to a further host could be opened: base may have
-// tried that host after the first host took the request. A RoundTripper that calls no hooks is judged by the types of its
-// errors alone.
+// tried that host after the first host took the request. A RoundTripper that calls no
+// hooks is judged by the types of its errors alone.
 func Transport(base http.RoundTripper) http.RoundTripper { return unsent{base} }
 
 type unsent struct{ base http.RoundTripper }

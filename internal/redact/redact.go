@@ -146,13 +146,18 @@ func (s *Secrets) valueLocked(text string, parts bool) string {
 	if !s.foundLocked(text, parts) {
 		return text // without a copy: nearly every header of every answer
 	}
-	return string(s.bytesLocked([]byte(text), parts))
+	return string(s.hiddenLocked([]byte(text), parts))
 }
 
 func (s *Secrets) bytesLocked(in []byte, parts bool) []byte {
 	if !s.foundLocked(line.View(in), parts) {
 		return in
 	}
+	return s.hiddenLocked(in, parts)
+}
+
+// hiddenLocked returns a copy of in without the operator's credentials.
+func (s *Secrets) hiddenLocked(in []byte, parts bool) []byte {
 	out := bytes.Clone(in)
 	s.hideLocked(in, out, 0, minLength(parts), parts)
 	return out
@@ -203,7 +208,7 @@ func (s *Secrets) hideLocked(in, out []byte, covered, minLen int, parts bool) in
 
 func hide(in, out []byte, w string) {
 	for from := 0; ; {
-		i := strings.Index(line.View(in[from:]), w)
+		i := bytes.Index(in[from:], []byte(w))
 		if i < 0 {
 			return
 		}
