@@ -15,10 +15,20 @@ import (
 // fork has the caller of a call wait with a further call instead.
 func (p *process) fork(c *call, w *waiter) (*call, *waiter) {
 	p.Helper()
+	next, waiting := p.unfollowed(c)
+	if !p.Follow(w, waiting) {
+		p.Fatal("the caller does not wait with the further call")
+	}
+	return next, waiting
+}
+
+// unfollowed makes a Fork of c that no caller waits with yet.
+func (p *process) unfollowed(c *call) (*call, *waiter) {
+	p.Helper()
 	next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
 	waiting, _, ok := p.Enter(next)
-	if !ok || !p.Follow(w, waiting) {
-		p.Fatal("the caller does not wait with the further call")
+	if !ok {
+		p.Fatal("the further call is not entered")
 	}
 	return next, waiting
 }
@@ -242,8 +252,7 @@ func TestForkWithoutALine(t *testing.T) {
 		p := start(t, store, keepFor)
 		c, w, _ := p.enter("a")
 		p.batch(c)
-		next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
-		waiting, _, _ := p.Enter(next)
+		next, waiting := p.unfollowed(c)
 		p.batch(next)
 		p.Complete(next, ok("further"))
 		if !p.Follow(w, waiting) {
@@ -306,8 +315,7 @@ func TestForkThatHasFailed(t *testing.T) {
 		p := start(t, nil, keepFor)
 		c, w, _ := p.enter("a")
 		p.batch(c)
-		next := p.Fork(c, func(r *string) (string, bool) { return *r, true })
-		waiting, _, _ := p.Enter(next)
+		next, waiting := p.unfollowed(c)
 		p.batch(next)
 		if p.HasForked(c) {
 			t.Error("the Fork counts as failed")
